@@ -1,0 +1,1 @@
+"""From image files to batches: layouts, preparation, drawn faces, pixel store, batches."""

@@ -1,0 +1,1 @@
+"""Latent space: priors to draw from."""

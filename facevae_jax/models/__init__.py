@@ -1,0 +1,1 @@
+"""Networks: convolutions and the variational autoencoder."""
