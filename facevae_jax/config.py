@@ -1,0 +1,210 @@
+"""Every knob of a run: frozen dataclasses with units, defaults and validation.
+
+A `ConfigDict` exists only between the command line and `RunConfig.from_config_dict`; everything inside takes these
+dataclasses. An unknown key is a TypeError, an impossible value a ValueError; both name the key as it is typed on the
+command line, the value, and what is allowed.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import ml_collections
+
+MIN_RESOLUTION = 32
+MAX_RESOLUTION = 1024
+CHANNELS = 3
+
+
+def check(condition: bool, key: str, value: Any, allowed: str) -> None:
+    """Raises a ValueError that names the key, the value and what is allowed, unless `condition` holds."""
+    if not condition:
+        raise ValueError(f"config.{key}={value!r} is not possible: it must be {allowed}.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which faces, at which size, and how they reach the device."""
+
+    name: str = "synthetic"  # `synthetic` (drawn by the project) or the name of a prepared dataset: celeba, ffhq, ...
+    data_dir: str = "~/tensorflow_datasets"  # where prepared datasets and pixel stores are
+    resolution: int = 64  # pixels along one side; a power of two from 32 to 1024
+    feed: Literal["auto", "resident", "streamed"] = "auto"  # resident: the split lives in device memory
+    synthetic_train_images: int = 8192
+    synthetic_validation_images: int = 1024
+
+    def __post_init__(self) -> None:
+        check(bool(self.name), "data.name", self.name, "`synthetic` or the name of a prepared dataset")
+        power_of_two = self.resolution > 0 and self.resolution & (self.resolution - 1) == 0
+        allowed = f"a power of two from {MIN_RESOLUTION} to {MAX_RESOLUTION}"
+        in_range = MIN_RESOLUTION <= self.resolution <= MAX_RESOLUTION
+        check(power_of_two and in_range, "data.resolution", self.resolution, allowed)
+        check(self.synthetic_train_images > 0, "data.synthetic_train_images", self.synthetic_train_images, "positive")
+        validation_images = self.synthetic_validation_images
+        check(validation_images > 0, "data.synthetic_validation_images", validation_images, "positive")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The network. A run keeps these for life: they decide which parameters exist and what they mean."""
+
+    latent_dim: int = 200
+    stages: int = 0  # halvings of the resolution; 0: one per entry of `filters`, else down to a 4x4 grid
+    filters: tuple[int, ...] = ()  # of each encoder stage, mirrored in the decoder; empty: doubling from base_filters
+    base_filters: int = 32  # filters of the first stage where `filters` is empty
+    max_filters: int = 256  # where the doubling stops
+    normalization: Literal["batch", "group", "none"] = "batch"
+    activation: Literal["leaky_relu", "relu", "silu", "gelu"] = "leaky_relu"  # slope 0.3 for leaky_relu, as in Keras
+    dropout_rate: float = 0.0  # fraction of activations dropped after each hidden stage
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters and sums stay float32
+
+    def __post_init__(self) -> None:
+        check(self.latent_dim > 0, "model.latent_dim", self.latent_dim, "positive")
+        check(self.stages >= 0, "model.stages", self.stages, "0 (automatic) or positive")
+        check(all(f > 0 for f in self.filters), "model.filters", self.filters, "positive numbers")
+        if self.filters and self.stages:
+            allowed = f"0 or the number of config.model.filters, {len(self.filters)}"
+            check(self.stages == len(self.filters), "model.stages", self.stages, allowed)
+        check(self.base_filters > 0, "model.base_filters", self.base_filters, "positive")
+        allowed = f"at least config.model.base_filters={self.base_filters}"
+        check(self.max_filters >= self.base_filters, "model.max_filters", self.max_filters, allowed)
+        check(0 <= self.dropout_rate < 1, "model.dropout_rate", self.dropout_rate, "at least 0 and below 1")
+
+    def stage_filters(self, resolution: int) -> tuple[int, ...]:
+        """Filters of each encoder stage for images of `resolution` pixels.
+
+        Raises:
+          ValueError: the stages would leave less than a 2x2 grid.
+        """
+        limit = int(math.log2(resolution)) - 1
+        stages = len(self.filters) or self.stages or limit - 1
+        key, value = ("model.filters", self.filters) if self.filters else ("model.stages", self.stages)
+        check(stages <= limit, key, value, f"at most {limit} stages at config.data.resolution={resolution}")
+        return self.filters or tuple(min(self.base_filters * 2**i, self.max_filters) for i in range(stages))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """The loss: decoder likelihood plus weighted KL divergence."""
+
+    likelihood: Literal["mse", "gaussian"] = "mse"  # mse: r_loss_factor x mean squared error (the paper)
+    variance: Literal["optimal", "learned"] = "optimal"  # of the gaussian likelihood (Rybkin et al. 2021)
+    r_loss_factor: float = 10_000.0  # weight of the mean squared error over H, W, C; `mse` only
+    kl_weight: float = 1.0  # beta
+    kl_warmup_steps: int = 0  # the KL weight grows linearly from 0 over so many steps
+    free_bits: float = 0.0  # nats per latent dimension that cost nothing (Kingma et al. 2016, eq. 15)
+
+    def __post_init__(self) -> None:
+        check(self.r_loss_factor > 0, "objective.r_loss_factor", self.r_loss_factor, "positive")
+        check(self.kl_weight >= 0, "objective.kl_weight", self.kl_weight, "0 or positive")
+        check(self.kl_warmup_steps >= 0, "objective.kl_warmup_steps", self.kl_warmup_steps, "0 or positive")
+        check(self.free_bits >= 0, "objective.free_bits", self.free_bits, "0 or positive, in nats")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Optimisation, cadence and the way the work is cut up."""
+
+    seed: int = 0
+    batch_size: int = 128  # images in the global batch, over all devices
+    epochs: int = 30
+    steps: int = 0  # optimiser steps; 0: as many as `epochs` make
+    learning_rate: float = 5e-4
+    schedule: Literal["constant", "cosine"] = "constant"  # cosine: to zero at the last step
+    warmup_steps: int = 0  # linear growth of the learning rate from 0
+    clip_norm: float = 0.0  # the gradient's global L2 norm is clipped to this; 0: never
+    ema_decay: float = 0.0  # of averaged parameters, which evaluation and sampling then use; 0: none are kept
+    log_every_steps: int = 50
+    evaluate_every_epochs: int = 1  # validation, pictures and a checkpoint; always after the last step too
+    checkpoint_every_steps: int = 0  # between evaluations; 0: only at evaluations
+    steps_per_dispatch: int = 32  # at most; fewer where one dispatch would last longer than about a second
+    convolution: Literal["auto", "plain", "matmul"] = "auto"  # auto: matmul on CPU, plain elsewhere
+    tensorboard: bool = False  # needs the extra `tensorboard`
+
+    def __post_init__(self) -> None:
+        check(0 <= self.seed < 2**32, "train.seed", self.seed, "from 0 to 2**32 - 1")
+        for key in ("batch_size", "epochs", "learning_rate", "log_every_steps", "evaluate_every_epochs"):
+            check(getattr(self, key) > 0, f"train.{key}", getattr(self, key), "positive")
+        check(self.steps_per_dispatch > 0, "train.steps_per_dispatch", self.steps_per_dispatch, "positive")
+        for key in ("steps", "warmup_steps", "clip_norm", "checkpoint_every_steps"):
+            check(getattr(self, key) >= 0, f"train.{key}", getattr(self, key), "0 or positive")
+        check(0 <= self.ema_decay < 1, "train.ema_decay", self.ema_decay, "at least 0 and below 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """All of a run."""
+
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    train: TrainConfig = TrainConfig()
+
+    def __post_init__(self) -> None:
+        self.model.stage_filters(self.data.resolution)
+
+    def to_config_dict(self) -> ml_collections.ConfigDict:
+        """The locked ConfigDict that `configs/*.py` return and the command line overrides."""
+        return ml_collections.ConfigDict(dataclasses.asdict(self)).lock()
+
+    @classmethod
+    def from_config_dict(cls, config: Mapping[str, Any]) -> "RunConfig":
+        """Checks and freezes what the command line (or a `config.json`) gave.
+
+        Raises:
+          TypeError: an unknown key, or a value of the wrong type.
+          ValueError: an impossible value.
+        """
+        return _build(cls, config, prefix="")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, as written to `config.json`."""
+        return dataclasses.asdict(self)
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"data": {"name": "x"}} -> {"data.name": "x"}, with tuples as lists as JSON has them."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def _build(cls: Any, values: Mapping[str, Any], *, prefix: str) -> Any:
+    hints = get_type_hints(cls)
+    unknown = sorted(set(values) - set(hints))
+    if unknown:
+        raise TypeError(f"config.{prefix}{unknown[0]} is unknown: config.{prefix}* has {', '.join(hints)}.")
+    built = {}
+    for key, value in values.items():
+        hint, path = hints[key], prefix + key
+        if dataclasses.is_dataclass(hint):
+            built[key] = _build(hint, value, prefix=f"{path}.")
+        else:
+            built[key] = _coerce(value, hint, path)
+    return cls(**built)
+
+
+def _coerce(value: Any, hint: Any, path: str) -> Any:
+    """`value` as the type that `hint` asks for; nothing is rounded or parsed."""
+    if get_origin(hint) is Literal:
+        allowed = get_args(hint)
+        check(value in allowed, path, value, "one of " + ", ".join(map(str, allowed)))
+        return value
+    if get_origin(hint) is tuple:
+        if isinstance(value, int) and not isinstance(value, bool):
+            value = (value,)
+        if not isinstance(value, (tuple, list)) or not all(type(item) is int for item in value):
+            raise TypeError(f"config.{path}={value!r} must be whole numbers such as (32, 64).")
+        return tuple(value)
+    if hint is float and type(value) is int:
+        value = float(value)
+    if type(value) is not hint:
+        raise TypeError(f"config.{path}={value!r} must be of type {hint.__name__}.")
+    if hint is float:
+        check(math.isfinite(value), path, value, "finite")
+    return value

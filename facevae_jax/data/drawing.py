@@ -1,0 +1,197 @@
+"""Anti-aliased drawing of many pictures at once with numpy.
+
+Coordinates are resolution-free: x to the right and y downwards, both in [-1, 1] from edge to edge. A layer is painted
+only inside its bounding box (`Region`). Parameters of the n pictures are arrays [n, 1, 1] and planes are [n, h, w],
+all float32.
+
+Only +, -, *, /, sqrt, minimum and maximum touch a pixel: IEEE 754 rounds each of them in one way, so a picture has the
+same bytes alone, in any batch and on any machine. (Vectorised sin or exp may round a batch's tail differently.)
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+Parameter = Float[np.ndarray, "n 1 1"]
+Plane = Float[np.ndarray, "n h w"]
+Colour = Float[np.ndarray, "3 n 1 1"]
+
+
+class Region(NamedTuple):
+    """A box of pixels, the same for every picture of the batch, with the coordinates of its pixels' centres.
+
+    `u` and `v` are the box's x [1, 1, w] and y [1, h, 1], or both [n, h, w] in the frame of a `Pose`.
+    """
+
+    rows: slice
+    columns: slice
+    u: np.ndarray
+    v: np.ndarray
+
+
+class Pose(NamedTuple):
+    """A frame turned by an angle about the image point (0, pivot), which is the frame's own point (0, level)."""
+
+    cosine: Parameter
+    sine: Parameter
+    pivot: float
+    level: float
+
+
+class Canvas:
+    """n square pictures in [0, 1], painted back to front."""
+
+    def __init__(self, count: int, resolution: int):
+        self.pixel = 2 / resolution
+        self._resolution = resolution
+        self._axis = np.arange(1 - resolution, resolution, 2, dtype=np.float32) / np.float32(resolution)
+        self._planes = np.zeros((3, count, resolution, resolution), np.float32)
+
+    def region(self, left, right, top, bottom) -> Region:  # type: ignore[no-untyped-def]
+        """The pixels between these coordinates: floats, or arrays of which the outermost is taken."""
+        columns = self._span(left, right)
+        rows = self._span(top, bottom)
+        return Region(rows, columns, self._axis[None, None, columns], self._axis[None, rows, None])
+
+    def posed_region(self, pose: Pose, u, v, half_width, half_height) -> Region:  # type: ignore[no-untyped-def]
+        """The pixels around the box with centre (u, v) in the frame `pose`, for every picture of the batch."""
+        cosine, sine, pivot, level = pose
+        x = cosine * u - sine * (v - level)
+        y = sine * u + cosine * (v - level) + pivot
+        reach_x = cosine * half_width + np.abs(sine) * half_height
+        reach_y = np.abs(sine) * half_width + cosine * half_height
+        rows, columns, x, y = self.region(x - reach_x, x + reach_x, y - reach_y, y + reach_y)
+        y = y - np.float32(pivot)
+        return Region(rows, columns, cosine * x + sine * y, cosine * y + np.float32(level) - sine * x)
+
+    def coverage(self, distance: Plane) -> Plane:
+        """The share of each pixel that lies inside the edge. `distance` is signed, negative inside, and overwritten."""
+        distance *= np.float32(-1 / self.pixel)
+        distance += np.float32(0.5)
+        np.maximum(distance, 0, out=distance)
+        return np.minimum(distance, 1, out=distance)
+
+    def between(self, v: Plane, upper: Plane, lower: Plane) -> Plane:
+        """The share of each pixel with upper < v < lower; right for strips thinner than a pixel too."""
+        share = self.coverage(upper - v)
+        share += self.coverage(v - lower)
+        share -= 1
+        return np.maximum(share, 0, out=share)
+
+    def paint(
+        self,
+        region: Region,
+        opacity: Plane,
+        colour: Colour,
+        *,
+        towards: Colour | None = None,
+        amount: Plane | None = None,
+    ) -> None:
+        """Lays `colour` over the region, or colour + amount * (towards - colour) where these two are given."""
+        for channel in range(3):
+            under = self._planes[channel, :, region.rows, region.columns]
+            if towards is None or amount is None:
+                change = colour[channel] - under
+            else:
+                change = amount * (towards[channel] - colour[channel])
+                change += colour[channel]
+                change -= under
+            change *= opacity
+            under += change
+
+    def to_bytes(self, out: UInt8[np.ndarray, "n r r 3"]) -> None:
+        """Rounds the pictures into `out`."""
+        planes = self._planes
+        planes *= 255
+        planes += 0.5
+        np.maximum(planes, 0, out=planes)
+        np.minimum(planes, 255, out=planes)
+        for channel in range(3):
+            np.copyto(out[..., channel], planes[channel], casting="unsafe")
+
+    def _span(self, low, high) -> slice:  # type: ignore[no-untyped-def]
+        # One pixel more on each side: an edge that touches the box still fades out over half a pixel.
+        first = int(np.floor((np.min(low) + 1) / self.pixel)) - 1
+        last = int(np.ceil((np.max(high) + 1) / self.pixel)) + 1
+        first = min(max(first, 0), self._resolution)
+        return slice(first, min(max(last, first), self._resolution))
+
+
+def ellipse(u: Plane, v: Plane, half_width, half_height) -> Plane:  # type: ignore[no-untyped-def]
+    """The signed distance to an ellipse around (0, 0), exact to first order at its edge."""
+    across, along = u / half_width, v / half_height
+    radius = across * across + along * along  # not in place: x and y may still be a row and a column
+    radius -= 1
+    across /= half_width
+    along /= half_height
+    across *= across
+    along *= along
+    across = across + along
+    across += np.float32(1e-6)  # the slope vanishes at the centre
+    np.sqrt(across, out=across)
+    across *= 2
+    radius /= across
+    return radius
+
+
+def blob(u: Plane, v: Plane, half_width, half_height) -> Plane:  # type: ignore[no-untyped-def]
+    """A soft spot: 1 at (0, 0), falling smoothly to 0 at the ellipse."""
+    across, along = u / half_width, v / half_height
+    across *= across
+    along *= along
+    across = across + along
+    np.subtract(1, across, out=across)
+    np.maximum(across, 0, out=across)
+    across *= across
+    return across
+
+
+def arch(u: Plane, half_width) -> Plane:  # type: ignore[no-untyped-def]
+    """1 at u = 0, falling as a parabola through 0 at |u| = half_width."""
+    height = u / half_width
+    height *= height
+    return np.subtract(1, height, out=height)
+
+
+def wave(phase: np.ndarray) -> np.ndarray:
+    """Close to sin(2 pi phase), made of parabolas."""
+    phase = phase - np.rint(phase)
+    return phase * (8 - 16 * np.abs(phase))
+
+
+def rounded_box(u: Plane, v: Plane, half_width, half_height, corner: float) -> Plane:  # type: ignore[no-untyped-def]
+    """The signed distance to a box around (0, 0) with rounded corners."""
+    across = np.abs(u) - (half_width - corner)
+    along = np.abs(v) - (half_height - corner)
+    inside = np.minimum(np.maximum(across, along), 0)
+    np.maximum(across, 0, out=across)
+    np.maximum(along, 0, out=along)
+    return np.sqrt(across * across + along * along) + inside - np.float32(corner)
+
+
+def rise(value, low: float, high: float):  # type: ignore[no-untyped-def]
+    """A smooth step from 0 at `low` to 1 at `high`."""
+    step = (value - np.float32(low)) * np.float32(1 / (high - low))
+    step = np.minimum(np.maximum(step, 0), 1)
+    return step * step * (3 - 2 * step)
+
+
+def palette(position: Parameter, *stops: str) -> Colour:
+    """The colour at `position` in [0, 1] along evenly spaced stops written as rrggbb."""
+    place = position * np.float32(len(stops) - 1)
+    mixed = np.zeros((3, *place.shape), np.float32)
+    for index, stop in enumerate(stops):
+        weight = np.maximum(1 - np.abs(place - np.float32(index)), 0)
+        mixed += weight * flat(stop)
+    return mixed
+
+
+def flat(stop: str) -> Colour:
+    """The colour written as rrggbb, the same for every picture."""
+    return np.array([int(stop[at : at + 2], 16) / 255 for at in (0, 2, 4)], np.float32).reshape(3, 1, 1, 1)
+
+
+def mix(colour: Colour, other: Colour, share) -> Colour:  # type: ignore[no-untyped-def]
+    """Goes `share` of the way from `colour` to `other`."""
+    return colour + (other - colour) * share
