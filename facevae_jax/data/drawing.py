@@ -4,8 +4,8 @@ Coordinates are resolution-free: x to the right and y downwards, both in [-1, 1]
 only inside its bounding box (`Region`). Parameters of the n pictures are arrays [n, 1, 1] and planes are [n, h, w],
 all float32.
 
-Only +, -, *, /, sqrt, minimum and maximum touch a pixel: IEEE 754 rounds each of them in one way, so a picture has the
-same bytes alone, in any batch and on any machine. (Vectorised sin or exp may round a batch's tail differently.)
+Only +, -, *, /, sqrt, rint and comparisons touch a pixel: IEEE 754 rounds each of them in one way, so a picture has the
+same bytes alone and in any batch. (Vectorised sin or exp may round differently at a batch's end or on another machine.)
 """
 
 from typing import NamedTuple
@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, UInt8
 
+Value = np.ndarray | float  # one for each picture [n, 1, 1] or for each pixel [n, h, w], or the same for all
 Parameter = Float[np.ndarray, "n 1 1"]
 Plane = Float[np.ndarray, "n h w"]
 Colour = Float[np.ndarray, "3 n 1 1"]
@@ -45,16 +46,16 @@ class Canvas:
     def __init__(self, count: int, resolution: int):
         self.pixel = 2 / resolution
         self._resolution = resolution
-        self._axis = np.arange(1 - resolution, resolution, 2, dtype=np.float32) / np.float32(resolution)
+        self._axis = np.arange(1 - resolution, resolution, 2, dtype=np.float32) / resolution
         self._planes = np.zeros((3, count, resolution, resolution), np.float32)
 
-    def region(self, left, right, top, bottom) -> Region:  # type: ignore[no-untyped-def]
+    def region(self, left: Value, right: Value, top: Value, bottom: Value) -> Region:
         """The pixels between these coordinates: floats, or arrays of which the outermost is taken."""
         columns = self._span(left, right)
         rows = self._span(top, bottom)
         return Region(rows, columns, self._axis[None, None, columns], self._axis[None, rows, None])
 
-    def posed_region(self, pose: Pose, u, v, half_width, half_height) -> Region:  # type: ignore[no-untyped-def]
+    def posed_region(self, pose: Pose, u: Value, v: Value, half_width: Value, half_height: Value) -> Region:
         """The pixels around the box with centre (u, v) in the frame `pose`, for every picture of the batch."""
         cosine, sine, pivot, level = pose
         x = cosine * u - sine * (v - level)
@@ -62,17 +63,17 @@ class Canvas:
         reach_x = cosine * half_width + np.abs(sine) * half_height
         reach_y = np.abs(sine) * half_width + cosine * half_height
         rows, columns, x, y = self.region(x - reach_x, x + reach_x, y - reach_y, y + reach_y)
-        y = y - np.float32(pivot)
-        return Region(rows, columns, cosine * x + sine * y, cosine * y + np.float32(level) - sine * x)
+        y = y - pivot
+        return Region(rows, columns, cosine * x + sine * y, cosine * y + level - sine * x)
 
     def coverage(self, distance: Plane) -> Plane:
         """The share of each pixel that lies inside the edge. `distance` is signed, negative inside, and overwritten."""
-        distance *= np.float32(-1 / self.pixel)
-        distance += np.float32(0.5)
+        distance *= -1 / self.pixel
+        distance += 0.5
         np.maximum(distance, 0, out=distance)
         return np.minimum(distance, 1, out=distance)
 
-    def between(self, v: Plane, upper: Plane, lower: Plane) -> Plane:
+    def between(self, v: Plane, upper: Value, lower: Value) -> Plane:
         """The share of each pixel with upper < v < lower; right for strips thinner than a pixel too."""
         share = self.coverage(upper - v)
         share += self.coverage(v - lower)
@@ -110,7 +111,7 @@ class Canvas:
         for channel in range(3):
             np.copyto(out[..., channel], planes[channel], casting="unsafe")
 
-    def _span(self, low, high) -> slice:  # type: ignore[no-untyped-def]
+    def _span(self, low: Value, high: Value) -> slice:
         # One pixel more on each side: an edge that touches the box still fades out over half a pixel.
         first = int(np.floor((np.min(low) + 1) / self.pixel)) - 1
         last = int(np.ceil((np.max(high) + 1) / self.pixel)) + 1
@@ -118,7 +119,7 @@ class Canvas:
         return slice(first, min(max(last, first), self._resolution))
 
 
-def ellipse(u: Plane, v: Plane, half_width, half_height) -> Plane:  # type: ignore[no-untyped-def]
+def ellipse(u: Plane, v: Plane, half_width: Value, half_height: Value) -> Plane:
     """The signed distance to an ellipse around (0, 0), exact to first order at its edge."""
     across, along = u / half_width, v / half_height
     radius = across * across + along * along  # not in place: x and y may still be a row and a column
@@ -128,14 +129,14 @@ def ellipse(u: Plane, v: Plane, half_width, half_height) -> Plane:  # type: igno
     across *= across
     along *= along
     across = across + along
-    across += np.float32(1e-6)  # the slope vanishes at the centre
+    across += 1e-6  # the slope vanishes at the centre
     np.sqrt(across, out=across)
     across *= 2
     radius /= across
     return radius
 
 
-def blob(u: Plane, v: Plane, half_width, half_height) -> Plane:  # type: ignore[no-untyped-def]
+def blob(u: Plane, v: Plane, half_width: Value, half_height: Value) -> Plane:
     """A soft spot: 1 at (0, 0), falling smoothly to 0 at the ellipse."""
     across, along = u / half_width, v / half_height
     across *= across
@@ -147,7 +148,7 @@ def blob(u: Plane, v: Plane, half_width, half_height) -> Plane:  # type: ignore[
     return across
 
 
-def arch(u: Plane, half_width) -> Plane:  # type: ignore[no-untyped-def]
+def arch(u: Plane, half_width: Value) -> Plane:
     """1 at u = 0, falling as a parabola through 0 at |u| = half_width."""
     height = u / half_width
     height *= height
@@ -160,29 +161,29 @@ def wave(phase: np.ndarray) -> np.ndarray:
     return phase * (8 - 16 * np.abs(phase))
 
 
-def rounded_box(u: Plane, v: Plane, half_width, half_height, corner: float) -> Plane:  # type: ignore[no-untyped-def]
+def rounded_box(u: Plane, v: Plane, half_width: Value, half_height: Value, corner: float) -> Plane:
     """The signed distance to a box around (0, 0) with rounded corners."""
     across = np.abs(u) - (half_width - corner)
     along = np.abs(v) - (half_height - corner)
     inside = np.minimum(np.maximum(across, along), 0)
     np.maximum(across, 0, out=across)
     np.maximum(along, 0, out=along)
-    return np.sqrt(across * across + along * along) + inside - np.float32(corner)
+    return np.sqrt(across * across + along * along) + inside - corner
 
 
-def rise(value, low: float, high: float):  # type: ignore[no-untyped-def]
+def rise(value: np.ndarray, low: float, high: float) -> np.ndarray:
     """A smooth step from 0 at `low` to 1 at `high`."""
-    step = (value - np.float32(low)) * np.float32(1 / (high - low))
+    step = (value - low) * (1 / (high - low))
     step = np.minimum(np.maximum(step, 0), 1)
     return step * step * (3 - 2 * step)
 
 
 def palette(position: Parameter, *stops: str) -> Colour:
     """The colour at `position` in [0, 1] along evenly spaced stops written as rrggbb."""
-    place = position * np.float32(len(stops) - 1)
+    place = position * (len(stops) - 1)
     mixed = np.zeros((3, *place.shape), np.float32)
     for index, stop in enumerate(stops):
-        weight = np.maximum(1 - np.abs(place - np.float32(index)), 0)
+        weight = np.maximum(1 - np.abs(place - index), 0)
         mixed += weight * flat(stop)
     return mixed
 
@@ -192,6 +193,13 @@ def flat(stop: str) -> Colour:
     return np.array([int(stop[at : at + 2], 16) / 255 for at in (0, 2, 4)], np.float32).reshape(3, 1, 1, 1)
 
 
-def mix(colour: Colour, other: Colour, share) -> Colour:  # type: ignore[no-untyped-def]
+def mix(colour: Colour, other: Colour, share: Value) -> Colour:
     """Goes `share` of the way from `colour` to `other`."""
     return colour + (other - colour) * share
+
+
+def cosine_sine(degrees: Parameter) -> tuple[Parameter, Parameter]:
+    """Cosine and sine of angles up to 30 degrees, right to 1e-4, by plain arithmetic."""
+    angle = degrees * (np.pi / 180)
+    square = angle * angle
+    return 1 - square / 2 + square * square / 24, angle * (1 - square / 6 + square * square / 120)

@@ -1,0 +1,154 @@
+"""The pixel store: a split decoded once to uint8 [N, R, R, 3] in a memory-mapped `.npy` file.
+
+Beside each `train.npy` lies a `train.json` with its checksum; it is written last, so a store without one, or one that no
+longer agrees with it, is made anew from the dataset.
+"""
+
+import hashlib
+import json
+import pathlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+from tqdm import tqdm
+
+from facevae_jax.config import CHANNELS, DataConfig
+from facevae_jax.data import builder, synthetic
+from facevae_jax.errors import UserError, make_writable_directory
+from facevae_jax.files import atomic_writer, write_json
+
+TRAIN, VALIDATION = "train", "validation"
+SYNTHETIC = "synthetic"
+SYNTHETIC_VERSION = "1.0.0"  # of the drawing: another version is another dataset
+SYNTHETIC_VALIDATION_START = 2**32  # index of the first validation face: no training set reaches it
+SYNTHETIC_CHUNK = 256  # faces drawn at a time
+HASH_BLOCK_BYTES = 2**24
+
+
+class Splits(NamedTuple):
+    """The images of a run, memory-mapped."""
+
+    train: UInt8[np.ndarray, "n r r 3"]
+    evaluation: UInt8[np.ndarray, "m r r 3"]
+    evaluation_split: str  # `validation`, or `train` where the dataset has no validation images
+
+
+def open_splits(config: DataConfig) -> Splits:
+    """The pixel stores of the configured dataset, made first where they are missing.
+
+    Raises:
+      UserError: the dataset is not prepared at this resolution, has no training images, or cannot be written to.
+    """
+    if config.name == SYNTHETIC:
+        directory = pathlib.Path(config.data_dir).expanduser() / SYNTHETIC / str(config.resolution) / SYNTHETIC_VERSION
+        sizes = {TRAIN: config.synthetic_train_images, VALIDATION: config.synthetic_validation_images}
+        stores = {split: _open_synthetic(directory, split, images, config) for split, images in sizes.items()}
+    else:
+        directory = builder.find_dataset(config.data_dir, name=config.name, resolution=config.resolution)
+        sizes = builder.split_sizes(directory)
+        if not sizes.get(TRAIN):
+            raise UserError(f"config.data.name={config.name!r}: {directory} has no training images: prepare it anew.")
+        stores = {
+            split: _open_prepared(directory, split, sizes[split], config)
+            for split in (TRAIN, VALIDATION)
+            if sizes.get(split)
+        }
+    evaluation_split = VALIDATION if VALIDATION in stores else TRAIN
+    return Splits(stores[TRAIN], stores[evaluation_split], evaluation_split)
+
+
+def _open_synthetic(directory: pathlib.Path, split: str, images: int, config: DataConfig) -> np.ndarray:
+    start = SYNTHETIC_VALIDATION_START if split == VALIDATION else 0
+
+    def draw() -> Iterator[np.ndarray]:
+        for first in range(0, images, SYNTHETIC_CHUNK):
+            indices = np.arange(start + first, start + min(first + SYNTHETIC_CHUNK, images))
+            yield synthetic.faces(indices, resolution=config.resolution)
+
+    return open_store(directory / f"{split}-{images}.npy", (images, config.resolution), draw, verb="drawing")
+
+
+def _open_prepared(directory: pathlib.Path, split: str, images: int, config: DataConfig) -> np.ndarray:
+    def decode() -> Iterator[np.ndarray]:
+        for image in builder.read_images(directory, split):
+            yield image[None]
+
+    path = directory / "pixels" / f"{split}.npy"
+    return open_store(path, (images, config.resolution), decode, verb="decoding")
+
+
+def open_store(
+    path: pathlib.Path, size: tuple[int, int], images: Callable[[], Iterable[np.ndarray]], *, verb: str
+) -> UInt8[np.ndarray, "n r r 3"]:
+    """The store at `path`, memory-mapped, made from `images` where it is missing or damaged.
+
+    Args:
+      path: of the `.npy` file.
+      size: (images, resolution) that it must have.
+      images: gives uint8 arrays [k, R, R, 3] in row order, from which the store is made.
+      verb: what making it is called on the progress bar.
+    """
+    count, resolution = size
+    shape = (count, resolution, resolution, CHANNELS)
+    if not _is_whole(path, shape):
+        _write_store(path, shape, images(), verb=verb)
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def _write_store(path: pathlib.Path, shape: tuple[int, ...], images: Iterable[np.ndarray], *, verb: str) -> None:
+    make_writable_directory(path.parent, name="config.data.data_dir")
+    digest, rows = hashlib.sha256(), 0
+    with (
+        atomic_writer(path) as file,
+        tqdm(total=shape[0], desc=f"{verb} {path.stem}", unit="image", dynamic_ncols=True) as progress,
+    ):
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": np.lib.format.dtype_to_descr(np.dtype(np.uint8)), "fortran_order": False, "shape": shape}
+        )
+        for block in images:
+            data = np.ascontiguousarray(block).tobytes()
+            digest.update(data)
+            file.write(data)
+            rows += len(block)
+            progress.update(len(block))
+        if rows != shape[0]:
+            raise UserError(f"{path} needs {shape[0]} images, but the dataset gave {rows}: prepare the dataset anew.")
+    _write_record(path, shape, digest.hexdigest())
+
+
+def _write_record(path: pathlib.Path, shape: tuple[int, ...], sha256: str) -> None:
+    status = path.stat()
+    record = {"shape": list(shape), "sha256": sha256, "bytes": status.st_size, "modified_ns": status.st_mtime_ns}
+    write_json(path.with_suffix(".json"), record)
+
+
+def _is_whole(path: pathlib.Path, shape: tuple[int, ...]) -> bool:
+    """Whether the store is there, of this shape, and has the bytes that were written.
+
+    The bytes are read only where the file's size or time differ from the record, so a start does not cost a pass over
+    them.
+    """
+    try:
+        record = json.loads(path.with_suffix(".json").read_text())
+        status = path.stat()
+        if record["shape"] != list(shape) or record["bytes"] != status.st_size:
+            return False
+        if record["modified_ns"] == status.st_mtime_ns:
+            return True
+        if _checksum(path) != record["sha256"]:
+            return False
+        _write_record(path, shape, record["sha256"])
+    except (OSError, ValueError, KeyError):
+        return False
+    return True
+
+
+def _checksum(path: pathlib.Path) -> str:
+    """SHA-256 of the pixels, without the header."""
+    pixels = np.load(path, mmap_mode="r", allow_pickle=False).reshape(-1)
+    digest = hashlib.sha256()
+    for start in range(0, pixels.size, HASH_BLOCK_BYTES):
+        digest.update(np.ascontiguousarray(pixels[start : start + HASH_BLOCK_BYTES]))
+    return digest.hexdigest()

@@ -1,0 +1,95 @@
+"""Records of a TFDS dataset in ArrayRecord files, read without TensorFlow.
+
+TFDS is imported where it is used: synthetic runs work where it is not installed.
+"""
+
+import functools
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from facevae_jax.errors import UserError
+
+INFO_FILE = "dataset_info.json"
+
+
+class Record(NamedTuple):
+    """Where one example of a TFDS dataset is."""
+
+    directory: str
+    split: str
+    row: int
+
+    def read(self, feature: str) -> bytes:
+        """The encoded bytes of one feature."""
+        return feature_bytes(_cached_source(self.directory, self.split)[self.row], feature)
+
+
+@functools.lru_cache(maxsize=8)
+def _cached_source(directory: str, split: str) -> Sequence[bytes]:
+    return open_split(pathlib.Path(directory), split)
+
+
+def open_info(directory: pathlib.Path) -> Any:
+    """The TFDS builder of the dataset in `directory`.
+
+    Raises:
+      UserError: the description of the dataset cannot be read, or TFDS is not installed.
+    """
+    tfds = import_tfds()
+    try:
+        return tfds.builder_from_directory(directory)
+    except Exception as error:  # TFDS raises many kinds for a damaged description
+        raise UserError(f"{directory} is not a readable dataset ({reason(error)}): prepare it anew.") from error
+
+
+def open_split(directory: pathlib.Path, split: str) -> Any:
+    """The serialized examples of `split`, by row; batches of rows by `__getitems__`.
+
+    Raises:
+      UserError: there is no such split, or its files cannot be read.
+    """
+    tfds = import_tfds()
+    builder = open_info(directory)
+    if split not in builder.info.splits:
+        found = ", ".join(sorted(builder.info.splits)) or "none"
+        raise UserError(f"{directory} has no split {split!r}: its splits are: {found}.")
+    try:
+        source = builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
+        source[0]
+    except Exception as error:  # array_record raises RuntimeError or ValueError, TFDS NotImplementedError
+        raise UserError(
+            f"{directory}: the split {split!r} cannot be read ({reason(error)}): prepare the dataset anew."
+        ) from error
+    return source
+
+
+def feature_bytes(example: bytes, feature: str) -> bytes:
+    """One bytes feature of a serialized example."""
+    return features_of(example)[feature].bytes_list.value[0]
+
+
+def features_of(example: bytes) -> Any:
+    """The mapping from feature names to `tf.train.Feature` messages of a serialized example."""
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    return tf_example_pb2.Example.FromString(example).features.feature
+
+
+def reason(error: BaseException) -> str:
+    """What an exception says, on one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def import_tfds() -> Any:
+    """Imports TFDS, without its progress bars.
+
+    Raises:
+      UserError: it is not installed.
+    """
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise UserError("prepared datasets need TFDS: pip install tensorflow-datasets array_record.") from error
+    tfds.disable_progress_bar()
+    return tfds

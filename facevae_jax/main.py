@@ -1,0 +1,47 @@
+"""Trains a variational autoencoder on faces, or goes on with a run.
+
+python -m facevae_jax.main --config=configs/quickstart.py --workdir=/tmp/quickstart
+
+Any setting is overridden by its path: --config.data.resolution=64 --config.model.latent_dim=32.
+"""
+
+import signal
+
+from absl import flags
+from ml_collections import config_flags
+
+from facevae_jax import command_line
+from facevae_jax.config import RunConfig
+from facevae_jax.errors import UserError
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, with overrides as --config.x.y=value.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run: checkpoints, pictures, metrics, config.json.")
+
+
+def main(arguments: list[str]) -> int:
+    """Trains; the exit code is 0, or 128 + the signal's number after a stop that saved first."""
+    if arguments:
+        raise UserError(f"{arguments[0]!r} is not understood: flags look like --name=value.")
+    for flag in (_CONFIG, _WORKDIR):
+        if flag.value is None:
+            raise UserError(f"--{flag.name} is missing: try --config=configs/quickstart.py --workdir=/tmp/quickstart.")
+    try:
+        config = RunConfig.from_config_dict(_CONFIG.value)
+    except (TypeError, ValueError) as error:
+        raise UserError(command_line.one_line(error)) from error
+
+    from facevae_jax.training import loop, telemetry  # after the config is checked: jax takes seconds to import
+
+    received: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: received.append(number))
+    loop.train(config, _WORKDIR.value, should_stop=lambda step: bool(received))
+    if received:
+        telemetry.say(f"{signal.Signals(received[0]).name}: saved; the same command goes on from here")
+        return 128 + received[0]
+    telemetry.say(f"done: pictures, checkpoints and metrics are in {_WORKDIR.value}")
+    return 0
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,93 @@
+"""Checkpoints: asynchronous, the latest two and the best one, and parameters alone for sampling."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+
+from facevae_jax.errors import UserError
+from facevae_jax.training.state import TrainState
+
+DIRECTORY = "checkpoints"
+LATEST_KEPT = 2
+BEST_KEPT = 1
+STATE = "state"
+
+
+def _loss(metrics: dict[str, float]) -> float:
+    return metrics["loss"]
+
+
+class Checkpoints:
+    """The checkpoints of one workdir; use as a context manager, so that the last save is finished at the end."""
+
+    def __init__(self, workdir: pathlib.Path, *, read_only: bool = False) -> None:
+        """Opens the workdir's checkpoints.
+
+        `max_to_keep` with `best_fn` would delete the newest steps, and resuming would lose work; the policy below
+        keeps the latest whatever their score.
+        """
+        best = BestN(get_metric_fn=_loss, reverse=True, n=BEST_KEPT, keep_checkpoints_without_metrics=False)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=AnyPreservationPolicy([LatestN(LATEST_KEPT), best]),
+            best_fn=_loss,
+            best_mode="min",
+            enable_async_checkpointing=not read_only,
+            read_only=read_only,
+            create=not read_only,
+        )
+        self._manager = ocp.CheckpointManager(
+            (workdir / DIRECTORY).absolute(), options=options, item_handlers={STATE: ocp.PyTreeCheckpointHandler()}
+        )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._manager.close()
+
+    def latest_step(self) -> int | None:
+        """Step of the newest checkpoint, None where there is none."""
+        return self._manager.latest_step()
+
+    def best_step(self) -> int | None:
+        """Step of the checkpoint with the lowest validation loss; the newest where none has a score."""
+        best = self._manager.best_step()
+        return self.latest_step() if best is None else best
+
+    def save(self, state: TrainState, *, step: int, loss: float | None) -> None:
+        """Starts to save; returns when the arrays are copied. `loss` is the evaluation's, None where none was made."""
+        if step in self._manager.all_steps():
+            return  # Orbax would answer the same, silently
+        tree = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+        arguments = ocp.args.Composite(**{STATE: ocp.args.PyTreeSave(tree)})
+        self._manager.save(step, args=arguments, metrics=None if loss is None else {"loss": loss})
+
+    def restore(self, abstract: TrainState, *, step: int) -> TrainState:
+        """The whole state of a step, with the shapes and shardings of `abstract`."""
+        tree = {field.name: getattr(abstract, field.name) for field in dataclasses.fields(abstract)}
+        return type(abstract)(**self.restore_tree(tree, step=step, partial=False))
+
+    def restore_tree(self, abstract: dict[str, Any], *, step: int, partial: bool) -> dict[str, Any]:
+        """Fields of a step's state: all of them, or with `partial` only those named in `abstract`.
+
+        Raises:
+          UserError: the checkpoint cannot be read.
+        """
+        arguments = ocp.args.PyTreeRestore(
+            item=abstract,
+            restore_args=jax.tree.map(
+                lambda leaf: ocp.ArrayRestoreArgs(sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype),
+                abstract,
+            ),
+            partial_restore=partial,
+        )
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**{STATE: arguments}))[STATE]
+        except Exception as error:  # what a damaged checkpoint raises depends on which of its files is damaged
+            directory = pathlib.Path(self._manager.directory) / str(step)
+            message = f"{directory} cannot be restored ({type(error).__name__}): move it away to use the one before."
+            raise UserError(message) from error

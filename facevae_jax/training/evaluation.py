@@ -1,0 +1,105 @@
+"""Evaluation as training goes: exact figures on the whole split, and pictures to look at."""
+
+import functools
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from facevae_jax import pictures
+from facevae_jax.data.batches import evaluation_rows
+from facevae_jax.latents.priors import LatentMoments, sample_prior
+from facevae_jax.models.vae import VAE, to_pixels, to_unit
+from facevae_jax.objective import Loss
+from facevae_jax.random import named_key
+from facevae_jax.training.sharding import replicated, split_along
+from facevae_jax.training.state import TrainState
+from facevae_jax.training.step import (
+    EvaluationSums,
+    Trainer,
+    evaluation_step,
+    evaluation_variance,
+    finish_evaluation,
+)
+
+PICTURES = "pictures"
+SHOWN_SAMPLES = 64  # 8 x 8
+SHOWN_FACES = 24  # three rows of originals, each above its reconstructions
+COLUMNS = 8
+BATCHES_IN_FLIGHT = 2
+
+
+class Evaluator:
+    """Evaluates one split; compiles once."""
+
+    def __init__(self, trainer: Trainer, images: np.ndarray, mesh: Mesh) -> None:
+        """`images` is the split's pixel store [N, R, R, 3]."""
+        self._trainer = trainer
+        self._images = images
+        self._mesh = mesh
+        self._step = jax.jit(functools.partial(evaluation_step, trainer=trainer))
+        self._finish = jax.jit(functools.partial(finish_evaluation, trainer=trainer))
+
+    def __call__(self, state: TrainState) -> tuple[Loss, LatentMoments]:
+        """The split's loss and the moments of its latents; every image counts once, whatever the batch size."""
+        sums = jax.device_put(EvaluationSums.zeros(self._trainer.config.model.latent_dim), replicated(self._mesh))
+        sharding = split_along(self._mesh, 0)
+        in_flight: list[EvaluationSums] = []
+        batches = evaluation_rows(images=len(self._images), batch_size=self._trainer.config.train.batch_size)
+        for number, (rows, valid) in enumerate(batches):
+            images, mask = jax.device_put((self._images[rows], valid), sharding)
+            sums = self._step(sums, state.evaluation_variables, images, mask, jnp.asarray(number, jnp.int32))
+            in_flight.append(sums)
+            if len(in_flight) > BATCHES_IN_FLIGHT:  # or a large split would queue up in device memory
+                jax.block_until_ready(in_flight.pop(0))
+        return self._finish(sums, evaluation_variance(state, trainer=self._trainer))
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def reconstruct(model: VAE, variables: Any, images: jax.Array) -> jax.Array:
+    """Pixels of the reconstruction from the posterior's mean."""
+    posterior = model.apply(variables, to_unit(images), method="encode")
+    return to_pixels(model.apply(variables, posterior.mean, method="decode"))
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def decode(model: VAE, variables: Any, latents: jax.Array) -> jax.Array:
+    """Pixels of latents."""
+    return to_pixels(model.apply(variables, latents, method="decode"))
+
+
+class Painter:
+    """Writes the same faces and the same random draws at every evaluation, so that progress is visible."""
+
+    def __init__(self, trainer: Trainer, images: np.ndarray, workdir: pathlib.Path) -> None:
+        """`images` is the split whose first faces are reconstructed."""
+        self._trainer = trainer
+        self._originals = np.asarray(images[:SHOWN_FACES])
+        self._directory = workdir / PICTURES
+        self._directory.mkdir(exist_ok=True)
+
+    def __call__(self, state: TrainState, *, step: int) -> list[pathlib.Path]:
+        """Writes reconstructions and samples from both priors; returns the files."""
+        model, variables = self._trainer.model, state.evaluation_variables
+        reconstructions = np.asarray(reconstruct(model, variables, self._originals))
+        rows = [
+            np.concatenate([part[start : start + COLUMNS] for part in (self._originals, reconstructions)])
+            for start in range(0, len(self._originals) - len(self._originals) % COLUMNS, COLUMNS)
+        ]
+        shown = np.concatenate(rows) if rows else np.concatenate([self._originals, reconstructions])
+        columns = COLUMNS if rows else len(self._originals)
+        grids = {"reconstructions": pictures.grid(shown, columns=columns)}
+        key = named_key(self._trainer.config.train.seed, "pictures")
+        for prior in ("standard", "gaussian"):
+            latents = sample_prior(prior, key, SHOWN_SAMPLES, state.latent_moments)
+            grids[f"samples_{prior}"] = pictures.grid(np.asarray(decode(model, variables, latents)), columns=COLUMNS)
+        paths = []
+        for name, image in grids.items():
+            paths.append(self._directory / f"{name}_{step:08d}.png")
+            pictures.write_png(paths[-1], image)
+        return paths
+
+

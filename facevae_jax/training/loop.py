@@ -1,0 +1,282 @@
+"""The training loop: from a config and a workdir to a trained model."""
+
+import contextlib
+import pathlib
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from facevae_jax.config import RunConfig
+from facevae_jax.data.batches import BatchPlan, Feed, ResidentFeed, StreamedFeed, device_memory_budget, steps_per_epoch
+from facevae_jax.data.pixels import Splits, open_splits
+from facevae_jax.errors import UserError, make_writable_directory
+from facevae_jax.training import workdir as workdirs
+from facevae_jax.training.checkpoints import Checkpoints
+from facevae_jax.training.evaluation import Evaluator, Painter
+from facevae_jax.training.sharding import make_mesh, replicated, split_along
+from facevae_jax.training.state import (
+    TrainState,
+    abstract_state,
+    create_state,
+    make_model,
+    make_optimizer,
+    parameter_count,
+)
+from facevae_jax.training.step import Metrics, Trainer, compile_train_steps
+from facevae_jax.training.telemetry import Telemetry, say
+
+DISPATCH_SECONDS = 1.0  # aimed at: long enough to hide Python, short enough to answer a signal
+
+
+class Schedule(NamedTuple):
+    """When things happen, in optimiser steps."""
+
+    total: int
+    log_every: int
+    evaluate_every: int
+    checkpoint_every: int
+
+    @classmethod
+    def of(cls, config: RunConfig, *, images: int) -> "Schedule":
+        """The schedule of a run on so many training images."""
+        train = config.train
+        epoch = steps_per_epoch(images, train.batch_size)
+        evaluate = epoch * train.evaluate_every_epochs
+        total = train.steps or epoch * train.epochs
+        return cls(total, train.log_every_steps, evaluate, train.checkpoint_every_steps or evaluate)
+
+    def next_boundary(self, step: int) -> int:
+        """The next step after `step` at which something other than training happens."""
+        cadences = (self.log_every, self.evaluate_every, self.checkpoint_every)
+        return min(self.total, *((step // every + 1) * every for every in cadences))
+
+
+class Window:
+    """Metrics since the last log line; they stay on the device until then."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[Metrics, int]] = []
+        self._seconds = 0.0
+
+    def add(self, metrics: Metrics, count: int, seconds: float) -> None:
+        """Adds a dispatch of `count` steps that took `seconds`."""
+        self._parts.append((metrics, count))
+        self._seconds += seconds
+
+    def fetch(self, batch_size: int) -> dict[str, float]:
+        """Means over the steps of the window and images/s, and empties it."""
+        fetched = [(jax.device_get(metrics), count) for metrics, count in self._parts]
+        steps = sum(count for _, count in fetched)
+        flat = [{**metrics.loss._asdict(), "gradient_norm": metrics.gradient_norm} for metrics, _ in fetched]
+        values = {
+            name: float(np.concatenate([part[name][:count] for part, (_, count) in zip(flat, fetched, strict=True)]).mean())
+            for name in flat[0]
+        }
+        values["images_per_second"] = steps * batch_size / self._seconds
+        self.__init__()  # type: ignore[misc]
+        return values
+
+
+def check_batch_size(config: RunConfig, mesh: Mesh) -> None:
+    """Raises a UserError unless the global batch can be cut evenly among the devices."""
+    devices, batch_size = mesh.size, config.train.batch_size
+    if batch_size % devices:
+        near = max(devices, round(batch_size / devices) * devices)
+        raise UserError(
+            f"config.train.batch_size={batch_size} is not divisible by the {devices} devices: "
+            f"take --config.train.batch_size={near}."
+        )
+
+
+def make_feed(config: RunConfig, splits: Splits, mesh: Mesh, *, first_step: int) -> Feed:
+    """Resident where the split fits into device memory, streamed otherwise, or as the config forces it."""
+    images, size, train = len(splits.train), splits.train.nbytes, config.train
+    plan = BatchPlan(train.seed, images, train.batch_size)
+    budget = device_memory_budget()
+    kind = config.data.feed
+    if kind == "auto":
+        kind = "resident" if size <= budget else "streamed"
+    relation = "within" if size <= budget else "above"
+    say(f"feed: {kind} ({images:,} images, {size / 2**20:,.0f} MiB, {relation} the budget of {budget / 2**20:,.0f} MiB)")
+    batches = split_along(mesh, 1)
+    if kind == "streamed":
+        return StreamedFeed(
+            splits.train, plan, capacity=train.steps_per_dispatch, first_step=first_step, batches_sharding=batches
+        )
+    return ResidentFeed(
+        splits.train,
+        plan,
+        capacity=train.steps_per_dispatch,
+        pixels_sharding=replicated(mesh),
+        rows_sharding=batches,
+    )
+
+
+class Loop:
+    """One run's moving parts."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        splits: Splits,
+        feed: Feed,
+        checkpoints: Checkpoints,
+        telemetry: Telemetry,
+        *,
+        schedule: Schedule,
+        mesh: Mesh,
+        workdir: pathlib.Path,
+    ) -> None:
+        """Takes what `train` has opened."""
+        self.trainer, self.feed, self.schedule = trainer, feed, schedule
+        self.checkpoints, self.telemetry, self.window = checkpoints, telemetry, Window()
+        self.evaluation_split = splits.evaluation_split
+        self.evaluator = Evaluator(trainer, splits.evaluation, mesh)
+        self.painter = Painter(trainer, splits.evaluation, workdir)
+
+    def run(self, state: TrainState, should_stop: Callable[[int], bool]) -> TrainState:
+        """Trains to the schedule's end, or until `should_stop`.
+
+        The order is a contract. Advance; log, which needs the window's metrics; evaluate, which puts the latents'
+        moments into the state; checkpoint, which saves them and the score. Whoever resumes from a checkpoint has
+        therefore logged and evaluated all that it holds.
+        """
+        step, seconds_per_step = int(state.step), 0.0
+        compiled = self._compile(state, step) if step < self.schedule.total else None
+        stopped = False
+        while compiled is not None and step < self.schedule.total and not stopped:
+            boundary = self.schedule.next_boundary(step)
+            count = min(dispatch_length(seconds_per_step, self.feed.capacity), boundary - step)
+            state, seconds = self._advance(compiled, state, step, count)
+            seconds_per_step = seconds / count
+            step += count
+            stopped = should_stop(step)
+            last = step == self.schedule.total
+            if step % self.schedule.log_every == 0 or last or stopped:
+                self._log(step)
+            loss = None
+            if step % self.schedule.evaluate_every == 0 or last:
+                state, loss = self._evaluate(state, step)
+            if step % self.schedule.checkpoint_every == 0 or loss is not None or stopped:
+                self.checkpoints.save(state, step=step, loss=loss)
+        return state
+
+    def _compile(self, state: TrainState, step: int) -> jax.stages.Compiled:
+        started = time.perf_counter()
+        chunk = self.feed.abstract_chunk()
+        compiled = compile_train_steps(self.trainer, state, chunk, capacity=self.feed.capacity)
+        cost, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
+        images = self.trainer.config.train.batch_size
+        say(
+            f"compiled in {time.perf_counter() - started:.1f} s: {cost.get('flops', 0) / images / 1e6:,.0f} MFLOP and "
+            f"{cost.get('bytes accessed', 0) / images / 2**20:,.1f} MiB moved per image, "
+            f"{getattr(memory, 'temp_size_in_bytes', 0) / 2**20:,.0f} MiB of temporaries"
+        )
+        return compiled
+
+    def _advance(
+        self, compiled: jax.stages.Compiled, state: TrainState, step: int, count: int
+    ) -> tuple[TrainState, float]:
+        started = time.perf_counter()
+        chunk = self.feed.chunk(step, count)
+        waited = time.perf_counter() - started
+        state, metrics = compiled(state, chunk, np.int32(count))
+        jax.block_until_ready(metrics)
+        seconds = time.perf_counter() - started
+        self.window.add(metrics, count, seconds)
+        self.telemetry.advance(count, waited=waited)
+        return state, seconds
+
+    def _log(self, step: int) -> None:
+        values = self.window.fetch(self.trainer.config.train.batch_size)
+        self.telemetry.write("train", step, values)
+        say(f"step {step:>7,}/{self.schedule.total:,}  train       {describe(values)}")
+
+    def _evaluate(self, state: TrainState, step: int) -> tuple[TrainState, float]:
+        started = time.perf_counter()
+        loss, moments = self.evaluator(state)
+        state = state.replace(latent_moments=moments)
+        values = {name: float(value) for name, value in jax.device_get(loss)._asdict().items()}
+        self.telemetry.write("evaluation", step, {"split": self.evaluation_split, **values})
+        self.painter(state, step=step)
+        seconds = time.perf_counter() - started
+        say(f"step {step:>7,}/{self.schedule.total:,}  {self.evaluation_split:<10}  {describe(values)}  {seconds:.1f} s")
+        return state, values["loss"]
+
+
+def dispatch_length(seconds_per_step: float, capacity: int) -> int:
+    """Steps of the next dispatch: one to begin with, then as many as last about `DISPATCH_SECONDS`."""
+    if not seconds_per_step:
+        return 1
+    return max(1, min(capacity, round(DISPATCH_SECONDS / seconds_per_step)))
+
+
+def describe(values: dict[str, float]) -> str:
+    """One line of the figures a reader wants."""
+    line = f"loss {values['loss']:.2f}  mse {values['mse']:.5f}  kl {values['kl']:.2f} nats"
+    if "images_per_second" in values:
+        line += f"  {values['images_per_second']:,.0f} images/s"
+    return line
+
+
+def train(
+    config: RunConfig, workdir: str | pathlib.Path, *, should_stop: Callable[[int], bool] = lambda step: False
+) -> TrainState:
+    """Trains, or goes on with, the run in `workdir`, and returns the final state.
+
+    Args:
+      config: of the run.
+      workdir: directory for checkpoints, pictures, metrics and `config.json`; created if missing.
+      should_stop: asked with the number of finished steps after each dispatch; True saves and returns early.
+
+    Raises:
+      UserError: anything that the user can mend, before any work is lost.
+    """
+    mesh = make_mesh()
+    check_batch_size(config, mesh)
+    directory = make_writable_directory(workdir, name="--workdir")
+    for line in workdirs.claim(directory, config):
+        say(line)
+    splits = open_splits(config.data)
+    if config.train.batch_size > len(splits.train):
+        raise UserError(
+            f"config.train.batch_size={config.train.batch_size} is more than the {len(splits.train)} training images: "
+            f"take --config.train.batch_size={len(splits.train) // mesh.size * mesh.size}."
+        )
+    schedule = Schedule.of(config, images=len(splits.train))
+    trainer = Trainer(config, make_model(config), make_optimizer(config.train, total_steps=schedule.total))
+    with contextlib.ExitStack() as stack:
+        checkpoints = stack.enter_context(Checkpoints(directory))
+        state = start_state(trainer, checkpoints, mesh)
+        feed = make_feed(config, splits, mesh, first_step=int(state.step))
+        stack.callback(feed.close)
+        telemetry = stack.enter_context(
+            Telemetry(
+                directory,
+                first_step=int(state.step),
+                total_steps=schedule.total,
+                batch_size=config.train.batch_size,
+                tensorboard=config.train.tensorboard,
+            )
+        )
+        loop = Loop(
+            trainer, splits, feed, checkpoints, telemetry, schedule=schedule, mesh=mesh, workdir=directory
+        )
+        return loop.run(state, should_stop)
+
+
+def start_state(trainer: Trainer, checkpoints: Checkpoints, mesh: Mesh) -> TrainState:
+    """The newest checkpoint's state, or a fresh one."""
+    devices = jax.devices()
+    say(f"devices: {len(devices)} x {devices[0].device_kind}; convolutions: {trainer.model.form}")
+    latest = checkpoints.latest_step()
+    if latest is None:
+        state = create_state(trainer.config, trainer.model, trainer.optimizer, mesh)
+        say(f"model: {parameter_count(state):,} parameters, counting batch statistics")
+        return state
+    say(f"resuming from step {latest:,}")
+    return checkpoints.restore(abstract_state(trainer.config, trainer.model, trainer.optimizer, mesh), step=latest)

@@ -1,0 +1,21 @@
+"""How arrays lie on the devices: parameters on all, the batch cut along the mesh axis `data`."""
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+DATA_AXIS = "data"
+
+
+def make_mesh() -> Mesh:
+    """One axis over all devices. Auto, not the default Explicit, which linen's Dropout cannot trace under."""
+    return jax.make_mesh((jax.device_count(),), (DATA_AXIS,), axis_types=(AxisType.Auto,))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A whole copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def split_along(mesh: Mesh, axis: int) -> NamedSharding:
+    """Cut along the array's dimension `axis`, one part a device."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, DATA_AXIS))

@@ -1,0 +1,201 @@
+"""One optimiser step, many of them in one dispatch, and the evaluation of one batch: pure functions of arrays."""
+
+import functools
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+from facevae_jax.config import CHANNELS, RunConfig
+from facevae_jax.data.batches import Chunk, chunk_images
+from facevae_jax.latents.priors import LatentMoments
+from facevae_jax.models.vae import VAE, to_unit
+from facevae_jax.objective import MIN_VARIANCE, Loss, fixed_variance, image_terms, kl_weight, negative_elbo
+from facevae_jax.random import named_key
+from facevae_jax.training.state import DecoderVariance, TrainState
+
+DECODER_VARIANCE_MOMENTUM = 0.99  # as batch normalisation's, and for the same purpose
+
+
+class Metrics(NamedTuple):
+    """What one step reports."""
+
+    loss: Loss
+    gradient_norm: Float[Array, ""]
+
+
+class Trainer(NamedTuple):
+    """What a step needs beside arrays; hashable, so that it can be a static argument."""
+
+    config: RunConfig
+    model: VAE
+    optimizer: optax.GradientTransformation
+
+    @property
+    def dimensions(self) -> int:
+        """Pixel values of one image."""
+        return self.config.data.resolution**2 * CHANNELS
+
+
+def estimate_variance(mse: Float[Array, ""], params: Any, trainer: Trainer) -> Float[Array, ""]:
+    """The decoder's variance for a training batch: fixed by r_loss_factor, learned, or the batch's optimum."""
+    objective = trainer.config.objective
+    if objective.likelihood == "mse":
+        return jnp.asarray(fixed_variance(objective, dimensions=trainer.dimensions))
+    if objective.variance == "learned":
+        return jnp.maximum(jnp.exp(params["decoder_log_variance"]), MIN_VARIANCE)
+    # At the optimum the loss does not change with the variance, so holding it fixed leaves the gradient exact
+    # (Rybkin et al. 2021, section 3.3).
+    return lax.stop_gradient(jnp.maximum(mse, MIN_VARIANCE))
+
+
+def train_step(state: TrainState, images: UInt8[Array, "b h w c"], *, trainer: Trainer) -> tuple[TrainState, Metrics]:
+    """One step of the optimiser on one global batch; its randomness is a function of (seed, step)."""
+    config = trainer.config
+    weight = kl_weight(config.objective, state.step)
+    latent_key = jax.random.fold_in(named_key(config.train.seed, "latent"), state.step)
+    dropout_key = jax.random.fold_in(named_key(config.train.seed, "dropout"), state.step)
+    targets = to_unit(images)
+
+    def loss_function(params: Any) -> tuple[Float[Array, ""], tuple[Loss, Any]]:
+        output, updates = trainer.model.apply(
+            {"params": params, "batch_stats": state.batch_stats},
+            targets,
+            latent_key,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": dropout_key},
+        )
+        terms = image_terms(targets, output)
+        mse = jnp.mean(terms.squared_error)
+        loss = negative_elbo(
+            mse,
+            jnp.mean(terms.kl, axis=0),
+            variance=estimate_variance(mse, params, trainer),
+            kl_weight=weight,
+            dimensions=trainer.dimensions,
+            config=config.objective,
+        )
+        return loss.loss, (loss, updates.get("batch_stats", {}))
+
+    gradients, (loss, batch_stats) = jax.grad(loss_function, has_aux=True)(state.params)
+    updates, opt_state = trainer.optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    averaged = state.averaged_params
+    if averaged is not None:
+        averaged = optax.incremental_update(params, averaged, 1.0 - config.train.ema_decay)
+    running, momentum = state.decoder_variance, DECODER_VARIANCE_MOMENTUM
+    state = state.replace(
+        step=state.step + 1,
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=opt_state,
+        averaged_params=averaged,
+        decoder_variance=DecoderVariance(
+            total=momentum * running.total + (1 - momentum) * loss.variance,
+            weight=momentum * running.weight + (1 - momentum),
+        ),
+    )
+    return state, Metrics(loss, optax.global_norm(gradients))
+
+
+def train_steps(
+    state: TrainState, chunk: Chunk, count: Int[Array, ""], *, trainer: Trainer, capacity: int
+) -> tuple[TrainState, Metrics]:
+    """The first `count` batches of `chunk`, one step each, in one dispatch.
+
+    `count` is a traced number, so one compiled program serves every length up to `capacity`. Returns the metrics as
+    arrays [capacity], of which the first `count` are filled.
+    """
+    one = functools.partial(train_step, trainer=trainer)
+    shapes = jax.eval_shape(one, state, chunk_images(chunk, 0))[1]
+    history = jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape), leaf.dtype), shapes)
+
+    def body(index: Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
+        state, history = carry
+        state, metrics = one(state, chunk_images(chunk, index))
+        return state, jax.tree.map(lambda all_steps, value: all_steps.at[index].set(value), history, metrics)
+
+    return lax.fori_loop(0, count, body, (state, history))
+
+
+class EvaluationSums(flax.struct.PyTreeNode):
+    """Sums over images, from which the split's exact figures are made."""
+
+    images: Float[Array, ""]
+    squared_error: Float[Array, ""]
+    kl: Float[Array, "z"]
+    latent: Float[Array, "z"]  # of the posterior means
+    latent_square: Float[Array, "z z"]  # of E[z z^T] under the posteriors
+
+    @classmethod
+    def zeros(cls, latent_dim: int) -> "EvaluationSums":
+        """The empty sums."""
+        scalar, vector = jnp.zeros(()), jnp.zeros(latent_dim)
+        return cls(scalar, scalar, vector, vector, jnp.zeros((latent_dim, latent_dim)))
+
+
+def evaluation_step(
+    sums: EvaluationSums,
+    variables: Any,
+    images: UInt8[Array, "b h w c"],
+    valid: Bool[Array, "b"],
+    batch: Int[Array, ""],
+    *,
+    trainer: Trainer,
+) -> EvaluationSums:
+    """Adds one batch of a split; rows where `valid` is false are padding and add nothing."""
+    targets = to_unit(images)
+    key = jax.random.fold_in(named_key(trainer.config.train.seed, "evaluate"), batch)
+    output = trainer.model.apply(variables, targets, key, train=False)
+    terms = image_terms(targets, output)
+    mask = valid.astype(jnp.float32)
+    mean, log_variance = output.posterior
+    weighted = mean * mask[:, None]
+    variance = jnp.sum(jnp.exp(log_variance) * mask[:, None], axis=0)
+    return EvaluationSums(
+        images=sums.images + jnp.sum(mask),
+        # where, not a product: padding may hold anything, and 0 x NaN is NaN.
+        squared_error=sums.squared_error + jnp.sum(jnp.where(valid, terms.squared_error, 0.0)),
+        kl=sums.kl + jnp.sum(jnp.where(valid[:, None], terms.kl, 0.0), axis=0),
+        latent=sums.latent + jnp.sum(weighted, axis=0),
+        latent_square=sums.latent_square + weighted.T @ mean + jnp.diag(variance),
+    )
+
+
+def finish_evaluation(
+    sums: EvaluationSums, decoder_variance: Float[Array, ""], *, trainer: Trainer
+) -> tuple[Loss, LatentMoments]:
+    """The split's loss, at the full KL weight so that epochs of a warm-up compare, and its latents' moments."""
+    loss = negative_elbo(
+        sums.squared_error / sums.images,
+        sums.kl / sums.images,
+        variance=decoder_variance,
+        kl_weight=trainer.config.objective.kl_weight,
+        dimensions=trainer.dimensions,
+        config=trainer.config.objective,
+    )
+    mean = sums.latent / sums.images
+    covariance = sums.latent_square / sums.images - jnp.outer(mean, mean)
+    return loss, LatentMoments(mean, covariance)
+
+
+def evaluation_variance(state: TrainState, *, trainer: Trainer) -> Float[Array, ""]:
+    """The decoder's variance for evaluation: what training arrived at, never fitted to the split itself."""
+    if trainer.config.objective.likelihood == "gaussian" and trainer.config.objective.variance == "optimal":
+        running = state.decoder_variance
+        return jnp.where(running.weight > 0, running.total / jnp.maximum(running.weight, 1e-30), 1.0)
+    params = state.evaluation_variables["params"]
+    return estimate_variance(jnp.zeros(()), params, trainer)
+
+
+def compile_train_steps(
+    trainer: Trainer, state: TrainState, chunk: Chunk, *, capacity: int
+) -> jax.stages.Compiled:
+    """Ahead-of-time compilation of `train_steps` for arrays like these; the state is donated."""
+    function = jax.jit(functools.partial(train_steps, trainer=trainer, capacity=capacity), donate_argnums=0)
+    return function.lower(state, chunk, jax.ShapeDtypeStruct((), jnp.int32)).compile()

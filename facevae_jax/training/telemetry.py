@@ -1,0 +1,103 @@
+"""What a run tells: lines on the screen, a progress bar, `metrics.jsonl` and TensorBoard."""
+
+import json
+import math
+import pathlib
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from tqdm import tqdm
+
+from facevae_jax.errors import UserError
+from facevae_jax.files import atomic_writer
+
+METRICS_FILE = "metrics.jsonl"
+
+
+def say(line: str) -> None:
+    """Prints a line above the progress bar."""
+    tqdm.write(line, file=sys.stdout)
+    sys.stdout.flush()
+
+
+class Telemetry:
+    """The record of one run; use as a context manager."""
+
+    def __init__(
+        self, workdir: pathlib.Path, *, first_step: int, total_steps: int, batch_size: int, tensorboard: bool
+    ) -> None:
+        """Opens the record; what a killed run wrote beyond the checkpoint it resumes from is dropped."""
+        self._path = workdir / METRICS_FILE
+        _drop_after(self._path, first_step)
+        self._file = open(self._path, "a", buffering=1)  # noqa: SIM115, PTH123 - closed in __exit__
+        self._board = _open_tensorboard(workdir, first_step) if tensorboard else None
+        self._batch_size = batch_size
+        self._bar = tqdm(
+            total=total_steps * batch_size,
+            initial=first_step * batch_size,
+            unit="image",
+            unit_scale=True,
+            dynamic_ncols=True,
+            file=sys.stderr,
+        )
+        self._started = time.perf_counter()
+        self._waited = 0.0
+
+    def __enter__(self) -> "Telemetry":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.close()
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+    def advance(self, steps: int, *, waited: float) -> None:
+        """Moves the bar; `waited` is the time in seconds that the device had to wait for data."""
+        self._waited += waited
+        share = self._waited / max(time.perf_counter() - self._started, 1e-9)
+        self._bar.set_postfix_str(f"data wait {share:.1%}", refresh=False)
+        self._bar.update(steps * self._batch_size)
+
+    def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        """Adds one JSON line {"kind", "step", ...values}, and the numbers to TensorBoard as `kind/name`."""
+        # JSON has no NaN or infinity: null keeps every line readable by any parser.
+        finite = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in values.items()}
+        self._file.write(json.dumps({"kind": kind, "step": step, **finite}, allow_nan=False) + "\n")
+        if self._board is not None:
+            for name, value in values.items():
+                if isinstance(value, (int, float)):
+                    self._board.add_scalar(f"{kind}/{name}", value, step)
+
+
+def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl`; a last line that a kill cut short is left out."""
+    path = workdir / METRICS_FILE
+    records = []
+    if path.exists():
+        for line in path.read_text().splitlines():
+            try:
+                records.append(json.loads(line))
+            except ValueError:
+                continue
+    return records
+
+
+def _drop_after(path: pathlib.Path, step: int) -> None:
+    records = read_metrics(path.parent)
+    if records:
+        with atomic_writer(path) as file:
+            for record in records:
+                if record["step"] <= step:
+                    file.write((json.dumps(record) + "\n").encode())
+
+
+def _open_tensorboard(workdir: pathlib.Path, first_step: int) -> Any:
+    try:
+        import tensorboardX
+    except ImportError as error:
+        message = 'config.train.tensorboard=True needs tensorboardX: pip install -e ".[tensorboard]".'
+        raise UserError(message) from error
+    return tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)

@@ -1,0 +1,58 @@
+"""The workdir's `config.json`: what a run was started with, and what may change when it is resumed."""
+
+import json
+import pathlib
+from typing import Any
+
+from facevae_jax.config import RunConfig, flatten
+from facevae_jax.errors import UserError
+from facevae_jax.files import write_json
+
+CONFIG_FILE = "config.json"
+# Keys that decide which parameters exist or what the loss means, beside all of `model`.
+FIXED_KEYS = ("data.name", "data.resolution", "objective.likelihood", "objective.variance")
+
+
+def read_config(workdir: pathlib.Path) -> RunConfig:
+    """The config of the run in `workdir`.
+
+    Raises:
+      UserError: there is none, or it cannot be read.
+    """
+    path = workdir / CONFIG_FILE
+    try:
+        return RunConfig.from_config_dict(json.loads(path.read_text()))
+    except FileNotFoundError as error:
+        message = f"--workdir={str(workdir)!r} holds no run ({CONFIG_FILE} is missing): give the workdir of a training."
+        raise UserError(message) from error
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} cannot be read ({error}): was it written by another version?") from error
+
+
+def claim(workdir: pathlib.Path, config: RunConfig) -> list[str]:
+    """Writes `config.json`, or compares it on resuming; returns a line for each setting that changed.
+
+    Raises:
+      UserError: a setting changed that the run in `workdir` was built on.
+    """
+    if not (workdir / CONFIG_FILE).exists():
+        write_json(workdir / CONFIG_FILE, config.to_dict())
+        return []
+    changed = differences(flatten(read_config(workdir).to_dict()), flatten(config.to_dict()))
+    refused = {key: values for key, values in changed.items() if _is_fixed(key, *values)}
+    if refused:
+        listed = ", ".join(f"config.{key} was {old!r} and is now {new!r}" for key, (old, new) in refused.items())
+        raise UserError(f"--workdir={str(workdir)!r} holds another run: {listed}; set it back or take a new workdir.")
+    if changed:
+        write_json(workdir / CONFIG_FILE, config.to_dict())
+    return [f"config.{key} changed from {old!r} to {new!r}" for key, (old, new) in changed.items()]
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Keys whose values differ: {key: (old, new)}."""
+    return {key: (old.get(key), value) for key, value in new.items() if old.get(key) != value}
+
+
+def _is_fixed(key: str, old: Any, new: Any) -> bool:
+    averaging_switched = key == "train.ema_decay" and (old == 0) != (new == 0)
+    return key.startswith("model.") or key in FIXED_KEYS or averaging_switched

@@ -1,0 +1,172 @@
+"""Drawn faces: pure functions of the index and of the attributes, and every attribute is to be seen."""
+
+import numpy as np
+import pytest
+
+from facevae_jax.data import drawing, synthetic
+
+NAMES = [attribute.name for attribute in synthetic.ATTRIBUTES]
+PLAIN = {
+    attribute.name: (attribute.low + attribute.high) / 2 if attribute.kind == "continuous" else 0.0
+    for attribute in synthetic.ATTRIBUTES
+}
+
+
+def draw_variants(*changes: dict[str, float], resolution: int = 64) -> np.ndarray:
+    """The plain face with each of the changes, as float32 so that differences do not wrap."""
+    values = {name: np.array([change.get(name, PLAIN[name]) for change in changes]) for name in NAMES}
+    return synthetic.draw(values, resolution=resolution).astype(np.float32)
+
+
+def extreme_attributes(count: int) -> dict[str, np.ndarray]:
+    """Faces with most attributes at an end of their range, where geometry is most likely to leave its box."""
+    generator = np.random.default_rng(0)
+    return {
+        attribute.name: attribute.low + (attribute.high - attribute.low) * generator.choice([0, 0, 0.4, 1, 1], count)
+        for attribute in synthetic.ATTRIBUTES
+    }
+
+
+@pytest.mark.parametrize("resolution", [33, 64])
+def test_face_does_not_depend_on_its_batch(resolution):
+    indices = np.array([5, 2**40 - 1, 0, 17, 5, 1234567, *range(100, 130)])
+    batch = synthetic.faces(indices, resolution=resolution)
+    alone = [synthetic.faces(indices[row : row + 1], resolution=resolution)[0] for row in range(len(indices))]
+    np.testing.assert_array_equal(batch, np.stack(alone))
+    assert batch.shape == (len(indices), resolution, resolution, 3)
+    assert batch.dtype == np.uint8
+
+
+def test_layers_stay_inside_their_boxes(monkeypatch):
+    # A box is the smallest that holds a layer in every picture of the batch: too small a one cuts the layer off, and
+    # differently in other company.
+    values = extreme_attributes(100)
+    boxed = synthetic.draw(values, resolution=64)
+    span = drawing.Canvas._span
+    monkeypatch.setattr(
+        drawing.Canvas,
+        "_span",
+        lambda canvas, low, high: slice(0, 64) if isinstance(low, np.ndarray) else span(canvas, low, high),
+    )
+    np.testing.assert_array_equal(boxed, synthetic.draw(values, resolution=64))
+
+
+def test_attribute_values_never_drift():
+    values = synthetic.attributes(np.array([0, 1, 2, 2**40 - 1]))
+    stored = {
+        "skin_tone": [0.89367795, 0.32181418, 0.67349774, 0.37122613],
+        "smile": [-0.85303056, -0.14975953, -0.8350427, -0.8727535],
+        "turn": [11.0964775, 17.91085, 20.576893, 5.0127544],
+        "glasses": [0.0, 0.0, 0.0, 0.0],
+        "beard": [0.0, 1.0, 0.0, 0.0],
+    }
+    for name, expected in stored.items():
+        np.testing.assert_array_equal(values[name], np.array(expected, np.float32), err_msg=name)
+
+
+def test_attributes_depend_on_seed_index_and_name_only():
+    indices = np.arange(1000)
+    values = synthetic.attributes(indices)
+    order = np.random.default_rng(0).permutation(1000)
+    shuffled = synthetic.attributes(indices[order])
+    other = synthetic.attributes(indices, seed=1)
+    for name in NAMES:
+        np.testing.assert_array_equal(shuffled[name], values[name][order])
+        assert np.mean(other[name] == values[name]) < 0.75  # binary ones agree by chance
+    table = np.stack([*values.values(), *other.values()])
+    correlation = np.corrcoef(table) - np.eye(len(table))
+    assert np.abs(correlation).max() < 0.15  # 4.7 standard deviations of 1000 independent draws
+
+
+@pytest.mark.parametrize("attribute", synthetic.ATTRIBUTES, ids=NAMES)
+def test_attribute_has_its_declared_distribution(attribute):
+    values = synthetic.attributes(np.arange(2**40, 2**40 + 20000))[attribute.name]
+    assert values.dtype == np.float32
+    if attribute.kind == "binary":
+        assert set(np.unique(values)) == {0, 1}
+        assert values.mean() == pytest.approx(attribute.frequency, abs=0.015)
+    else:
+        assert attribute.low <= values.min()
+        assert values.max() <= attribute.high
+        counts, _ = np.histogram(values, bins=10, range=(attribute.low, attribute.high))
+        np.testing.assert_allclose(counts / 20000, 0.1, atol=0.012)
+
+
+def test_resolutions_agree():
+    values = extreme_attributes(24)
+    small = synthetic.draw(values, resolution=64).astype(np.float32)
+    large = synthetic.draw(values, resolution=128).astype(np.float32)
+    averaged = large.reshape(24, 64, 2, 64, 2, 3).mean((2, 4))
+    assert np.abs(averaged - small).mean() < 0.8  # of 255
+    # No pixel may be far off: a half-pixel shift keeps the mean small on flat areas but not this.
+    assert np.quantile(np.abs(averaged - small), 0.999) < 24
+
+
+@pytest.mark.parametrize("attribute", synthetic.ATTRIBUTES, ids=NAMES)
+def test_attribute_changes_the_picture_smoothly(attribute):
+    steps = np.linspace(attribute.low, attribute.high, 41)
+    long_hair = {"hair_length": 0.7} if attribute.name == "hair_curl" else {}
+    pictures = draw_variants(*({**long_hair, attribute.name: step} for step in steps))
+    assert np.abs(pictures[-1] - pictures[0]).mean() > 0.3
+    # Forty steps cover the range: none of them may jump.
+    path = np.abs(np.diff(pictures, axis=0)).mean((1, 2, 3))
+    assert path.max() < 6 * path.mean()
+    assert path.min() > 0
+
+
+def test_smile_only_moves_the_mouth():
+    frown, smile = draw_variants({"smile": -1}, {"smile": 1})
+    rows, columns = np.nonzero(np.abs(smile - frown).max(-1))
+    # The mouth is centred at (0, 0.37) of [-1, 1], in pixels (32, 44).
+    assert 38 <= rows.min() < rows.max() <= 50
+    assert 24 <= columns.min() < columns.max() <= 39
+
+
+def test_smile_lifts_the_corners_of_the_mouth():
+    frown, smile = draw_variants({"smile": -1, "turn": 0}, {"smile": 1, "turn": 0}, resolution=256)
+    redness = [picture[:, :, 0] - picture[:, :, 1] for picture in (frown, smile)]
+    # Lips are much redder than skin: where are they near the mouth's corner, and where at its middle?
+    rows = np.arange(160, 200)[:, None]
+    corner, middle = (
+        [(lips * rows).sum() / lips.sum() for lips in (red[160:200, where] > 80 for red in redness)]
+        for where in (slice(146, 149), slice(126, 130))
+    )
+    assert middle[0] - corner[0] < -2
+    assert middle[1] - corner[1] > 2
+
+
+@pytest.mark.parametrize("change", [{}, {"glasses": 1, "hair_length": 0.8, "hair_curl": 1}, {"beard": 1, "smile": 1}])
+def test_turned_faces_mirror_each_other(change):
+    left, right = draw_variants({**change, "turn": -20}, {**change, "turn": 20})
+    assert np.abs(left - right).mean() > 3
+    assert np.abs(left - right[:, ::-1]).max() <= 1  # a mirrored sum rounds in another order
+
+
+def test_light_brightens_its_side():
+    left, right = draw_variants({"light": -1}, {"light": 1})
+    difference = (left - right)[28:44].mean((0, 2))
+    assert difference[18:28].mean() > 10
+    assert difference[36:46].mean() < -10
+
+
+def test_palette_goes_from_stop_to_stop():
+    places = np.array([0, 0.5, 0.75, 1], np.float32).reshape(4, 1, 1)
+    colours = drawing.palette(places, "000000", "ff0000", "ff00ff")[:, :, 0, 0].T
+    np.testing.assert_allclose(colours, [[0, 0, 0], [1, 0, 0], [1, 0, 0.5], [1, 0, 1]], atol=1e-6)
+
+
+def test_values_out_of_range_are_clipped():
+    attribute = synthetic.ATTRIBUTES[0]
+    beyond, end = draw_variants({attribute.name: attribute.high + 5}, {attribute.name: attribute.high})
+    np.testing.assert_array_equal(beyond, end)
+
+
+def test_no_faces_and_bad_requests():
+    assert synthetic.faces(np.array([], np.int64), resolution=32).shape == (0, 32, 32, 3)
+    with pytest.raises(ValueError, match="resolution=2048"):
+        synthetic.faces(np.arange(1), resolution=2048)
+    values = synthetic.attributes(np.arange(1))
+    with pytest.raises(ValueError, match="smile"):
+        synthetic.draw({name: value for name, value in values.items() if name != "smile"}, resolution=32)
+    with pytest.raises(ValueError, match="smiel"):
+        synthetic.draw({**values, "smiel": values["smile"]}, resolution=32)
