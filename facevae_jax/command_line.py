@@ -1,23 +1,26 @@
 """What the command-line modules share: flag parsing and errors of one line with exit code 2."""
 
-import logging
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from absl import flags
+from absl import flags, logging
 
 from facevae_jax.errors import UserError
 
 
-def run(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> NoReturn:
+def run(
+    main: Callable[[list[str]], int | None], *, check_arguments: Callable[[list[str]], None] = lambda argv: None
+) -> NoReturn:
     """Parses the flags, calls `main` with the positional arguments and exits.
+
+    `check_arguments` sees the command line before it is parsed and may raise a better error than the parser's.
 
     Exit codes: what `main` returns (None is 0); 2 and one line on standard error for a `UserError` or a bad flag.
     """
-    logging.getLogger("absl").setLevel(logging.WARNING)  # the libraries' notes would drown the run's own lines
     try:
-        arguments = parse_flags(sys.argv if argv is None else argv)
+        arguments = parse_flags(sys.argv, check_arguments)
+        logging.set_verbosity(logging.ERROR)  # the libraries' notes would drown the run's own lines
         code = main(arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -25,22 +28,20 @@ def run(main: Callable[[list[str]], int | None], argv: list[str] | None = None) 
     sys.exit(code)
 
 
-def parse_flags(argv: list[str]) -> list[str]:
+def parse_flags(argv: list[str], check_arguments: Callable[[list[str]], None]) -> list[str]:
     """Parses `argv` into absl's FLAGS and returns the positional arguments.
 
     Raises:
       UserError: an unknown flag or configuration key, or a value that cannot be read.
     """
-    try:
-        positional = flags.FLAGS(argv)[1:]
-    except SystemExit:
-        raise
-    except Exception as error:  # a config file is Python: importing it may raise anything
-        raise UserError(one_line(error)) from error
-    if flags.FLAGS.is_parsed() and getattr(flags.FLAGS, "help", False):
-        print(flags.FLAGS.main_module_help())
+    if set(argv[1:]) & {"--help", "-help", "-h", "-?"}:
+        print(f"{sys.modules['__main__'].__doc__}\n{flags.FLAGS.main_module_help()}")
         sys.exit(0)
-    return positional
+    try:
+        check_arguments(argv[1:])
+        return flags.FLAGS(argv)[1:]
+    except Exception as error:  # a config file is Python: loading it may raise anything
+        raise UserError(one_line(error)) from error
 
 
 def one_line(error: BaseException) -> str:

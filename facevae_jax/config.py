@@ -6,8 +6,9 @@ command line, the value, and what is allowed.
 """
 
 import dataclasses
+import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import ml_collections
@@ -161,6 +162,16 @@ class RunConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain types, as written to `config.json`."""
         return dataclasses.asdict(self)
+
+
+def check_overrides(arguments: Sequence[str]) -> None:
+    """Raises a TypeError if one of the command line's `--config.x.y=value` names no setting."""
+    known = sorted(flatten(RunConfig().to_dict(), "config."))
+    for argument in arguments:
+        key = argument.lstrip("-").partition("=")[0]
+        if argument.startswith("-") and key.startswith("config.") and key not in known:
+            near = difflib.get_close_matches(key, known, n=3, cutoff=0.5) or known
+            raise TypeError(f"--{key} is unknown: did you mean {', '.join('--' + name for name in near)}?")
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -29,7 +29,7 @@ def make_writable_directory(path: str | os.PathLike[str], *, name: str) -> pathl
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise UserError(
-            f"{name}={str(path)!r} cannot be written to ({error.strerror or error}): choose a directory you may write to."
-        ) from error
+        reason = error.strerror or error
+        message = f"{name}={str(path)!r} cannot be written to ({reason}): choose a directory you may write to."
+        raise UserError(message) from error
     return directory

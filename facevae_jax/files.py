@@ -17,7 +17,7 @@ def atomic_writer(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     path = pathlib.Path(path)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(aside, "w+b") as file:
+        with aside.open("w+b") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

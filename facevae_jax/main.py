@@ -11,7 +11,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from facevae_jax import command_line
-from facevae_jax.config import RunConfig
+from facevae_jax.config import RunConfig, check_overrides
 from facevae_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, with overrides as --config.x.y=value.")
@@ -22,26 +22,38 @@ def main(arguments: list[str]) -> int:
     """Trains; the exit code is 0, or 128 + the signal's number after a stop that saved first."""
     if arguments:
         raise UserError(f"{arguments[0]!r} is not understood: flags look like --name=value.")
-    for flag in (_CONFIG, _WORKDIR):
-        if flag.value is None:
-            raise UserError(f"--{flag.name} is missing: try --config=configs/quickstart.py --workdir=/tmp/quickstart.")
-    try:
-        config = RunConfig.from_config_dict(_CONFIG.value)
-    except (TypeError, ValueError) as error:
-        raise UserError(command_line.one_line(error)) from error
+    workdir: str | None = _WORKDIR.value
+    if _CONFIG.value is None or not workdir:
+        raise UserError("--config and --workdir are needed: --config=configs/quickstart.py --workdir=/tmp/quickstart.")
+    config = read_config()
 
     from facevae_jax.training import loop, telemetry  # after the config is checked: jax takes seconds to import
 
     received: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: received.append(number))
-    loop.train(config, _WORKDIR.value, should_stop=lambda step: bool(received))
+    loop.train(config, workdir, should_stop=lambda step: bool(received))
     if received:
         telemetry.say(f"{signal.Signals(received[0]).name}: saved; the same command goes on from here")
         return 128 + received[0]
-    telemetry.say(f"done: pictures, checkpoints and metrics are in {_WORKDIR.value}")
+    telemetry.say(f"done: pictures, checkpoints and metrics are in {workdir}")
     return 0
 
 
+def read_config() -> RunConfig:
+    """The checked config of `--config` and its overrides.
+
+    Raises:
+      UserError: the file cannot be loaded, or a key or value is impossible.
+    """
+    try:
+        return RunConfig.from_config_dict(_CONFIG.value)
+    except OSError as error:  # what ml_collections makes of any fault in the file
+        message = f"--config={flags.FLAGS['config'].config_filename!r} cannot be loaded"
+        raise UserError(f"{message}: {command_line.one_line(error).rpartition('] ')[2]}") from error
+    except (TypeError, ValueError) as error:
+        raise UserError(command_line.one_line(error)) from error
+
+
 if __name__ == "__main__":
-    command_line.run(main)
+    command_line.run(main, check_arguments=check_overrides)

@@ -19,7 +19,7 @@ MIN_VARIANCE = 1.0 / (12.0 * 255.0**2)
 class ImageTerms(NamedTuple):
     """What each image adds, before any weighting."""
 
-    squared_error: Float[Array, "b"]  # mean over H, W, C of (x - x')^2, pixels in [0, 1]
+    squared_error: Float[Array, " b"]  # mean over H, W, C of (x - x')^2, pixels in [0, 1]
     kl: Float[Array, "b z"]  # nats, per latent dimension
 
 
@@ -63,7 +63,7 @@ def kl_weight(config: ObjectiveConfig, step: Array) -> Float[Array, ""]:
 
 def negative_elbo(
     mse: Float[Array, ""],
-    kl: Float[Array, "z"],
+    kl: Float[Array, " z"],
     *,
     variance: Float[Array, ""],
     kl_weight: Float[Array, ""] | float,

@@ -38,17 +38,19 @@ def test_face_does_not_depend_on_its_batch(resolution):
 
 
 def test_layers_stay_inside_their_boxes(monkeypatch):
-    # A box is the smallest that holds a layer in every picture of the batch: too small a one cuts the layer off, and
-    # differently in other company.
-    values = extreme_attributes(100)
-    boxed = synthetic.draw(values, resolution=64)
+    # A batch shares its boxes, so one too small cuts a layer off, less so in a larger batch. Alone it shows most.
+    values = extreme_attributes(150)
+    alone = [
+        synthetic.draw({name: value[row : row + 1] for name, value in values.items()}, resolution=64)
+        for row in range(150)
+    ]
     span = drawing.Canvas._span
     monkeypatch.setattr(
         drawing.Canvas,
         "_span",
         lambda canvas, low, high: slice(0, 64) if isinstance(low, np.ndarray) else span(canvas, low, high),
     )
-    np.testing.assert_array_equal(boxed, synthetic.draw(values, resolution=64))
+    np.testing.assert_array_equal(np.concatenate(alone), synthetic.draw(values, resolution=64))
 
 
 def test_attribute_values_never_drift():
@@ -97,9 +99,8 @@ def test_resolutions_agree():
     small = synthetic.draw(values, resolution=64).astype(np.float32)
     large = synthetic.draw(values, resolution=128).astype(np.float32)
     averaged = large.reshape(24, 64, 2, 64, 2, 3).mean((2, 4))
-    assert np.abs(averaged - small).mean() < 0.8  # of 255
-    # No pixel may be far off: a half-pixel shift keeps the mean small on flat areas but not this.
-    assert np.quantile(np.abs(averaged - small), 0.999) < 24
+    assert np.abs(averaged - small).mean() < 0.8  # of 255; 0.70 measured
+    assert np.quantile(np.abs(averaged - small), 0.999) < 32  # a doubled or shifted edge hides in the mean
 
 
 @pytest.mark.parametrize("attribute", synthetic.ATTRIBUTES, ids=NAMES)
@@ -107,10 +108,12 @@ def test_attribute_changes_the_picture_smoothly(attribute):
     steps = np.linspace(attribute.low, attribute.high, 41)
     long_hair = {"hair_length": 0.7} if attribute.name == "hair_curl" else {}
     pictures = draw_variants(*({**long_hair, attribute.name: step} for step in steps))
-    assert np.abs(pictures[-1] - pictures[0]).mean() > 0.3
+    change = np.abs(pictures[-1] - pictures[0])
+    assert change.mean() > 0.08  # of 255; the eyes' colour and the nose are small at 64x64
+    assert (change.max(-1) > 8).sum() > 8
     # Forty steps cover the range: none of them may jump.
     path = np.abs(np.diff(pictures, axis=0)).mean((1, 2, 3))
-    assert path.max() < 6 * path.mean()
+    assert path.max() < 3 * path.mean()
     assert path.min() > 0
 
 
@@ -123,23 +126,25 @@ def test_smile_only_moves_the_mouth():
 
 
 def test_smile_lifts_the_corners_of_the_mouth():
-    frown, smile = draw_variants({"smile": -1, "turn": 0}, {"smile": 1, "turn": 0}, resolution=256)
+    frown, smile = draw_variants({"smile": -1}, {"smile": 1}, resolution=256)
     redness = [picture[:, :, 0] - picture[:, :, 1] for picture in (frown, smile)]
     # Lips are much redder than skin: where are they near the mouth's corner, and where at its middle?
     rows = np.arange(160, 200)[:, None]
     corner, middle = (
         [(lips * rows).sum() / lips.sum() for lips in (red[160:200, where] > 80 for red in redness)]
-        for where in (slice(146, 149), slice(126, 130))
+        for where in (slice(138, 142), slice(126, 130))
     )
     assert middle[0] - corner[0] < -2
     assert middle[1] - corner[1] > 2
 
 
-@pytest.mark.parametrize("change", [{}, {"glasses": 1, "hair_length": 0.8, "hair_curl": 1}, {"beard": 1, "smile": 1}])
+@pytest.mark.parametrize(
+    "change", [{}, {"glasses": 1, "hair_length": 0.8, "hair_curl": 1}, {"beard": 1, "hair_length": 0}]
+)
 def test_turned_faces_mirror_each_other(change):
     left, right = draw_variants({**change, "turn": -20}, {**change, "turn": 20})
     assert np.abs(left - right).mean() > 3
-    assert np.abs(left - right[:, ::-1]).max() <= 1  # a mirrored sum rounds in another order
+    assert np.abs(left - right[:, ::-1]).max() <= 1  # rounding may differ: a mirrored sum adds in another order
 
 
 def test_light_brightens_its_side():

@@ -8,7 +8,7 @@ import functools
 import queue
 import threading
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -28,7 +28,7 @@ def steps_per_epoch(images: int, batch_size: int) -> int:
 
 
 @functools.lru_cache(maxsize=2)  # an epoch and, around its end, the next
-def epoch_order(*, seed: int, epoch: int, images: int) -> Int[np.ndarray, "n"]:
+def epoch_order(*, seed: int, epoch: int, images: int) -> Int[np.ndarray, " n"]:
     """The order of the rows in one epoch; computed on the CPU, so that every platform has the same."""
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         key = jax.random.fold_in(named_key(seed, "shuffle"), epoch)
@@ -37,14 +37,14 @@ def epoch_order(*, seed: int, epoch: int, images: int) -> Int[np.ndarray, "n"]:
     return order
 
 
-def batch_rows(*, seed: int, step: int, images: int, batch_size: int) -> Int[np.ndarray, "b"]:
+def batch_rows(*, seed: int, step: int, images: int, batch_size: int) -> Int[np.ndarray, " b"]:
     """Rows of the global batch of a step; a pure function of its arguments."""
     epoch, position = divmod(step, steps_per_epoch(images, batch_size))
     order = epoch_order(seed=seed, epoch=epoch, images=images)
     return order[position * batch_size : (position + 1) * batch_size]
 
 
-def evaluation_rows(*, images: int, batch_size: int) -> Iterator[tuple[Int[np.ndarray, "b"], np.ndarray]]:
+def evaluation_rows(*, images: int, batch_size: int) -> Iterator[tuple[Int[np.ndarray, " b"], np.ndarray]]:
     """Every row once, in order, in batches of one size: (rows, which of them are not padding)."""
     for start in range(0, images, batch_size):
         rows = np.arange(start, start + batch_size, dtype=np.int32)
@@ -63,6 +63,10 @@ def chunk_images(chunk: Chunk, index: Array | int) -> UInt8[Array, "b h w c"]:
     return chunk.pixels[index] if chunk.rows is None else chunk.pixels[chunk.rows[index]]
 
 
+def _abstract(shape: tuple[int, ...], dtype: type, sharding: Sharding) -> Any:
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+
 class BatchPlan(NamedTuple):
     """What decides which rows a step sees."""
 
@@ -70,7 +74,7 @@ class BatchPlan(NamedTuple):
     images: int
     batch_size: int
 
-    def rows(self, step: int) -> Int[np.ndarray, "b"]:
+    def rows(self, step: int) -> Int[np.ndarray, " b"]:
         """Rows of the batch of a step."""
         return batch_rows(seed=self.seed, step=step, images=self.images, batch_size=self.batch_size)
 
@@ -106,9 +110,8 @@ class ResidentFeed:
         self._pixels = jax.device_put(np.asarray(pixels), pixels_sharding)
 
     def abstract_chunk(self) -> Chunk:  # noqa: D102
-        rows = jax.ShapeDtypeStruct((self.capacity, self._plan.batch_size), np.int32, sharding=self._rows_sharding)
-        pixels = jax.ShapeDtypeStruct(self._pixels.shape, np.uint8, sharding=self._pixels.sharding)
-        return Chunk(pixels, rows)
+        rows = _abstract((self.capacity, self._plan.batch_size), np.int32, self._rows_sharding)
+        return Chunk(_abstract(self._pixels.shape, np.uint8, self._pixels.sharding), rows)
 
     def chunk(self, step: int, count: int) -> Chunk:  # noqa: D102
         rows = np.zeros((self.capacity, self._plan.batch_size), np.int32)
@@ -155,7 +158,7 @@ class StreamedFeed:
             step += 1
 
     def abstract_chunk(self) -> Chunk:  # noqa: D102
-        return Chunk(jax.ShapeDtypeStruct(self._shape, np.uint8, sharding=self._sharding), None)
+        return Chunk(_abstract(self._shape, np.uint8, self._sharding), None)
 
     def chunk(self, step: int, count: int) -> Chunk:  # noqa: D102
         if step != self._next_step:

@@ -5,20 +5,19 @@ A layout is the list of images by split, how to crop them, and what is known abo
 
 import csv
 import dataclasses
-import functools
 import hashlib
 import json
 import math
-import os
 import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, TypeVar
 
-from facevae_jax.data.images import EXTENSIONS, Crop
+from facevae_jax.data.folders import describe_folder, image_files, require_folder, some
+from facevae_jax.data.images import Crop
 from facevae_jax.data.records import Record
 from facevae_jax.errors import UserError
 
-TRAIN, VALIDATION, TEST = "train", "validation", "test"
+SPLITS = TRAIN, VALIDATION, TEST = "train", "validation", "test"
 LAYOUTS = ("ffhq", "celeba", "folder", "tfds")
 UNKNOWN = math.nan  # value of an attribute that was not labelled
 
@@ -36,6 +35,9 @@ CELEBA_SPLITS = {"0": TRAIN, "1": VALIDATION, "2": TEST}
 CELEBA_LABELS = {"1": 1.0, "-1": 0.0}
 
 VALIDATION_FRACTION = 0.1  # of a collection that has no split of its own
+
+
+Meaning = TypeVar("Meaning")
 
 
 class Attribute(NamedTuple):
@@ -100,9 +102,7 @@ def ffhq(source: pathlib.Path, *, resolution: int, attributes: pathlib.Path | No
         splits.setdefault(split, []).append(SourceImage(path.relative_to(root).as_posix(), path, labels))
     if not splits:
         raise wrong_folder(folder, expected="PNG or JPEG files such as 00000/00011.png", layout="ffhq")
-    return Layout(
-        kind="ffhq", source=source.name, splits=_in_order(splits), attributes=FFHQ_ATTRIBUTES if table else ()
-    )
+    return Layout(kind="ffhq", source=source.name, splits=in_order(splits), attributes=FFHQ_ATTRIBUTES if table else ())
 
 
 def _ffhq_labels(root: pathlib.Path, given: pathlib.Path | None) -> pathlib.Path | None:
@@ -157,17 +157,24 @@ def ffhq_attributes(path: pathlib.Path) -> tuple[float, ...]:
         if not faces:
             return unknown
         face = faces[0]["faceAttributes"]
-        values = [
-            UNKNOWN if (value := functools.reduce(lambda node, key: node.get(key, {}), keys, face)) == {} else read(value)
-            for _, keys, read in _FFHQ_FIELDS.values()
-        ]
+        values = [_ffhq_value(face, keys, read) for _, keys, read in _FFHQ_FIELDS.values()]
         colours = {entry["color"]: float(entry["confidence"]) for entry in face["hair"]["hairColor"]}
     except FileNotFoundError:
         return unknown
     except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-        raise UserError(f"{path} is not a file of the ffhq-features-dataset: download it anew, or remove it.") from error
+        raise UserError(
+            f"{path} is not a file of the ffhq-features-dataset: download it anew, or remove it."
+        ) from error
     hair = (colours.get(colour, 0.0) if colours else UNKNOWN for colour in FFHQ_HAIR_COLOURS)
     return (*values, *hair)
+
+
+def _ffhq_value(face: Any, keys: tuple[str, ...], read: Callable[[Any], float]) -> float:
+    for key in keys:
+        face = face.get(key)
+        if face is None:
+            return UNKNOWN
+    return read(face)
 
 
 def celeba(source: pathlib.Path) -> Layout:
@@ -204,11 +211,102 @@ def celeba(source: pathlib.Path) -> Layout:
     return Layout(
         kind="celeba",
         source=source.name,
-        splits=_in_order(splits),
+        splits=in_order(splits),
         attributes=tuple(Attribute(name, "binary") for name in names),
         crop=CELEBA_CROP,
         notes=(note,) if absent else (),
     )
 
 
-def _celeba_list[T](root, stem, folder, meanings): ...
+def _celeba_list(
+    source: pathlib.Path, stem: str, folder: str, meanings: Mapping[str, Meaning]
+) -> tuple[list[str], dict[str, tuple[Meaning, ...]]]:
+    """The columns of one of CelebA's lists, and its values by image file name."""
+    paths = [source / sub / f"{stem}{suffix}" for suffix in (".txt", ".csv") for sub in (".", folder)]
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        raise wrong_folder(source, expected=f"{stem}.txt", layout="celeba", remedy=f"put CelebA's {stem}.txt there")
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        rows = list(csv.reader(file)) if path.suffix == ".csv" else [line.split() for line in file]
+    rows = [row for row in rows if row]
+    columns: list[str] = []
+    if path.suffix == ".csv":
+        columns, rows = rows[0][1:], rows[1:]
+    elif stem == CELEBA_ATTRIBUTES:  # a line with the number of images, then the names
+        columns, rows = rows[1] if len(rows) > 1 else [], rows[2:]
+    width = len(columns) or 1
+    values = {}
+    for number, (name, *words) in enumerate(rows, start=1):
+        if len(words) != width or not all(word in meanings for word in words):
+            raise UserError(
+                f"{path}: the entry {number}, {name!r}, does not have {width} values out of {', '.join(meanings)}: "
+                "download the list anew."
+            )
+        values[name] = tuple(meanings[word] for word in words)
+    return columns, values
+
+
+def folder(source: pathlib.Path) -> Layout:
+    """Any folder of PNG, JPEG or WebP files, however deep; a tenth of them, chosen by the hash of the name, validates.
+
+    Raises:
+      UserError: there is no such folder, or no image in it.
+    """
+    require_folder(source)
+    images = [SourceImage(path.relative_to(source).as_posix(), path) for path in image_files(source)]
+    if not images:
+        raise wrong_folder(source, expected="PNG, JPEG or WebP files", layout="folder")
+    fitting = guess_layout(source)
+    note = f"this folder fits --layout={fitting}, which knows its splits and attributes."
+    return Layout(
+        kind="folder",
+        source=source.name,
+        splits=split_by_hash(images),
+        notes=() if fitting in (None, "folder") else (note,),
+    )
+
+
+def split_by_hash(images: Sequence[SourceImage]) -> dict[str, list[SourceImage]]:
+    """Splits images by their names alone: about 90% train, the rest validation.
+
+    No split is left empty where there are two images: the image with the smallest hash validates, the one with the
+    largest trains.
+    """
+    hashes = {image.name: _unit_hash(image.name) for image in images}
+    smallest, largest = min(hashes, key=hashes.__getitem__), max(hashes, key=hashes.__getitem__)
+    splits: dict[str, list[SourceImage]] = {TRAIN: [], VALIDATION: []}
+    for image in images:
+        validates = hashes[image.name] < VALIDATION_FRACTION or image.name == smallest
+        splits[VALIDATION if validates and image.name != largest else TRAIN].append(image)
+    return in_order(splits)
+
+
+def _unit_hash(name: str) -> float:
+    """A number from 0 to 1 that depends on `name` only."""
+    digest = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64
+
+
+def in_order(splits: Mapping[str, list[SourceImage]]) -> dict[str, list[SourceImage]]:
+    """The splits that have images, in their usual order; images by name."""
+    names = sorted(splits, key=lambda name: (SPLITS.index(name) if name in SPLITS else len(SPLITS), name))
+    return {name: sorted(splits[name], key=lambda image: image.name) for name in names if splits[name]}
+
+
+def guess_layout(path: pathlib.Path) -> str | None:
+    """The layout that a folder fits, if any."""
+    ffhq_folders = (FFHQ_THUMBNAILS, FFHQ_IMAGES)
+    if path.name in ffhq_folders or any((path / name).is_dir() for name in ffhq_folders):
+        return "ffhq"
+    if (path / CELEBA_IMAGES).is_dir() or (path / "Img" / CELEBA_IMAGES).is_dir():
+        return "celeba"
+    return "folder" if image_files(path) else None
+
+
+def wrong_folder(path: pathlib.Path, *, expected: str, layout: str, remedy: str = "") -> UserError:
+    """The error for a folder that is not what its layout expects, with the command to try next."""
+    fitting = guess_layout(path)
+    if not remedy:
+        kind, source = (fitting, path) if fitting not in (None, layout) else (layout, "DIR")
+        remedy = f"try python -m facevae_jax.prepare --layout={kind} --source={source} --resolution=64"
+    return UserError(f"--source={str(path)!r}: expected {expected}, {describe_folder(path)}: {remedy}.")

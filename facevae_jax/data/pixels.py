@@ -1,7 +1,7 @@
 """The pixel store: a split decoded once to uint8 [N, R, R, 3] in a memory-mapped `.npy` file.
 
-Beside each `train.npy` lies a `train.json` with its checksum; it is written last, so a store without one, or one that no
-longer agrees with it, is made anew from the dataset.
+Beside each `train.npy` lies a `train.json` with its checksum; it is written last, so a store without one, or one that
+no longer agrees with it, is made anew from the dataset.
 """
 
 import hashlib
@@ -150,5 +150,5 @@ def _checksum(path: pathlib.Path) -> str:
     pixels = np.load(path, mmap_mode="r", allow_pickle=False).reshape(-1)
     digest = hashlib.sha256()
     for start in range(0, pixels.size, HASH_BLOCK_BYTES):
-        digest.update(np.ascontiguousarray(pixels[start : start + HASH_BLOCK_BYTES]))
+        digest.update(pixels[start : start + HASH_BLOCK_BYTES].tobytes())
     return digest.hexdigest()

@@ -262,7 +262,7 @@ class _Scene:
     def _nose(self) -> None:
         tip, _ = self._around(0.57)
         bridge, _ = self._around(0.48)
-        width = 0.055 + 0.055 * self.values["nose_width"]
+        width = 0.050 + 0.075 * self.values["nose_width"]
         region = self.canvas.posed_region(self.pose, (tip + bridge) / 2, 0.12, 3 * width + 0.05, 0.2)
         v = region.v
         u = region.u - bridge - (tip - bridge) * rise(v, -0.05, 0.22)
@@ -275,7 +275,7 @@ class _Scene:
         hump = arch(u, width)
         curve = 0.222 + 0.036 * hump
         under = self.canvas.between(v, curve - 0.020 * np.maximum(hump, 0), curve)
-        under *= 0.6
+        under *= 0.75
         self.canvas.paint(region, under, self.shadow * 0.8)
         nostril = blob(np.abs(u) - 0.48 * width, v - 0.238, 0.42 * width, 0.022)
         nostril *= 0.9
@@ -367,7 +367,7 @@ class _Scene:
             rim = self.canvas.coverage(edge - 0.012)
             rim -= lens
             rim *= opacity
-            glare = lens * (rise(u - v, -0.02, 0.10) * 0.12 + 0.08)
+            glare = lens * (rise(side * u - v, -0.02, 0.10) * 0.12 + 0.08)
             glare *= opacity
             self.canvas.paint(region, glare, WHITE)
             self.canvas.paint(region, rim, frame)
@@ -416,13 +416,13 @@ class _Scene:
     def _back_hair(self) -> None:
         region = self._hair_region()
         edge, u, v = self._hull(region)
-        # As light as the hair in front of it at the rim, where its edge would shine through as a dark line.
+        # Inside the outline of the hair in front: two half-covered edges on one line add up to a bolder one.
+        edge += 0.02 * (1 - rise(region.v - self.hair_end, -0.45, -0.1))
         inner = 1 - u * u - v * v
         np.maximum(inner, 0, out=inner)
         inner = np.minimum(inner * 2, 1, out=inner)
-        self.canvas.paint(
-            region, self.canvas.coverage(edge), self.hair, towards=self.hair * flat("9c8474"), amount=inner
-        )
+        dark = self.hair * flat("9c8474")
+        self.canvas.paint(region, self.canvas.coverage(edge), self.hair, towards=dark, amount=inner)
 
     def _front_hair(self) -> None:
         region = self._hair_region()

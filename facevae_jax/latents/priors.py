@@ -14,13 +14,11 @@ JITTER = 1e-6  # added to the covariance's diagonal, whose rounding error could 
 class LatentMoments(flax.struct.PyTreeNode):
     """Mean and covariance of the aggregate posterior, as the last evaluation measured them on its split."""
 
-    mean: Float[Array, "z"]
+    mean: Float[Array, " z"]
     covariance: Float[Array, "z z"]
 
 
-def sample_prior(
-    prior: Prior, key: PRNGKeyArray, count: int, moments: LatentMoments
-) -> Float[Array, "count z"]:
+def sample_prior(prior: Prior, key: PRNGKeyArray, count: int, moments: LatentMoments) -> Float[Array, "count z"]:
     """Latents from N(0, I), or from the Gaussian with the mean and covariance of the aggregate posterior.
 
     Where the aggregate posterior is far from N(0, I), as with a strong reconstruction weight, the fitted Gaussian

@@ -33,7 +33,7 @@ def strided_convolution(
     """3x3 convolution with stride 2 and SAME padding (none before, one after); h and w are even."""
     if form == "plain":
         return lax.conv_general_dilated(x, kernel, (STRIDE, STRIDE), "SAME", dimension_numbers=_LAYOUT)
-    batch, height, width, channels = x.shape
+    _, height, width, channels = x.shape
     padded = jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))
     taps = [
         padded[:, row : row + height - 1 : STRIDE, column : column + width - 1 : STRIDE, :]
@@ -54,10 +54,8 @@ def transposed_convolution(
     them not zero, followed by depth-to-space.
     """
     if form == "plain":
-        return lax.conv_transpose(
-            x, kernel, (STRIDE, STRIDE), "SAME", dimension_numbers=_LAYOUT, transpose_kernel=True
-        )
-    batch, height, width, channels = x.shape
+        return lax.conv_transpose(x, kernel, (STRIDE, STRIDE), "SAME", dimension_numbers=_LAYOUT, transpose_kernel=True)
+    batch, height, width, _ = x.shape
     features = kernel.shape[2]
     padded = jnp.pad(x, ((0, 0), (1, 0), (1, 0), (0, 0)))
     # Rows then columns, the current one before the previous one, in the order of `_sub_pixel_kernel`.
@@ -104,7 +102,7 @@ class StridedConvolution(nn.Module):
 
 
 class TransposedConvolution(nn.Module):
-    """Doubles height and width; parameters as `nn.ConvTranspose(features, (3, 3), strides=2, transpose_kernel=True)`."""
+    """Doubles height and width; parameters as `nn.ConvTranspose(..., (3, 3), strides=2, transpose_kernel=True)`."""
 
     features: int
     form: Form

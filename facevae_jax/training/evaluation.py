@@ -61,14 +61,16 @@ class Evaluator:
 @functools.partial(jax.jit, static_argnames="model")
 def reconstruct(model: VAE, variables: Any, images: jax.Array) -> jax.Array:
     """Pixels of the reconstruction from the posterior's mean."""
-    posterior = model.apply(variables, to_unit(images), method="encode")
-    return to_pixels(model.apply(variables, posterior.mean, method="decode"))
+    posterior: Any = model.apply(variables, to_unit(images), method="encode")
+    decoded: Any = model.apply(variables, posterior.mean, method="decode")
+    return to_pixels(decoded)
 
 
 @functools.partial(jax.jit, static_argnames="model")
 def decode(model: VAE, variables: Any, latents: jax.Array) -> jax.Array:
     """Pixels of latents."""
-    return to_pixels(model.apply(variables, latents, method="decode"))
+    decoded: Any = model.apply(variables, latents, method="decode")
+    return to_pixels(decoded)
 
 
 class Painter:
@@ -101,5 +103,3 @@ class Painter:
             paths.append(self._directory / f"{name}_{step:08d}.png")
             pictures.write_png(paths[-1], image)
         return paths
-
-

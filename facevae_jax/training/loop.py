@@ -4,19 +4,19 @@ import contextlib
 import pathlib
 import time
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from facevae_jax.config import RunConfig
-from facevae_jax.data.batches import BatchPlan, Feed, ResidentFeed, StreamedFeed, device_memory_budget, steps_per_epoch
+from facevae_jax.data.batches import BatchPlan, Feed, ResidentFeed, StreamedFeed, device_memory_budget
 from facevae_jax.data.pixels import Splits, open_splits
 from facevae_jax.errors import UserError, make_writable_directory
 from facevae_jax.training import workdir as workdirs
 from facevae_jax.training.checkpoints import Checkpoints
 from facevae_jax.training.evaluation import Evaluator, Painter
+from facevae_jax.training.pace import Schedule, Window, dispatch_length
 from facevae_jax.training.sharding import make_mesh, replicated, split_along
 from facevae_jax.training.state import (
     TrainState,
@@ -26,59 +26,8 @@ from facevae_jax.training.state import (
     make_optimizer,
     parameter_count,
 )
-from facevae_jax.training.step import Metrics, Trainer, compile_train_steps
+from facevae_jax.training.step import Trainer, compile_train_steps
 from facevae_jax.training.telemetry import Telemetry, say
-
-DISPATCH_SECONDS = 1.0  # aimed at: long enough to hide Python, short enough to answer a signal
-
-
-class Schedule(NamedTuple):
-    """When things happen, in optimiser steps."""
-
-    total: int
-    log_every: int
-    evaluate_every: int
-    checkpoint_every: int
-
-    @classmethod
-    def of(cls, config: RunConfig, *, images: int) -> "Schedule":
-        """The schedule of a run on so many training images."""
-        train = config.train
-        epoch = steps_per_epoch(images, train.batch_size)
-        evaluate = epoch * train.evaluate_every_epochs
-        total = train.steps or epoch * train.epochs
-        return cls(total, train.log_every_steps, evaluate, train.checkpoint_every_steps or evaluate)
-
-    def next_boundary(self, step: int) -> int:
-        """The next step after `step` at which something other than training happens."""
-        cadences = (self.log_every, self.evaluate_every, self.checkpoint_every)
-        return min(self.total, *((step // every + 1) * every for every in cadences))
-
-
-class Window:
-    """Metrics since the last log line; they stay on the device until then."""
-
-    def __init__(self) -> None:
-        self._parts: list[tuple[Metrics, int]] = []
-        self._seconds = 0.0
-
-    def add(self, metrics: Metrics, count: int, seconds: float) -> None:
-        """Adds a dispatch of `count` steps that took `seconds`."""
-        self._parts.append((metrics, count))
-        self._seconds += seconds
-
-    def fetch(self, batch_size: int) -> dict[str, float]:
-        """Means over the steps of the window and images/s, and empties it."""
-        fetched = [(jax.device_get(metrics), count) for metrics, count in self._parts]
-        steps = sum(count for _, count in fetched)
-        flat = [{**metrics.loss._asdict(), "gradient_norm": metrics.gradient_norm} for metrics, _ in fetched]
-        values = {
-            name: float(np.concatenate([part[name][:count] for part, (_, count) in zip(flat, fetched, strict=True)]).mean())
-            for name in flat[0]
-        }
-        values["images_per_second"] = steps * batch_size / self._seconds
-        self.__init__()  # type: ignore[misc]
-        return values
 
 
 def check_batch_size(config: RunConfig, mesh: Mesh) -> None:
@@ -100,8 +49,8 @@ def make_feed(config: RunConfig, splits: Splits, mesh: Mesh, *, first_step: int)
     kind = config.data.feed
     if kind == "auto":
         kind = "resident" if size <= budget else "streamed"
-    relation = "within" if size <= budget else "above"
-    say(f"feed: {kind} ({images:,} images, {size / 2**20:,.0f} MiB, {relation} the budget of {budget / 2**20:,.0f} MiB)")
+    relation = "fit into" if size <= budget else "exceed"
+    say(f"feed: {kind}; {images:,} images of {size / 2**20:,.0f} MiB {relation} {budget / 2**20:,.0f} MiB a device")
     batches = split_along(mesh, 1)
     if kind == "streamed":
         return StreamedFeed(
@@ -203,16 +152,9 @@ class Loop:
         values = {name: float(value) for name, value in jax.device_get(loss)._asdict().items()}
         self.telemetry.write("evaluation", step, {"split": self.evaluation_split, **values})
         self.painter(state, step=step)
-        seconds = time.perf_counter() - started
-        say(f"step {step:>7,}/{self.schedule.total:,}  {self.evaluation_split:<10}  {describe(values)}  {seconds:.1f} s")
+        values["seconds"] = time.perf_counter() - started
+        say(f"step {step:>7,}/{self.schedule.total:,}  {self.evaluation_split:<10}  {describe(values)}")
         return state, values["loss"]
-
-
-def dispatch_length(seconds_per_step: float, capacity: int) -> int:
-    """Steps of the next dispatch: one to begin with, then as many as last about `DISPATCH_SECONDS`."""
-    if not seconds_per_step:
-        return 1
-    return max(1, min(capacity, round(DISPATCH_SECONDS / seconds_per_step)))
 
 
 def describe(values: dict[str, float]) -> str:
@@ -220,6 +162,8 @@ def describe(values: dict[str, float]) -> str:
     line = f"loss {values['loss']:.2f}  mse {values['mse']:.5f}  kl {values['kl']:.2f} nats"
     if "images_per_second" in values:
         line += f"  {values['images_per_second']:,.0f} images/s"
+    if "seconds" in values:
+        line += f"  {values['seconds']:.1f} s"
     return line
 
 
@@ -263,9 +207,7 @@ def train(
                 tensorboard=config.train.tensorboard,
             )
         )
-        loop = Loop(
-            trainer, splits, feed, checkpoints, telemetry, schedule=schedule, mesh=mesh, workdir=directory
-        )
+        loop = Loop(trainer, splits, feed, checkpoints, telemetry, schedule=schedule, mesh=mesh, workdir=directory)
         return loop.run(state, should_stop)
 
 

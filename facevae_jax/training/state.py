@@ -93,9 +93,7 @@ def _initial_state(config: RunConfig, model: VAE, optimizer: optax.GradientTrans
     )
 
 
-def abstract_state(
-    config: RunConfig, model: VAE, optimizer: optax.GradientTransformation, mesh: Mesh
-) -> TrainState:
+def abstract_state(config: RunConfig, model: VAE, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """Shapes, dtypes and shardings of the state, without any array being made."""
     shapes = jax.eval_shape(lambda: _initial_state(config, model, optimizer))
     sharding = replicated(mesh)

@@ -128,8 +128,8 @@ class EvaluationSums(flax.struct.PyTreeNode):
 
     images: Float[Array, ""]
     squared_error: Float[Array, ""]
-    kl: Float[Array, "z"]
-    latent: Float[Array, "z"]  # of the posterior means
+    kl: Float[Array, " z"]
+    latent: Float[Array, " z"]  # of the posterior means
     latent_square: Float[Array, "z z"]  # of E[z z^T] under the posteriors
 
     @classmethod
@@ -143,7 +143,7 @@ def evaluation_step(
     sums: EvaluationSums,
     variables: Any,
     images: UInt8[Array, "b h w c"],
-    valid: Bool[Array, "b"],
+    valid: Bool[Array, " b"],
     batch: Int[Array, ""],
     *,
     trainer: Trainer,
@@ -151,7 +151,7 @@ def evaluation_step(
     """Adds one batch of a split; rows where `valid` is false are padding and add nothing."""
     targets = to_unit(images)
     key = jax.random.fold_in(named_key(trainer.config.train.seed, "evaluate"), batch)
-    output = trainer.model.apply(variables, targets, key, train=False)
+    output: Any = trainer.model.apply(variables, targets, key, train=False)
     terms = image_terms(targets, output)
     mask = valid.astype(jnp.float32)
     mean, log_variance = output.posterior
@@ -193,9 +193,7 @@ def evaluation_variance(state: TrainState, *, trainer: Trainer) -> Float[Array, 
     return estimate_variance(jnp.zeros(()), params, trainer)
 
 
-def compile_train_steps(
-    trainer: Trainer, state: TrainState, chunk: Chunk, *, capacity: int
-) -> jax.stages.Compiled:
+def compile_train_steps(trainer: Trainer, state: TrainState, chunk: Chunk, *, capacity: int) -> jax.stages.Compiled:
     """Ahead-of-time compilation of `train_steps` for arrays like these; the state is donated."""
     function = jax.jit(functools.partial(train_steps, trainer=trainer, capacity=capacity), donate_argnums=0)
     return function.lower(state, chunk, jax.ShapeDtypeStruct((), jnp.int32)).compile()

@@ -1,0 +1,17 @@
+"""CelebA at 128x128, prepared by `python -m facevae_jax.prepare --layout=celeba --resolution=128 --source=DIR`.
+
+Command: python -m facevae_jax.main --config=configs/celeba128.py --workdir=/tmp/celeba128
+Hardware, time and score: not yet measured.
+"""
+
+import ml_collections
+
+from facevae_jax.config import DataConfig, RunConfig, TrainConfig
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The run's settings."""
+    return RunConfig(
+        data=DataConfig(name="celeba", resolution=128),
+        train=TrainConfig(batch_size=128, epochs=20, learning_rate=1e-3, schedule="cosine"),
+    ).to_config_dict()

@@ -1,0 +1,17 @@
+"""FFHQ at 64x64, prepared by `python -m facevae_jax.prepare --layout=ffhq --resolution=64 --source=DIR`.
+
+Command: python -m facevae_jax.main --config=configs/ffhq64.py --workdir=/tmp/ffhq64
+Hardware, time and score: not yet measured.
+"""
+
+import ml_collections
+
+from facevae_jax.config import DataConfig, RunConfig, TrainConfig
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The run's settings."""
+    return RunConfig(
+        data=DataConfig(name="ffhq", resolution=64),
+        train=TrainConfig(batch_size=128, epochs=30, learning_rate=1e-3, schedule="cosine"),
+    ).to_config_dict()

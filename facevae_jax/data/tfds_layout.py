@@ -1,0 +1,131 @@
+"""A dataset of the TFDS catalogue (lfw, celeb_a, ...) that is prepared on this machine, as a layout."""
+
+import json
+import os
+import pathlib
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from facevae_jax.data import records
+from facevae_jax.data.folders import some
+from facevae_jax.data.layouts import (
+    CELEBA_CROP,
+    CENTRE_SQUARE,
+    SPLITS,
+    TRAIN,
+    UNKNOWN,
+    VALIDATION,
+    Attribute,
+    Layout,
+    SourceImage,
+    in_order,
+    split_by_hash,
+)
+from facevae_jax.errors import UserError
+
+IMAGE = "image"
+
+
+def tfds_dataset(source: str, *, data_dir: str | os.PathLike[str]) -> Layout:
+    """The newest version of a TFDS dataset under `data_dir`, in ArrayRecord files.
+
+    Its splits stay as they are; without a `validation` split, a tenth of `train` becomes one. Scalar features that are
+    truth values or floats, alone or in `attributes`, become attributes.
+
+    Args:
+      source: `name` or `name/config`.
+      data_dir: the folder of all TFDS datasets.
+
+    Raises:
+      UserError: the dataset is not prepared there, or in another file format, or has no 8-bit `image`.
+    """
+    directory = _find(source, pathlib.Path(data_dir).expanduser())
+    info = records.open_info(directory).info
+    image = info.features.get(IMAGE)
+    if image is None or len(image.shape) != 3 or str(image.np_dtype) not in ("uint8", "<class 'numpy.uint8'>"):
+        raise UserError(f"--source={source!r} has no 8-bit feature `image` ({some(info.features)}): choose another.")
+    if TRAIN not in info.splits:
+        raise UserError(f"--source={source!r} has no split `train` ({some(info.splits)}): choose another.")
+    fields = _attribute_fields(info.features)
+    splits: dict[str, list[SourceImage]] = {}
+    for split in (split for split in info.splits if split in SPLITS):
+        examples = records.open_split(directory, split)
+        for row in range(len(examples)):
+            labels = _labels(examples[row], fields) if fields else ()
+            record = records.Record(str(directory), split, row)
+            splits.setdefault(split, []).append(SourceImage(f"{split}/{row:06d}", record, labels))
+    notes = []
+    if VALIDATION not in splits:
+        splits.update(split_by_hash(splits[TRAIN]))
+        notes.append(f"{source} has no validation split: a tenth of its train split becomes one.")
+    return Layout(
+        kind="tfds",
+        source=source,
+        splits=in_order(splits),
+        attributes=tuple(attribute for attribute, _ in fields.values()),
+        crop=CELEBA_CROP if tuple(image.shape[:2]) == CELEBA_CROP.size[::-1] else CENTRE_SQUARE,
+        notes=tuple(notes),
+    )
+
+
+def _find(source: str, data_dir: pathlib.Path) -> pathlib.Path:
+    """The directory of the newest version of a dataset in ArrayRecord format."""
+    name, _, config = source.partition("/")
+    found: dict[str, list[pathlib.Path]] = {}
+    for pattern in (f"*/{records.INFO_FILE}", f"*/*/{records.INFO_FILE}"):
+        for path in (data_dir / name).glob(pattern) if name else ():
+            version, between = path.parent, path.parent.relative_to(data_dir / name).parent.as_posix()
+            if re.fullmatch(r"\d+\.\d+\.\d+", version.name):
+                found.setdefault("" if between == "." else between, []).append(version)
+    if not config:  # a number is the resolution of a dataset that this project prepared
+        found = {key: versions for key, versions in found.items() if not key.isdecimal()}
+    remedy = (
+        f'python -c "import tensorflow_datasets as tfds; tfds.builder({source!r}, data_dir={str(data_dir)!r}, '
+        "file_format='array_record').download_and_prepare()\" (above 1 GB TFDS needs TensorFlow for this)"
+    )
+    if config not in found and (config or len(found) != 1):
+        if found:
+            raise UserError(
+                f"--source={source!r}: choose one of {', '.join(f'{name}/{key}' for key in sorted(found))}."
+            )
+        raise UserError(f"--source={source!r}: TFDS has not prepared it in --data_dir={str(data_dir)!r}: {remedy}")
+    versions = found[config] if config in found else next(iter(found.values()))
+    newest = max(versions, key=lambda path: tuple(map(int, path.name.split("."))))
+    try:
+        file_format = json.loads((newest / records.INFO_FILE).read_bytes()).get("fileFormat")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{newest} is not a readable dataset ({records.reason(error)}): prepare it anew.") from error
+    if file_format != "array_record":
+        raise UserError(
+            f"--source={source!r}: {newest} has files in the format {file_format!r}, which need TensorFlow: "
+            f"move it away, then {remedy}"
+        )
+    return newest
+
+
+def _attribute_fields(features: Mapping[str, Any]) -> dict[str, tuple[Attribute, Callable[[Any], list[float]]]]:
+    """By name in the records: the attribute, and what reads its values."""
+    candidates = dict(features) | {f"attributes/{key}": value for key, value in _nested(features).items()}
+    fields: dict[str, tuple[Attribute, Callable[[Any], list[float]]]] = {}
+    for path, feature in candidates.items():
+        dtype = getattr(feature, "np_dtype", None)
+        if feature.shape != () or isinstance(dtype, dict) or dtype is None:
+            continue
+        name = path.rpartition("/")[2]
+        if str(dtype) == "bool" or dtype is bool:
+            fields[path] = Attribute(name, "binary"), lambda value: value.int64_list.value
+        elif "float" in str(dtype):
+            fields[path] = Attribute(name, "continuous"), lambda value: value.float_list.value
+    return fields
+
+
+def _nested(features: Mapping[str, Any]) -> Mapping[str, Any]:
+    nested = features.get("attributes")
+    return dict(nested.items()) if hasattr(nested, "items") else {}
+
+
+def _labels(example: bytes, fields: Mapping[str, tuple[Attribute, Callable[[Any], list[float]]]]) -> tuple[float, ...]:
+    features = records.features_of(example)
+    values = (read(features[path]) if path in features else [] for path, (_, read) in fields.items())
+    return tuple(float(value[0]) if value else UNKNOWN for value in values)

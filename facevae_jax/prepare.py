@@ -1,0 +1,175 @@
+"""From images to a prepared dataset.
+
+    python -m facevae_jax.prepare --layout=celeba --source=DIR --resolution=64
+
+Layouts: `ffhq` (images1024x1024/ or thumbnails128x128/), `celeba` (img_align_celeba/ and its two lists), `folder` (any
+PNG, JPEG and WebP files), `tfds` (a dataset such as lfw that TFDS has prepared under --data_dir).
+"""
+
+import os
+import pathlib
+import re
+import shlex
+import sys
+
+from absl import flags
+
+from facevae_jax import command_line
+from facevae_jax.config import MAX_RESOLUTION, MIN_RESOLUTION, DataConfig
+from facevae_jax.data import builder, layouts, records, tfds_layout
+from facevae_jax.errors import UserError
+
+DEFAULT_DATA_DIR = DataConfig.data_dir
+RESERVED_NAME = DataConfig.name  # of the drawn faces
+GENERAL_CONFIG = "configs/ffhq128.py"
+
+
+def define_flags() -> None:
+    """Defines the flags; not at import, so that a worker process or a test may import this module."""
+    flags.DEFINE_string("layout", None, f"what the source looks like: {', '.join(layouts.LAYOUTS)}")
+    flags.DEFINE_string("source", None, "the folder of the images; for --layout=tfds the name of the dataset")
+    flags.DEFINE_integer("resolution", None, "pixels along one side: a power of two from 32 to 1024")
+    flags.DEFINE_string("data_dir", DEFAULT_DATA_DIR, "where prepared datasets are")
+    flags.DEFINE_string("name", None, "name of the dataset; by default that of the layout, or of the TFDS dataset")
+    flags.DEFINE_integer("workers", None, "processes that convert images; by default as many as there are CPU cores")
+    flags.DEFINE_bool("overwrite", False, "prepare anew what is prepared already")
+    flags.DEFINE_string("attributes", None, "folder of the ffhq-features-dataset, for --layout=ffhq")
+
+
+def main(arguments: list[str]) -> int | None:
+    """Reads the flags and prepares the dataset."""
+    if arguments:
+        raise UserError(f"{arguments[0]!r} is not a flag: write --source={arguments[0]}.")
+    values = flags.FLAGS
+    try:
+        prepare(
+            layout=values.layout,
+            source=values.source,
+            resolution=values.resolution,
+            data_dir=values.data_dir,
+            name=values.name,
+            workers=values.workers,
+            overwrite=values.overwrite,
+            attributes=values.attributes,
+        )
+    except KeyboardInterrupt:
+        print("stopped; nothing was written.", file=sys.stderr)
+        return 130
+    return None
+
+
+def prepare(
+    *,
+    layout: str | None,
+    source: str | None,
+    resolution: int | None,
+    data_dir: str = DEFAULT_DATA_DIR,
+    name: str | None = None,
+    workers: int | None = None,
+    overwrite: bool = False,
+    attributes: str | None = None,
+) -> None:
+    """Prepares a dataset and prints where it is and what to type next. The arguments are the flags.
+
+    Raises:
+      UserError: a flag is missing or impossible, or the images are not what the layout expects.
+    """
+    if layout not in layouts.LAYOUTS:
+        raise UserError(f"--layout={layout or ''}: choose one of {', '.join(layouts.LAYOUTS)}.")
+    if not source:
+        what = "the name of a TFDS dataset, such as lfw" if layout == "tfds" else "the folder of the images"
+        raise UserError(f"--source is missing: give {what}.")
+    if resolution is None or resolution & (resolution - 1) or not MIN_RESOLUTION <= resolution <= MAX_RESOLUTION:
+        given = "" if resolution is None else resolution
+        raise UserError(f"--resolution={given}: choose a power of two from {MIN_RESOLUTION} to {MAX_RESOLUTION}.")
+    name = name or (source.partition("/")[0] if layout == "tfds" else layout)
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name == RESERVED_NAME:
+        raise UserError(
+            f"--name={name!r}: use lower-case letters, digits and _, a letter first, and not {RESERVED_NAME!r}."
+        )
+    if workers is not None and workers < 1:
+        raise UserError(f"--workers={workers}: choose at least 1.")
+    if attributes and layout != "ffhq":
+        raise UserError(f"--attributes is for --layout=ffhq: leave it out with --layout={layout}.")
+
+    target = builder.dataset_directory(data_dir, name=name, resolution=resolution)
+    if (target / records.INFO_FILE).is_file() and not overwrite:
+        counts = describe_counts(builder.split_sizes(target))
+        print(f"already prepared: {target} ({counts}); --overwrite prepares it anew.")
+    else:
+        found = open_layout(
+            layout, source, resolution=resolution, data_dir=data_dir, attributes=attributes and _path(attributes)
+        )
+        for note in (*found.notes, *leftovers(target)):
+            print(f"note: {note}")
+        prepared = builder.prepare_dataset(
+            found, data_dir=data_dir, name=name, resolution=resolution, workers=workers or available_cpus()
+        )
+        if prepared.enlarged:
+            total = sum(prepared.images.values())
+            print(
+                f"note: {prepared.enlarged} of {total} images are smaller than {resolution} pixels and were enlarged."
+            )
+        print(f"prepared: {target} ({describe_counts(prepared.images)}; {prepared.images_per_second:.0f} images/s)")
+    print(f"next: {next_command(data_dir, name=name, resolution=resolution)}")
+
+
+def open_layout(
+    layout: str,
+    source: str,
+    *,
+    resolution: int,
+    data_dir: str = DEFAULT_DATA_DIR,
+    attributes: pathlib.Path | None = None,
+) -> layouts.Layout:
+    """The images of `source`.
+
+    Raises:
+      UserError: they are not what the layout expects.
+    """
+    match layout:
+        case "ffhq":
+            return layouts.ffhq(_path(source), resolution=resolution, attributes=attributes)
+        case "celeba":
+            return layouts.celeba(_path(source))
+        case "folder":
+            return layouts.folder(_path(source))
+    return tfds_layout.tfds_dataset(source, data_dir=data_dir)
+
+
+def _path(given: str) -> pathlib.Path:
+    """Without `~` and `..`, so that its last part is a name."""
+    return pathlib.Path(os.path.abspath(pathlib.Path(given).expanduser()))  # noqa: PTH100 - resolve() follows links
+
+
+def describe_counts(images: dict[str, int]) -> str:
+    """For example `16000 train, 2000 validation`."""
+    return ", ".join(f"{count} {split}" for split, count in images.items())
+
+
+def leftovers(target: pathlib.Path) -> list[str]:
+    """A note on what runs that were killed have left beside the dataset."""
+    remains = sorted(target.parent.glob("incomplete.*"))
+    return [f"{path} is left from a run that was killed, or is still at work: delete it if not." for path in remains]
+
+
+def next_command(data_dir: str, *, name: str, resolution: int) -> str:
+    """The command that trains on the dataset."""
+    config, overrides = f"configs/{name}{resolution}.py", []
+    if not pathlib.Path(config).is_file():
+        config = GENERAL_CONFIG
+        overrides = [f"--config.data.name={name}", f"--config.data.resolution={resolution}"]
+    if data_dir != DEFAULT_DATA_DIR:
+        overrides.append(f"--config.data.data_dir={data_dir}")
+    words = [f"--config={config}", *overrides, f"--workdir=/tmp/{name}{resolution}"]
+    return shlex.join(["python", "-m", "facevae_jax.main", *words])
+
+
+def available_cpus() -> int:
+    """The CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+if __name__ == "__main__":
+    define_flags()
+    command_line.run(main)

@@ -1,0 +1,47 @@
+"""A trained model for use: its parameters alone, without the optimiser's state."""
+
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+
+from facevae_jax.config import RunConfig
+from facevae_jax.errors import UserError
+from facevae_jax.latents.priors import LatentMoments
+from facevae_jax.models.vae import VAE
+from facevae_jax.training.checkpoints import DIRECTORY, Checkpoints
+from facevae_jax.training.sharding import make_mesh
+from facevae_jax.training.state import abstract_state, make_model, make_optimizer
+from facevae_jax.training.workdir import read_config
+
+
+class TrainedModel(NamedTuple):
+    """What sampling and editing need."""
+
+    config: RunConfig
+    model: VAE
+    variables: Any  # averaged parameters where the run kept them
+    latent_moments: LatentMoments
+    step: int
+
+
+def restore_model(workdir: pathlib.Path) -> TrainedModel:
+    """The model of the run in `workdir`, from its best checkpoint by validation loss.
+
+    Raises:
+      UserError: no run, no checkpoint, or one that cannot be read.
+    """
+    config = read_config(workdir)
+    if not (workdir / DIRECTORY).is_dir():
+        raise UserError(f"--workdir={str(workdir)!r} has no checkpoint yet: train first, or wait for its first one.")
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        step = checkpoints.best_step()
+        if step is None:
+            raise UserError(f"--workdir={str(workdir)!r} has no checkpoint yet: wait for the run's first one.")
+        model = make_model(config)
+        state = abstract_state(config, model, make_optimizer(config.train, total_steps=1), make_mesh())
+        params = "params" if state.averaged_params is None else "averaged_params"
+        wanted = {name: getattr(state, name) for name in (params, "batch_stats", "latent_moments")}
+        restored = checkpoints.restore_tree(wanted, step=step, partial=True)
+    variables = {"params": restored[params], "batch_stats": restored["batch_stats"]}
+    return TrainedModel(config, model, jax.block_until_ready(variables), restored["latent_moments"], step)
