@@ -49,7 +49,7 @@ def read_config() -> RunConfig:
     try:
         return RunConfig.from_config_dict(_CONFIG.value)
     except OSError as error:  # what ml_collections makes of any fault in the file
-        message = f"--config={flags.FLAGS['config'].config_filename!r} cannot be loaded"
+        message = f"--config={config_flags.get_config_filename(flags.FLAGS['config'])!r} cannot be loaded"
         raise UserError(f"{message}: {command_line.one_line(error).rpartition('] ')[2]}") from error
     except (TypeError, ValueError) as error:
         raise UserError(command_line.one_line(error)) from error

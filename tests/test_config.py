@@ -1,0 +1,105 @@
+import importlib.util
+import json
+import pathlib
+
+import ml_collections
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from facevae_jax.config import DataConfig, ModelConfig, RunConfig, check_overrides, flatten
+from tests.conftest import REPOSITORY
+
+CONFIGS = sorted((REPOSITORY / "configs").glob("*.py"))
+
+
+def load(path: pathlib.Path) -> ml_collections.ConfigDict:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()
+
+
+def test_every_promised_config_is_there():
+    names = {path.stem for path in CONFIGS}
+    assert names >= {"quickstart", "ffhq64", "ffhq128", "ffhq256", "celeba64", "celeba128", "gdl128"}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_configs_are_locked_valid_and_documented(path):
+    config = load(path)
+    assert config.is_locked
+    with pytest.raises(AttributeError):
+        config.model.latent_dims = 3
+    run = RunConfig.from_config_dict(config)
+    digits = "".join(filter(str.isdigit, path.stem))
+    assert not digits or run.data.resolution == int(digits)
+    documentation = path.read_text()
+    assert f"python -m facevae_jax.main --config=configs/{path.stem}.py --workdir=" in documentation
+    assert "Hardware, time and score:" in documentation
+
+
+def test_json_round_trip():
+    run = RunConfig(model=ModelConfig(filters=(8, 16)))
+    assert RunConfig.from_config_dict(json.loads(json.dumps(run.to_dict()))) == run
+    assert RunConfig.from_config_dict(run.to_config_dict()) == run
+
+
+@given(st.integers(min_value=-5, max_value=5000))
+def test_resolution_is_a_power_of_two_from_32_to_1024(resolution):
+    if resolution in (32, 64, 128, 256, 512, 1024):
+        filters = RunConfig(data=DataConfig(resolution=resolution)).model.stage_filters(resolution)
+        assert resolution // 2 ** len(filters) == 4
+    else:
+        with pytest.raises(ValueError, match=rf"config\.data\.resolution={resolution} .*32 to 1024"):
+            DataConfig(resolution=resolution)
+
+
+@pytest.mark.parametrize(
+    ("model", "resolution", "expected"),
+    [
+        (ModelConfig(), 64, (32, 64, 128, 256)),
+        (ModelConfig(), 128, (32, 64, 128, 256, 256)),
+        (ModelConfig(stages=2), 128, (32, 64)),
+        (ModelConfig(base_filters=16, max_filters=32), 64, (16, 32, 32, 32)),
+        (ModelConfig(filters=(32, 64, 64, 64)), 128, (32, 64, 64, 64)),
+    ],
+)
+def test_stages_follow_the_resolution_or_are_set(model, resolution, expected):
+    assert model.stage_filters(resolution) == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"data": {"resolutoin": 64}}, TypeError, r"config\.data\.resolutoin is unknown"),
+        ({"optimiser": {}}, TypeError, r"config\.optimiser is unknown"),
+        ({"model": {"latent_dim": 0}}, ValueError, r"config\.model\.latent_dim=0 .* positive"),
+        ({"model": {"latent_dim": 2.5}}, TypeError, r"config\.model\.latent_dim=2\.5 must be of type int"),
+        ({"model": {"normalization": "layer"}}, ValueError, r"normalization='layer' .* batch, group, none"),
+        ({"model": {"filters": (8,) * 6}}, ValueError, r"config\.model\.filters=.* at most 5 stages"),
+        ({"model": {"filters": (8, 8), "stages": 3}}, ValueError, r"config\.model\.stages=3"),
+        ({"model": {"dropout_rate": 1.0}}, ValueError, r"config\.model\.dropout_rate=1\.0"),
+        ({"objective": {"likelihood": "l1"}}, ValueError, r"likelihood='l1' .* mse, gaussian"),
+        ({"train": {"batch_size": True}}, TypeError, r"config\.train\.batch_size=True"),
+        ({"train": {"learning_rate": float("nan")}}, ValueError, r"config\.train\.learning_rate=nan"),
+        ({"train": {"tensorboard": 1}}, TypeError, r"config\.train\.tensorboard=1"),
+    ],
+)
+def test_bad_settings_are_named(change, error, message):
+    with pytest.raises(error, match=message):
+        RunConfig.from_config_dict(change)
+
+
+def test_unknown_overrides_get_a_suggestion():
+    check_overrides(["--config=configs/x.py", "--config.data.resolution=64", "--workdir=x"])
+    with pytest.raises(TypeError, match=r"--config\.model\.latent_dims is unknown.*--config\.model\.latent_dim\b"):
+        check_overrides(["--config.model.latent_dims=3"])
+
+
+def test_flatten_names_every_setting():
+    flat = flatten(RunConfig().to_dict())
+    assert flat["model.filters"] == []
+    assert {key.partition(".")[0] for key in flat} == {"data", "model", "objective", "train"}
