@@ -15,5 +15,5 @@ def get_config() -> ml_collections.ConfigDict:
         data=DataConfig(name="synthetic", resolution=64),
         model=ModelConfig(latent_dim=64, filters=(32, 64, 64, 64)),
         objective=ObjectiveConfig(likelihood="mse", r_loss_factor=10_000.0),
-        train=TrainConfig(batch_size=128, epochs=8, learning_rate=1e-3, schedule="cosine"),
+        train=TrainConfig(batch_size=128, epochs=8, learning_rate=1e-3, schedule="cosine", warmup_steps=100),
     ).to_config_dict()

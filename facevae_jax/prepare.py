@@ -97,9 +97,8 @@ def prepare(
         counts = describe_counts(builder.split_sizes(target))
         print(f"already prepared: {target} ({counts}); --overwrite prepares it anew.")
     else:
-        found = open_layout(
-            layout, source, resolution=resolution, data_dir=data_dir, attributes=attributes and _path(attributes)
-        )
+        labels = _path(attributes) if attributes else None
+        found = open_layout(layout, source, resolution=resolution, data_dir=data_dir, attributes=labels)
         for note in (*found.notes, *leftovers(target)):
             print(f"note: {note}")
         prepared = builder.prepare_dataset(
@@ -150,7 +149,9 @@ def describe_counts(images: dict[str, int]) -> str:
 def leftovers(target: pathlib.Path) -> list[str]:
     """A note on what runs that were killed have left beside the dataset."""
     remains = sorted(target.parent.glob("incomplete.*"))
-    return [f"{path} is left from a run that was killed, or is still at work: delete it if not." for path in remains]
+    return [
+        f"{path} is left from a run that was killed: delete it, unless that run is still at work." for path in remains
+    ]
 
 
 def next_command(data_dir: str, *, name: str, resolution: int) -> str:

@@ -136,7 +136,7 @@ def _write(conversion: _Conversion, *, data_dir: pathlib.Path, name: str) -> pat
         features["attributes"] = {attribute.name: np.float32 for attribute in layout.attributes}
 
     # Not a GeneratorBasedBuilder: that one keeps a whole split in memory, and from 1 GB on it needs TensorFlow.
-    class FaceBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
+    class FaceBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ignore[call-arg, name-defined]
         VERSION = tfds.core.Version(VERSION)
         url_infos = None  # nothing is downloaded; TFDS's own lookup needs the package importlib_resources
         BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=str(resolution), description=layout.crop.description)]  # noqa: RUF012
@@ -299,7 +299,7 @@ def _read(directory: pathlib.Path, split: str, decode: Callable[[bytes], Any]) -
                 future.cancel()
 
 
-def read_attributes(directory: pathlib.Path, split: str) -> dict[str, Float32[np.ndarray, "n"]]:
+def read_attributes(directory: pathlib.Path, split: str) -> dict[str, Float32[np.ndarray, " n"]]:
     """The attributes of a split by name, in row order; NaN where unknown. Empty where the dataset has none.
 
     Raises:

@@ -50,7 +50,7 @@ def describe_folder(path: pathlib.Path) -> str:
     try:
         entries = sorted(entry.name + "/" * entry.is_dir() for entry in os.scandir(path))
     except OSError as error:
-        return f"which cannot be read ({error.strerror})"
+        return f"found: nothing readable ({error.strerror})"
     if not entries:
         return "found: nothing (0 entries)"
     return f"found: {some(entries)} ({len(entries)} entries)"

@@ -22,7 +22,8 @@ LAYOUTS = ("ffhq", "celeba", "folder", "tfds")
 UNKNOWN = math.nan  # value of an attribute that was not labelled
 
 CENTRE_SQUARE = Crop("centre square")
-CELEBA_CROP = Crop("centre 148x148 of 178x218: left 15, top 35", size=(178, 218), box=(15, 35, 163, 183))
+CELEBA_SIZE = (178, 218)  # width and height of the aligned images
+CELEBA_CROP = Crop("centre 148x148 of 178x218: left 15, top 35", size=CELEBA_SIZE, box=(15, 35, 163, 183))
 
 FFHQ_THUMBNAILS, FFHQ_IMAGES, FFHQ_FEATURES = "thumbnails128x128", "images1024x1024", "ffhq-features-dataset"
 FFHQ_THUMBNAIL_RESOLUTION = 128

@@ -7,10 +7,13 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from facevae_jax.data import records
 from facevae_jax.data.folders import some
 from facevae_jax.data.layouts import (
     CELEBA_CROP,
+    CELEBA_SIZE,
     CENTRE_SQUARE,
     SPLITS,
     TRAIN,
@@ -42,12 +45,13 @@ def tfds_dataset(source: str, *, data_dir: str | os.PathLike[str]) -> Layout:
     """
     directory = _find(source, pathlib.Path(data_dir).expanduser())
     info = records.open_info(directory).info
-    image = info.features.get(IMAGE)
-    if image is None or len(image.shape) != 3 or str(image.np_dtype) not in ("uint8", "<class 'numpy.uint8'>"):
-        raise UserError(f"--source={source!r} has no 8-bit feature `image` ({some(info.features)}): choose another.")
+    features = dict(info.features.items())  # a FeaturesDict is no Mapping
+    image = features.get(IMAGE)
+    if image is None or len(image.shape) != 3 or np.dtype(image.np_dtype) != np.uint8:
+        raise UserError(f"--source={source!r} has no 8-bit feature `image` ({some(features)}): choose another.")
     if TRAIN not in info.splits:
         raise UserError(f"--source={source!r} has no split `train` ({some(info.splits)}): choose another.")
-    fields = _attribute_fields(info.features)
+    fields = _attribute_fields(features)
     splits: dict[str, list[SourceImage]] = {}
     for split in (split for split in info.splits if split in SPLITS):
         examples = records.open_split(directory, split)
@@ -64,7 +68,7 @@ def tfds_dataset(source: str, *, data_dir: str | os.PathLike[str]) -> Layout:
         source=source,
         splits=in_order(splits),
         attributes=tuple(attribute for attribute, _ in fields.values()),
-        crop=CELEBA_CROP if tuple(image.shape[:2]) == CELEBA_CROP.size[::-1] else CENTRE_SQUARE,
+        crop=CELEBA_CROP if image.shape[1::-1] == CELEBA_SIZE else CENTRE_SQUARE,
         notes=tuple(notes),
     )
 
@@ -87,7 +91,7 @@ def _find(source: str, data_dir: pathlib.Path) -> pathlib.Path:
     if config not in found and (config or len(found) != 1):
         if found:
             raise UserError(
-                f"--source={source!r}: choose one of {', '.join(f'{name}/{key}' for key in sorted(found))}."
+                f"--source={source!r}: choose one of {', '.join(f'{name}/{key}'.rstrip('/') for key in sorted(found))}."
             )
         raise UserError(f"--source={source!r}: TFDS has not prepared it in --data_dir={str(data_dir)!r}: {remedy}")
     versions = found[config] if config in found else next(iter(found.values()))
@@ -106,23 +110,20 @@ def _find(source: str, data_dir: pathlib.Path) -> pathlib.Path:
 
 def _attribute_fields(features: Mapping[str, Any]) -> dict[str, tuple[Attribute, Callable[[Any], list[float]]]]:
     """By name in the records: the attribute, and what reads its values."""
-    candidates = dict(features) | {f"attributes/{key}": value for key, value in _nested(features).items()}
+    nested = features.get("attributes")
+    candidates = dict(features)
+    if nested is not None and hasattr(nested, "items"):
+        candidates |= {f"attributes/{key}": feature for key, feature in nested.items()}
     fields: dict[str, tuple[Attribute, Callable[[Any], list[float]]]] = {}
     for path, feature in candidates.items():
-        dtype = getattr(feature, "np_dtype", None)
-        if feature.shape != () or isinstance(dtype, dict) or dtype is None:
+        if hasattr(feature, "items") or feature.shape != ():
             continue
-        name = path.rpartition("/")[2]
-        if str(dtype) == "bool" or dtype is bool:
+        name, dtype = path.rpartition("/")[2], np.dtype(feature.np_dtype)
+        if dtype == np.bool_:
             fields[path] = Attribute(name, "binary"), lambda value: value.int64_list.value
-        elif "float" in str(dtype):
+        elif np.issubdtype(dtype, np.floating):
             fields[path] = Attribute(name, "continuous"), lambda value: value.float_list.value
     return fields
-
-
-def _nested(features: Mapping[str, Any]) -> Mapping[str, Any]:
-    nested = features.get("attributes")
-    return dict(nested.items()) if hasattr(nested, "items") else {}
 
 
 def _labels(example: bytes, fields: Mapping[str, tuple[Attribute, Callable[[Any], list[float]]]]) -> tuple[float, ...]:

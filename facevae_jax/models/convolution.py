@@ -86,18 +86,29 @@ def _sub_pixel_kernel(kernel: Float[Array, "3 3 f c"]) -> Float[Array, "4c 4f"]:
     return jnp.concatenate(rows, axis=0)
 
 
+def _bias(bias: Float[Array, " f"], *, train: bool) -> Float[Array, " f"]:
+    """The bias, held at its initial value unless it is trained.
+
+    Batch normalisation after a convolution subtracts the bias again, so its true gradient is zero. What reverse mode
+    computes instead is rounding noise, which Adam would scale up to full steps: a random walk that depends on the
+    number of devices and that the running mean follows too late.
+    """
+    return bias if train else lax.stop_gradient(bias)
+
+
 class StridedConvolution(nn.Module):
     """Halves height and width; parameters as `nn.Conv(features, (3, 3), strides=2)`."""
 
     features: int
     form: Form
     dtype: jnp.dtype
+    train_bias: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h/2 w/2 f"]:  # noqa: D102
         shape = (KERNEL, KERNEL, x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.glorot_uniform(), shape)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        bias = _bias(self.param("bias", nn.initializers.zeros, (self.features,)), train=self.train_bias)
         return strided_convolution(x, kernel.astype(self.dtype), form=self.form) + bias.astype(self.dtype)
 
 
@@ -107,10 +118,11 @@ class TransposedConvolution(nn.Module):
     features: int
     form: Form
     dtype: jnp.dtype
+    train_bias: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b 2h 2w f"]:  # noqa: D102
         shape = (KERNEL, KERNEL, self.features, x.shape[-1])
         kernel = self.param("kernel", nn.initializers.glorot_uniform(), shape)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        bias = _bias(self.param("bias", nn.initializers.zeros, (self.features,)), train=self.train_bias)
         return transposed_convolution(x, kernel.astype(self.dtype), form=self.form) + bias.astype(self.dtype)

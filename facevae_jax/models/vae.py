@@ -82,7 +82,7 @@ class Encoder(nn.Module):
         dtype = jnp.dtype(self.config.dtype)
         x = images.astype(dtype)
         for filters in self.config.stage_filters(images.shape[1]):
-            x = StridedConvolution(filters, self.form, dtype)(x)
+            x = StridedConvolution(filters, self.form, dtype, train_bias=self.config.normalization != "batch")(x)
             x = Stage(self.config)(x, train=train)
         x = x.reshape(x.shape[0], -1)
         dense = functools.partial(
@@ -108,7 +108,7 @@ class Decoder(nn.Module):
         dense = nn.Dense(grid * grid * filters[-1], dtype=dtype, kernel_init=nn.initializers.glorot_uniform())
         x = dense(latents.astype(dtype)).reshape(-1, grid, grid, filters[-1])
         for hidden in reversed(filters[:-1]):
-            x = TransposedConvolution(hidden, self.form, dtype)(x)
+            x = TransposedConvolution(hidden, self.form, dtype, train_bias=self.config.normalization != "batch")(x)
             x = Stage(self.config)(x, train=train)
         x = TransposedConvolution(CHANNELS, self.form, dtype)(x)
         return nn.sigmoid(x.astype(jnp.float32))

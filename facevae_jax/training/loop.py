@@ -119,11 +119,11 @@ class Loop:
         chunk = self.feed.abstract_chunk()
         compiled = compile_train_steps(self.trainer, state, chunk, capacity=self.feed.capacity)
         cost, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
-        images = self.trainer.config.train.batch_size
+        images = self.trainer.config.train.batch_size / jax.device_count()  # the analysis is of one device's part
         say(
-            f"compiled in {time.perf_counter() - started:.1f} s: {cost.get('flops', 0) / images / 1e6:,.0f} MFLOP and "
+            f"compiled in {time.perf_counter() - started:.1f} s: {cost.get('flops', 0) / images / 1e6:,.1f} MFLOP and "
             f"{cost.get('bytes accessed', 0) / images / 2**20:,.1f} MiB moved per image, "
-            f"{getattr(memory, 'temp_size_in_bytes', 0) / 2**20:,.0f} MiB of temporaries"
+            f"{getattr(memory, 'temp_size_in_bytes', 0) / 2**20:,.0f} MiB of temporaries a device"
         )
         return compiled
 

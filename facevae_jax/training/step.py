@@ -100,7 +100,7 @@ def train_step(state: TrainState, images: UInt8[Array, "b h w c"], *, trainer: T
             weight=momentum * running.weight + (1 - momentum),
         ),
     )
-    return state, Metrics(loss, optax.global_norm(gradients))
+    return state, Metrics(loss, optax.tree.norm(gradients))
 
 
 def train_steps(

@@ -1,0 +1,95 @@
+import json
+import os
+
+import numpy as np
+import pytest
+
+from facevae_jax.config import DataConfig
+from facevae_jax.data import synthetic
+from facevae_jax.data.pixels import SYNTHETIC_VALIDATION_START, open_splits, open_store
+from facevae_jax.errors import UserError
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (10, 4, 4, 3), np.uint8)
+
+
+class Source:
+    """Gives the images in two blocks and counts how often it was asked."""
+
+    def __init__(self, blocks=(IMAGES[:7], IMAGES[7:])):
+        self.blocks, self.asked = blocks, 0
+
+    def __call__(self):
+        self.asked += 1
+        return iter(self.blocks)
+
+
+def open_(path, source, images=10):
+    return open_store(path, (images, 4), source, verb="making")
+
+
+def test_a_store_is_made_once_and_memory_mapped(tmp_path):
+    source = Source()
+    for _ in range(2):
+        store = open_(tmp_path / "train.npy", source)
+        assert isinstance(store, np.memmap)
+        np.testing.assert_array_equal(store, IMAGES)
+    assert source.asked == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["train.json", "train.npy"]
+
+
+def flip_byte(path):
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(1, 1))
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-5])
+
+
+@pytest.mark.parametrize("damage", [flip_byte, truncate, lambda path: path.unlink()])
+def test_a_damaged_store_is_made_anew(tmp_path, damage):
+    source, path = Source(), tmp_path / "train.npy"
+    open_(path, source)
+    damage(path)
+    np.testing.assert_array_equal(open_(path, source), IMAGES)
+    assert source.asked == 2
+
+
+def test_a_copied_store_is_taken_after_its_bytes_were_checked(tmp_path):
+    source, path = Source(), tmp_path / "train.npy"
+    open_(path, source)
+    os.utime(path, ns=(1, 1))
+    open_(path, source)
+    assert source.asked == 1
+    assert json.loads(path.with_suffix(".json").read_text())["modified_ns"] == 1
+
+
+def test_a_store_cut_short_is_never_taken_for_whole(tmp_path):
+    def dies():
+        yield IMAGES[:7]
+        raise KeyboardInterrupt
+
+    path = tmp_path / "train.npy"
+    with pytest.raises(KeyboardInterrupt):
+        open_(path, dies)
+    assert list(tmp_path.iterdir()) == []
+    np.testing.assert_array_equal(open_(path, Source()), IMAGES)
+
+
+def test_missing_images_are_reported(tmp_path):
+    with pytest.raises(UserError, match="needs 10 images, but the dataset gave 7"):
+        open_(tmp_path / "train.npy", Source((IMAGES[:7],)))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_synthetic_splits_are_drawn_by_index_and_disjoint(tmp_path):
+    config = DataConfig(
+        data_dir=str(tmp_path), resolution=32, synthetic_train_images=300, synthetic_validation_images=3
+    )
+    splits = open_splits(config)
+    assert splits.evaluation_split == "validation"
+    np.testing.assert_array_equal(splits.train[257:259], synthetic.faces(np.array([257, 258]), resolution=32))
+    start = SYNTHETIC_VALIDATION_START
+    np.testing.assert_array_equal(splits.evaluation, synthetic.faces(np.arange(start, start + 3), resolution=32))
