@@ -30,8 +30,13 @@ def main(arguments: list[str]) -> int:
     from facevae_jax.training import loop, telemetry  # after the config is checked: jax takes seconds to import
 
     received: list[int] = []
+
+    def stop(number: int, frame: object) -> None:
+        received.append(number)
+        signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, frame: received.append(number))
+        signal.signal(number, stop)
     loop.train(config, workdir, should_stop=lambda step: bool(received))
     if received:
         telemetry.say(f"{signal.Signals(received[0]).name}: saved; the same command goes on from here")

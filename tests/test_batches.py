@@ -25,9 +25,7 @@ PLAN = BatchPlan(seed=3, images=50, batch_size=16)
 def test_an_epoch_sees_no_row_twice(images, data, seed, epoch):
     batch_size = data.draw(st.integers(1, images))
     steps = images // batch_size
-    rows = [
-        batch_rows(seed=seed, step=epoch * steps + i, images=images, batch_size=batch_size) for i in range(steps)
-    ]
+    rows = [batch_rows(seed=seed, step=epoch * steps + i, images=images, batch_size=batch_size) for i in range(steps)]
     assert all(len(batch) == batch_size for batch in rows)
     seen = np.concatenate(rows)
     assert len(set(seen.tolist())) == len(seen)

@@ -102,7 +102,7 @@ def _write_store(path: pathlib.Path, shape: tuple[int, ...], images: Iterable[np
     digest, rows = hashlib.sha256(), 0
     with (
         atomic_writer(path) as file,
-        tqdm(total=shape[0], desc=f"{verb} {path.stem}", unit="image", dynamic_ncols=True) as progress,
+        tqdm(total=shape[0], desc=f"{verb} {path.stem}", unit="image", dynamic_ncols=True, disable=None) as progress,
     ):
         np.lib.format.write_array_header_1_0(
             file, {"descr": np.lib.format.dtype_to_descr(np.dtype(np.uint8)), "fortran_order": False, "shape": shape}

@@ -137,13 +137,17 @@ class Loop:
         jax.block_until_ready(metrics)
         seconds = time.perf_counter() - started
         self.window.add(metrics, count, seconds)
-        self.telemetry.advance(count, waited=waited)
+        self.telemetry.advance(count, seconds=seconds, data_seconds=waited)
         return state, seconds
 
     def _log(self, step: int) -> None:
         values = self.window.fetch(self.trainer.config.train.batch_size)
+        values["data_wait"] = self.telemetry.data_wait
         self.telemetry.write("train", step, values)
-        say(f"step {step:>7,}/{self.schedule.total:,}  train       {describe(values)}")
+        say(
+            f"step {step:>7,}/{self.schedule.total:,}  train       {describe(values)}  "
+            f"data wait {values['data_wait']:.1%}  {self.telemetry.time_left} left"
+        )
 
     def _evaluate(self, state: TrainState, step: int) -> tuple[TrainState, float]:
         started = time.perf_counter()

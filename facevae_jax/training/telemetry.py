@@ -4,7 +4,6 @@ import json
 import math
 import pathlib
 import sys
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,10 +39,12 @@ class Telemetry:
             unit="image",
             unit_scale=True,
             dynamic_ncols=True,
-            file=sys.stderr,
+            disable=None,  # without a terminal there is no bar: it would fill a log file, and the lines say the same
         )
-        self._started = time.perf_counter()
-        self._waited = 0.0
+        self._steps_left = total_steps - first_step
+        self._training_seconds = 0.0
+        self._data_seconds = 0.0
+        self._steps = 0
 
     def __enter__(self) -> "Telemetry":
         return self
@@ -54,12 +55,24 @@ class Telemetry:
         if self._board is not None:
             self._board.close()
 
-    def advance(self, steps: int, *, waited: float) -> None:
-        """Moves the bar; `waited` is the time in seconds that the device had to wait for data."""
-        self._waited += waited
-        share = self._waited / max(time.perf_counter() - self._started, 1e-9)
-        self._bar.set_postfix_str(f"data wait {share:.1%}", refresh=False)
+    def advance(self, steps: int, *, seconds: float, data_seconds: float) -> None:
+        """Moves the bar by a dispatch that took `seconds`, of which the device waited `data_seconds` for its data."""
+        self._steps += steps
+        self._steps_left -= steps
+        self._training_seconds += seconds
+        self._data_seconds += data_seconds
+        self._bar.set_postfix_str(f"data wait {self.data_wait:.1%}", refresh=False)
         self._bar.update(steps * self._batch_size)
+
+    @property
+    def data_wait(self) -> float:
+        """Share of the training time in which the device waited for data."""
+        return self._data_seconds / self._training_seconds if self._training_seconds else 0.0
+
+    @property
+    def time_left(self) -> str:
+        """Training time still to come at the rate so far, as [h:]mm:ss."""
+        return tqdm.format_interval(self._steps_left * self._training_seconds / max(self._steps, 1))
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Adds one JSON line {"kind", "step", ...values}, and the numbers to TensorBoard as `kind/name`."""
