@@ -21,7 +21,6 @@ from facevae_jax.files import atomic_writer, write_json
 
 TRAIN, VALIDATION = "train", "validation"
 SYNTHETIC = "synthetic"
-SYNTHETIC_VERSION = "1.0.0"  # of the drawing: another version is another dataset
 SYNTHETIC_VALIDATION_START = 2**32  # index of the first validation face: no training set reaches it
 SYNTHETIC_CHUNK = 256  # faces drawn at a time
 HASH_BLOCK_BYTES = 2**24
@@ -42,7 +41,7 @@ def open_splits(config: DataConfig) -> Splits:
       UserError: the dataset is not prepared at this resolution, has no training images, or cannot be written to.
     """
     if config.name == SYNTHETIC:
-        directory = pathlib.Path(config.data_dir).expanduser() / SYNTHETIC / str(config.resolution) / SYNTHETIC_VERSION
+        directory = pathlib.Path(config.data_dir).expanduser() / SYNTHETIC / str(config.resolution) / synthetic.VERSION
         sizes = {TRAIN: config.synthetic_train_images, VALIDATION: config.synthetic_validation_images}
         stores = {split: _open_synthetic(directory, split, images, config) for split, images in sizes.items()}
     else:
