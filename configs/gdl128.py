@@ -22,5 +22,5 @@ def get_config() -> ml_collections.ConfigDict:
             dropout_rate=0.25,
         ),
         objective=ObjectiveConfig(likelihood="mse", r_loss_factor=10_000.0, kl_weight=1.0),
-        train=TrainConfig(batch_size=150, epochs=30, learning_rate=5e-4, schedule="constant"),
+        train=TrainConfig(batch_size=150, epochs=30, learning_rate=5e-4, schedule="constant", warmup_steps=0),
     ).to_config_dict()

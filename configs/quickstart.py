@@ -13,7 +13,15 @@ def get_config() -> ml_collections.ConfigDict:
     """The run's settings."""
     return RunConfig(
         data=DataConfig(name="synthetic", resolution=64),
-        model=ModelConfig(latent_dim=64, filters=(32, 64, 64, 64)),
-        objective=ObjectiveConfig(likelihood="mse", r_loss_factor=10_000.0),
-        train=TrainConfig(batch_size=128, epochs=8, learning_rate=1e-3, schedule="cosine", warmup_steps=100),
+        model=ModelConfig(latent_dim=64, filters=(24, 48, 96, 192)),
+        objective=ObjectiveConfig(likelihood="mse", r_loss_factor=30_000.0),
+        train=TrainConfig(
+            batch_size=32,
+            epochs=10,
+            learning_rate=4e-3,
+            schedule="cosine",
+            warmup_steps=256,
+            log_every_steps=200,
+            evaluate_every_epochs=2,
+        ),
     ).to_config_dict()

@@ -113,7 +113,7 @@ class TrainConfig:
     steps: int = 0  # optimiser steps; 0: as many as `epochs` make
     learning_rate: float = 5e-4
     schedule: Literal["constant", "cosine"] = "constant"  # cosine: to zero at the last step
-    warmup_steps: int = 0  # linear growth of the learning rate from 0
+    warmup_steps: int = 100  # linear growth of the learning rate from 0: Adam's first steps are all full steps
     clip_norm: float = 0.0  # the gradient's global L2 norm is clipped to this; 0: never
     ema_decay: float = 0.0  # of averaged parameters, which evaluation and sampling then use; 0: none are kept
     log_every_steps: int = 50

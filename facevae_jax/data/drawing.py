@@ -1,6 +1,6 @@
 """Anti-aliased drawing of many pictures at once with numpy.
 
-Coordinates are resolution-free: x to the right and y downwards, both in [-1, 1] from edge to edge. A layer is painted
+Coordinates are resolution-free: x to the right and y downwards; the canvas shows a square of them. A layer is painted
 only inside its bounding box (`Region`). Parameters of the n pictures are arrays [n, 1, 1] and planes are [n, h, w],
 all float32.
 
@@ -43,17 +43,20 @@ class Pose(NamedTuple):
 class Canvas:
     """n square pictures in [0, 1], painted back to front."""
 
-    def __init__(self, count: int, resolution: int):
-        self.pixel = 2 / resolution
+    def __init__(self, count: int, resolution: int, *, half_width: float = 1.0, middle: float = 0.0):
+        """Shows x in [-half_width, half_width] and y in [middle - half_width, middle + half_width]."""
+        self.pixel = 2 * half_width / resolution
         self._resolution = resolution
-        self._axis = np.arange(1 - resolution, resolution, 2, dtype=np.float32) / resolution
+        self._x = np.arange(1 - resolution, resolution, 2, dtype=np.float32) * np.float32(half_width / resolution)
+        self._y = self._x + np.float32(middle)
+        self._left, self._top = -half_width, middle - half_width
         self._planes = np.zeros((3, count, resolution, resolution), np.float32)
 
     def region(self, left: Value, right: Value, top: Value, bottom: Value) -> Region:
         """The pixels between these coordinates: floats, or arrays of which the outermost is taken."""
-        columns = self._span(left, right)
-        rows = self._span(top, bottom)
-        return Region(rows, columns, self._axis[None, None, columns], self._axis[None, rows, None])
+        columns = self._span(left, right, start=self._left)
+        rows = self._span(top, bottom, start=self._top)
+        return Region(rows, columns, self._x[None, None, columns], self._y[None, rows, None])
 
     def posed_region(self, pose: Pose, u: Value, v: Value, half_width: Value, half_height: Value) -> Region:
         """The pixels around the box with centre (u, v) in the frame `pose`, for every picture of the batch."""
@@ -111,10 +114,10 @@ class Canvas:
         for channel in range(3):
             np.copyto(out[..., channel], planes[channel], casting="unsafe")
 
-    def _span(self, low: Value, high: Value) -> slice:
+    def _span(self, low: Value, high: Value, *, start: float) -> slice:
         # One pixel more on each side: an edge that touches the box still fades out over half a pixel.
-        first = int(np.floor((np.min(low) + 1) / self.pixel)) - 1
-        last = int(np.ceil((np.max(high) + 1) / self.pixel)) + 1
+        first = int(np.floor((np.min(low) - start) / self.pixel)) - 1
+        last = int(np.ceil((np.max(high) - start) / self.pixel)) + 1
         first = min(max(first, 0), self._resolution)
         return slice(first, min(max(last, first), self._resolution))
 

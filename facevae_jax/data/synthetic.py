@@ -18,6 +18,7 @@ from facevae_jax.data.portrait import Portrait
 
 VERSION = "1.0.0"  # of the drawing: a change of any pixel is another dataset, kept in another directory
 RESOLUTIONS = (32, 1024)  # smallest and largest
+HALF_WIDTH, MIDDLE = 0.84, 0.03  # of the square that is shown: from hair to collar, as FFHQ is cropped
 PIXELS_AT_ONCE = 32 * 64**2  # measured: fewer pay for calls into numpy, more fall out of the processor's cache
 
 
@@ -55,8 +56,8 @@ ATTRIBUTES: tuple[Attribute, ...] = (
     Attribute("lip_fullness", "0 thin to 1 full"),
     Attribute("beard", "0 none, 1 full beard and moustache", kind="binary", frequency=0.2),
     Attribute("glasses", "0 none, 1 spectacles", kind="binary", frequency=0.3),
-    Attribute("turn", "degrees; the face looks to the picture's right where positive", -25, 25),
-    Attribute("tilt", "degrees; the head leans to the picture's right where positive", -12, 12),
+    Attribute("turn", "degrees; the face looks to the picture's right where positive", -20, 20),
+    Attribute("tilt", "degrees; the head leans to the picture's right where positive", -6, 6),
     Attribute("light", "where the light comes from: -1 left, 0 front, 1 right of the picture", -1),
     Attribute("background", "rose, sand, green, aqua, blue, violet, pink at equal steps from 0 to 1"),
     Attribute("shirt", "navy, teal, green, mustard, brick, plum at equal steps from 0 to 1"),
@@ -113,7 +114,7 @@ def draw(attributes: Mapping[str, np.ndarray], *, resolution: int) -> UInt8[np.n
     chunk = max(1, PIXELS_AT_ONCE // resolution**2)
     for start in range(0, count, chunk):
         rows = slice(start, start + chunk)
-        canvas = Canvas(len(images[rows]), resolution)
+        canvas = Canvas(len(images[rows]), resolution, half_width=HALF_WIDTH, middle=MIDDLE)
         Portrait(canvas, {name: value[rows, None, None] for name, value in values.items()}).draw()
         canvas.to_bytes(images[rows])
     return images
