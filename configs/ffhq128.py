@@ -13,5 +13,5 @@ def get_config() -> ml_collections.ConfigDict:
     """The run's settings."""
     return RunConfig(
         data=DataConfig(name="ffhq", resolution=128),
-        train=TrainConfig(batch_size=128, epochs=30, learning_rate=1e-3, schedule="cosine"),
+        train=TrainConfig(batch_size=128, epochs=30, learning_rate=2e-3, schedule="cosine", warmup_steps=200),
     ).to_config_dict()

@@ -18,6 +18,7 @@ def get_config() -> ml_collections.ConfigDict:
             latent_dim=200,
             filters=(32, 64, 64, 64),
             normalization="batch",
+            batch_norm_momentum=0.99,
             activation="leaky_relu",
             dropout_rate=0.25,
         ),

@@ -16,6 +16,7 @@ import ml_collections
 MIN_RESOLUTION = 32
 MAX_RESOLUTION = 1024
 CHANNELS = 3
+BELOW_ONE = "at least 0 and below 1"
 
 
 def check(condition: bool, key: str, value: Any, allowed: str) -> None:
@@ -56,6 +57,7 @@ class ModelConfig:
     base_filters: int = 32  # filters of the first stage where `filters` is empty
     max_filters: int = 256  # where the doubling stops
     normalization: Literal["batch", "group", "none"] = "batch"
+    batch_norm_momentum: float = 0.9  # of the running statistics; 0.99, Keras' value, lags hundreds of steps behind
     activation: Literal["leaky_relu", "relu", "silu", "gelu"] = "leaky_relu"  # slope 0.3 for leaky_relu, as in Keras
     dropout_rate: float = 0.0  # fraction of activations dropped after each hidden stage
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters and sums stay float32
@@ -70,7 +72,8 @@ class ModelConfig:
         check(self.base_filters > 0, "model.base_filters", self.base_filters, "positive")
         allowed = f"at least config.model.base_filters={self.base_filters}"
         check(self.max_filters >= self.base_filters, "model.max_filters", self.max_filters, allowed)
-        check(0 <= self.dropout_rate < 1, "model.dropout_rate", self.dropout_rate, "at least 0 and below 1")
+        check(0 <= self.batch_norm_momentum < 1, "model.batch_norm_momentum", self.batch_norm_momentum, BELOW_ONE)
+        check(0 <= self.dropout_rate < 1, "model.dropout_rate", self.dropout_rate, BELOW_ONE)
 
     def stage_filters(self, resolution: int) -> tuple[int, ...]:
         """Filters of each encoder stage for images of `resolution` pixels.
@@ -130,7 +133,7 @@ class TrainConfig:
         check(self.steps_per_dispatch > 0, "train.steps_per_dispatch", self.steps_per_dispatch, "positive")
         for key in ("steps", "warmup_steps", "clip_norm", "checkpoint_every_steps"):
             check(getattr(self, key) >= 0, f"train.{key}", getattr(self, key), "0 or positive")
-        check(0 <= self.ema_decay < 1, "train.ema_decay", self.ema_decay, "at least 0 and below 1")
+        check(0 <= self.ema_decay < 1, "train.ema_decay", self.ema_decay, BELOW_ONE)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -17,8 +17,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 from facevae_jax.config import CHANNELS, ModelConfig
 from facevae_jax.models.convolution import Form, StridedConvolution, TransposedConvolution
 
-# Keras' values, which differ from Flax's (momentum 0.99, epsilon 1e-5, slope 0.01).
-BATCH_NORM_MOMENTUM = 0.99
+# Keras' values, which differ from Flax's (epsilon 1e-5, slope 0.01).
 BATCH_NORM_EPSILON = 1e-3
 LEAKY_RELU_SLOPE = 0.3
 GROUP_SIZE = 8  # channels that group normalisation treats together
@@ -63,7 +62,10 @@ class Stage(nn.Module):
         dtype = jnp.dtype(self.config.dtype)
         if self.config.normalization == "batch":
             x = nn.BatchNorm(
-                use_running_average=not train, momentum=BATCH_NORM_MOMENTUM, epsilon=BATCH_NORM_EPSILON, dtype=dtype
+                use_running_average=not train,
+                momentum=self.config.batch_norm_momentum,
+                epsilon=BATCH_NORM_EPSILON,
+                dtype=dtype,
             )(x)
         elif self.config.normalization == "group":
             x = nn.GroupNorm(num_groups=None, group_size=math.gcd(GROUP_SIZE, x.shape[-1]), dtype=dtype)(x)

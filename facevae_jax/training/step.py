@@ -18,7 +18,7 @@ from facevae_jax.objective import MIN_VARIANCE, Loss, fixed_variance, image_term
 from facevae_jax.random import named_key
 from facevae_jax.training.state import DecoderVariance, TrainState
 
-DECODER_VARIANCE_MOMENTUM = 0.99  # as batch normalisation's, and for the same purpose
+DECODER_VARIANCE_MOMENTUM = 0.99  # of the running mean over training batches
 
 
 class Metrics(NamedTuple):
