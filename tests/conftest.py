@@ -34,7 +34,9 @@ def tiny_config(data_dir: pathlib.Path) -> RunConfig:
             data_dir=str(data_dir), resolution=32, synthetic_train_images=165, synthetic_validation_images=37
         ),
         model=ModelConfig(latent_dim=8, filters=(8, 16), dropout_rate=0.1),
-        train=TrainConfig(batch_size=16, epochs=2, learning_rate=5e-3, log_every_steps=1, steps_per_dispatch=4),
+        train=TrainConfig(
+            batch_size=16, epochs=2, learning_rate=5e-3, warmup_steps=0, log_every_steps=1, steps_per_dispatch=4
+        ),
     )
 
 

@@ -28,7 +28,7 @@ def test_every_promised_config_is_there():
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_configs_are_locked_valid_and_documented(path):
+def test_configs_are_locked_and_valid(path):
     config = load(path)
     assert config.is_locked
     with pytest.raises(AttributeError):
@@ -36,9 +36,6 @@ def test_configs_are_locked_valid_and_documented(path):
     run = RunConfig.from_config_dict(config)
     digits = "".join(filter(str.isdigit, path.stem))
     assert not digits or run.data.resolution == int(digits)
-    documentation = path.read_text()
-    assert f"python -m facevae_jax.main --config=configs/{path.stem}.py --workdir=" in documentation
-    assert "Hardware, time and score:" in documentation
 
 
 def test_json_round_trip():

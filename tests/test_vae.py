@@ -93,6 +93,21 @@ def test_lineage_equals_keras(lineage, form):
     np.testing.assert_allclose(model.apply(variables, latents, method="decode"), decoder(latents), atol=1e-5)
 
 
+def test_lineage_moves_its_running_statistics_as_keras(lineage):
+    model, variables = lineage
+    encoder, _ = keras_lineage()
+    set_keras_weights(encoder, variables["params"]["encoder"], variables["batch_stats"]["encoder"])
+    images = np.random.default_rng(1).uniform(size=(4, 128, 128, 3)).astype(np.float32)
+    key = jax.random.key(1)
+    _, updates = model.apply(variables, images, key, train=True, mutable=["batch_stats"], rngs={"dropout": key})
+    encoder(images, training=True)
+    keras_statistics = next(layer for layer in encoder.layers if type(layer).__name__ == "BatchNormalization")
+    running = updates["batch_stats"]["encoder"]["Stage_0"]["BatchNorm_0"]  # before any dropout
+    np.testing.assert_allclose(running["mean"], np.asarray(keras_statistics.moving_mean), atol=1e-6)
+    np.testing.assert_allclose(running["var"], np.asarray(keras_statistics.moving_variance), atol=1e-6)
+    assert not np.allclose(running["mean"], 0.0)
+
+
 @pytest.mark.parametrize("normalization", ["batch", "group", "none"])
 @pytest.mark.parametrize("activation", ["leaky_relu", "relu", "silu", "gelu"])
 def test_every_choice_reconstructs_in_range(normalization, activation):
