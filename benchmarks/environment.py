@@ -8,11 +8,13 @@ from importlib import metadata
 from typing import Any
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+VARIABLES = ("GLIBC_TUNABLES", "XLA_FLAGS")  # of the environment, which change the speed
+MEASURED = ("facevae_jax", "configs")
 REPOSITORY = pathlib.Path(__file__).parent.parent
 
 
 def environment() -> dict[str, Any]:
-    """The device, the versions and the commit, with `+` after a commit whose files have changed since."""
+    """The device, the versions and the commit of the measured code."""
     import jax
 
     devices = jax.devices()
@@ -20,10 +22,11 @@ def environment() -> dict[str, Any]:
         "device": f"{len(devices)} x {devices[0].device_kind}",
         "cpu": cpu_name(),
         "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
         "python": platform.python_version(),
         "versions": {name: metadata.version(name) for name in PACKAGES},
-        "commit": git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else ""),
+        "commit": commit(),
     }
 
 
@@ -34,6 +37,12 @@ def cpu_name() -> str:
     except OSError:
         return platform.processor()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def commit() -> str:
+    """The last commit that changed the measured code, with `+` where it has been changed since."""
+    changed = git("diff", "HEAD", "--", *MEASURED)
+    return git("log", "-1", "--format=%H", "--", *MEASURED) + ("+" if changed else "")
 
 
 def git(*arguments: str) -> str:

@@ -2,7 +2,7 @@
 
 python -m benchmarks.record_run --workdir=/tmp/celeba64 --output=benchmarks/results/celeba64_cpu.json
 
-Run it on the machine and at the commit of the run.
+Run it on the machine, in the environment and at the commit of the run, before facevae_jax/ or configs/ change.
 """
 
 import json

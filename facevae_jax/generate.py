@@ -13,7 +13,6 @@ from facevae_jax import command_line
 from facevae_jax.errors import UserError, make_writable_directory
 
 VERBS = ("sample",)
-BATCH = 64  # images decoded at a time
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
 _COUNT = flags.DEFINE_integer("count", 64, "Number of faces.", lower_bound=1)
@@ -55,13 +54,7 @@ def sample(workdir: pathlib.Path, output: pathlib.Path) -> None:
     trained = restore_model(workdir)
     key = named_key(_SEED.value, "sample")
     latents = np.asarray(sample_prior(cast(Prior, _PRIOR.value), key, _COUNT.value, trained.latent_moments))
-    # One shape for every call, or the last batch would compile again.
-    padded = np.resize(latents, (-(-_COUNT.value // BATCH) * BATCH, latents.shape[1]))
-    batches = [
-        np.asarray(decode(trained.model, trained.variables, padded[start : start + BATCH]))
-        for start in range(0, len(padded), BATCH)
-    ]
-    faces = np.concatenate(batches)[: _COUNT.value]
+    faces = decode(trained.model, trained.variables, latents)
     pictures.write_png(output, pictures.grid(faces, columns=math.ceil(math.sqrt(_COUNT.value))))
     print(f"{output}: {_COUNT.value} faces from step {trained.step:,}, prior {_PRIOR.value}")
 

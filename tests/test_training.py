@@ -12,6 +12,7 @@ from facevae_jax.errors import UserError
 from facevae_jax.models.vae import to_unit
 from facevae_jax.objective import gaussian_kl
 from facevae_jax.random import named_key
+from facevae_jax.training import evaluation
 from facevae_jax.training.checkpoints import Checkpoints
 from facevae_jax.training.evaluation import Evaluator
 from facevae_jax.training.loop import train
@@ -225,6 +226,30 @@ def test_batches_that_devices_cannot_share_are_refused(tiny_config, tmp_path):
         train(change(tiny_config, train={"batch_size": 20}), tmp_path)
     with pytest.raises(UserError, match=r"config\.train\.batch_size=176 is more than the 165 training images.*=160"):
         train(change(tiny_config, train={"batch_size": 176}), tmp_path)
+
+
+def test_fewer_images_than_devices_are_refused(tiny_config, tmp_path):
+    with pytest.raises(UserError, match=r"more than the 5 training images: 8 devices need at least as many\."):
+        train(change(tiny_config, data={"synthetic_train_images": 5}), tmp_path)
+
+
+def test_settings_of_an_attempt_that_failed_may_change(tiny_config, tmp_path):
+    with pytest.raises(UserError, match="nowhere"):
+        train(change(tiny_config, data={"name": "nowhere"}), tmp_path)
+    train(change(tiny_config, train={"steps": 1}), tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["data"]["name"] == "synthetic"
+
+
+def test_pictures_are_the_same_in_parts(finished, monkeypatch):
+    workdir, _ = finished
+    trained = restore_model(workdir)
+    latents = np.random.default_rng(0).normal(size=(7, 8)).astype(np.float32)
+    whole = evaluation.decode(trained.model, trained.variables, latents)
+    monkeypatch.setattr(evaluation, "PIXELS_AT_ONCE", 3 * 32**2)
+    parts = evaluation.decode(trained.model, trained.variables, latents)
+    assert parts.shape == (7, 32, 32, 3)
+    assert np.abs(parts.astype(int) - whole).max() <= 1  # a sum in another order may round another way
+    assert np.abs(np.diff(whole.astype(int), axis=0)).max() > 1
 
 
 def test_a_damaged_checkpoint_is_named(finished, tiny_config, tmp_path):

@@ -21,6 +21,11 @@ def _loss(metrics: dict[str, float]) -> float:
     return metrics["loss"]
 
 
+def has_checkpoint(workdir: pathlib.Path) -> bool:
+    """Whether the workdir holds a finished checkpoint, without opening any."""
+    return any(path.name.isdigit() for path in (workdir / DIRECTORY).glob("*"))
+
+
 class Checkpoints:
     """The checkpoints of one workdir; use as a context manager, so that the last save is finished at the end."""
 

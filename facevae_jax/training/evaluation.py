@@ -2,12 +2,14 @@
 
 import functools
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Float, UInt8
 
 from facevae_jax import pictures
 from facevae_jax.data.batches import evaluation_rows
@@ -29,6 +31,7 @@ PICTURES = "pictures"
 SHOWN_SAMPLES = 64  # 8 x 8
 SHOWN_FACES = 24  # three rows of originals, each above its reconstructions
 COLUMNS = 8
+PIXELS_AT_ONCE = 64 * 128**2  # of pictures decoded together: 64 of 128x128, one of 1024x1024
 BATCHES_IN_FLIGHT = 2
 
 
@@ -58,17 +61,33 @@ class Evaluator:
         return self._finish(sums, evaluation_variance(state, trainer=self._trainer))
 
 
-@functools.partial(jax.jit, static_argnames="model")
-def reconstruct(model: VAE, variables: Any, images: jax.Array) -> jax.Array:
-    """Pixels of the reconstruction from the posterior's mean."""
-    posterior: Any = model.apply(variables, to_unit(images), method="encode")
-    decoded: Any = model.apply(variables, posterior.mean, method="decode")
-    return to_pixels(decoded)
+def reconstruct(model: VAE, variables: Any, images: UInt8[np.ndarray, "n h w c"]) -> UInt8[np.ndarray, "n h w c"]:
+    """Pixels of the reconstructions from the posteriors' means."""
+    return _in_batches(_reconstruct, model, variables, images)
 
 
-@functools.partial(jax.jit, static_argnames="model")
-def decode(model: VAE, variables: Any, latents: jax.Array) -> jax.Array:
+def decode(model: VAE, variables: Any, latents: Float[np.ndarray, "n z"]) -> UInt8[np.ndarray, "n h w c"]:
     """Pixels of latents."""
+    return _in_batches(_decode, model, variables, latents)
+
+
+def _in_batches(function: Callable[..., jax.Array], model: VAE, variables: Any, inputs: np.ndarray) -> np.ndarray:
+    """`function` of all inputs, as many at a time as `PIXELS_AT_ONCE` allows."""
+    size = max(1, min(len(inputs), PIXELS_AT_ONCE // model.resolution**2))
+    # One shape for every call, or the last batch would compile again.
+    padded = np.resize(inputs, (-(-len(inputs) // size) * size, *inputs.shape[1:]))
+    outputs = [np.asarray(function(model, variables, padded[at : at + size])) for at in range(0, len(padded), size)]
+    return np.concatenate(outputs)[: len(inputs)]
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _reconstruct(model: VAE, variables: Any, images: jax.Array) -> jax.Array:
+    posterior: Any = model.apply(variables, to_unit(images), method="encode")
+    return _decode(model, variables, posterior.mean)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _decode(model: VAE, variables: Any, latents: jax.Array) -> jax.Array:
     decoded: Any = model.apply(variables, latents, method="decode")
     return to_pixels(decoded)
 
@@ -86,7 +105,7 @@ class Painter:
     def __call__(self, state: TrainState, *, step: int) -> list[pathlib.Path]:
         """Writes reconstructions and samples from both priors; returns the files."""
         model, variables = self._trainer.model, state.evaluation_variables
-        reconstructions = np.asarray(reconstruct(model, variables, self._originals))
+        reconstructions = reconstruct(model, variables, self._originals)
         rows = [
             np.concatenate([part[start : start + COLUMNS] for part in (self._originals, reconstructions)])
             for start in range(0, len(self._originals) - len(self._originals) % COLUMNS, COLUMNS)
@@ -96,8 +115,8 @@ class Painter:
         grids = {"reconstructions": pictures.grid(shown, columns=columns)}
         key = named_key(self._trainer.config.train.seed, "pictures")
         for prior in ("standard", "gaussian"):
-            latents = sample_prior(prior, key, SHOWN_SAMPLES, state.latent_moments)
-            grids[f"samples_{prior}"] = pictures.grid(np.asarray(decode(model, variables, latents)), columns=COLUMNS)
+            latents = np.asarray(sample_prior(prior, key, SHOWN_SAMPLES, state.latent_moments))
+            grids[f"samples_{prior}"] = pictures.grid(decode(model, variables, latents), columns=COLUMNS)
         paths = []
         for name, image in grids.items():
             paths.append(self._directory / f"{name}_{step:08d}.png")

@@ -41,6 +41,18 @@ def check_batch_size(config: RunConfig, mesh: Mesh) -> None:
         )
 
 
+def check_split_size(config: RunConfig, images: int, mesh: Mesh) -> None:
+    """Raises a UserError unless the training images make at least one batch."""
+    if config.train.batch_size > images:
+        largest = images // mesh.size * mesh.size
+        remedy = (
+            f"take --config.train.batch_size={largest}" if largest else f"{mesh.size} devices need at least as many"
+        )
+        raise UserError(
+            f"config.train.batch_size={config.train.batch_size} is more than the {images} training images: {remedy}."
+        )
+
+
 def make_feed(config: RunConfig, splits: Splits, mesh: Mesh, *, first_step: int) -> Feed:
     """Resident where the split fits into device memory, streamed otherwise, or as the config forces it."""
     images, size, train = len(splits.train), splits.train.nbytes, config.train
@@ -190,11 +202,7 @@ def train(
     for line in workdirs.claim(directory, config):
         say(line)
     splits = open_splits(config.data)
-    if config.train.batch_size > len(splits.train):
-        raise UserError(
-            f"config.train.batch_size={config.train.batch_size} is more than the {len(splits.train)} training images: "
-            f"take --config.train.batch_size={len(splits.train) // mesh.size * mesh.size}."
-        )
+    check_split_size(config, len(splits.train), mesh)
     schedule = Schedule.of(config, images=len(splits.train))
     trainer = Trainer(config, make_model(config), make_optimizer(config.train, total_steps=schedule.total))
     with contextlib.ExitStack() as stack:

@@ -7,6 +7,7 @@ from typing import Any
 from facevae_jax.config import RunConfig, flatten
 from facevae_jax.errors import UserError
 from facevae_jax.files import write_json
+from facevae_jax.training.checkpoints import has_checkpoint
 
 CONFIG_FILE = "config.json"
 # Keys that decide which parameters exist or what the loss means, beside all of `model`.
@@ -30,12 +31,13 @@ def read_config(workdir: pathlib.Path) -> RunConfig:
 
 
 def claim(workdir: pathlib.Path, config: RunConfig) -> list[str]:
-    """Writes `config.json`, or compares it on resuming; returns a line for each setting that changed.
+    """Writes `config.json`, or compares it where there is something to resume; returns a line for each change.
 
     Raises:
       UserError: a setting changed that the run in `workdir` was built on.
     """
-    if not (workdir / CONFIG_FILE).exists():
+    # Without a checkpoint nothing is built on the settings: the last attempt may have failed for one of them.
+    if not has_checkpoint(workdir) or not (workdir / CONFIG_FILE).exists():
         write_json(workdir / CONFIG_FILE, config.to_dict())
         return []
     changed = differences(flatten(read_config(workdir).to_dict()), flatten(config.to_dict()))
