@@ -62,3 +62,8 @@ def assert_one_line_error(result: subprocess.CompletedProcess, *mentioned: str) 
     assert lines[0].startswith("error: ")
     for text in mentioned:
         assert text in lines[0]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The one way to change a golden file."""
+    parser.addoption("--update-golden", action="store_true", help="write tests/golden anew from what the code gives")
