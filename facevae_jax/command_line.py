@@ -19,8 +19,8 @@ def run(
     Exit codes: what `main` returns (None is 0); 2 and one line on standard error for a `UserError` or a bad flag.
     """
     try:
-        arguments = parse_flags(sys.argv, check_arguments)
         logging.set_verbosity(logging.ERROR)  # the libraries' notes would drown the run's own lines
+        arguments = parse_flags(sys.argv, check_arguments)
         code = main(arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -40,10 +40,15 @@ def parse_flags(argv: list[str], check_arguments: Callable[[list[str]], None]) -
     try:
         check_arguments(argv[1:])
         return flags.FLAGS(argv)[1:]
-    except Exception as error:  # a config file is Python: loading it may raise anything
+    except (flags.Error, TypeError) as error:
         raise UserError(one_line(error)) from error
+    except Exception as error:  # a config file is Python: loading it may raise anything
+        given = next((argument for argument in argv if argument.lstrip("-").startswith("config=")), "the command line")
+        raise UserError(f"{given}: {type(error).__name__}: {one_line(error)}") from error
 
 
 def one_line(error: BaseException) -> str:
-    """The error's message with its line breaks folded away."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """The error's message with its line breaks folded away; of a traceback in it, the last line alone."""
+    head, traceback, rest = str(error).partition("Traceback (most recent call last):")
+    text = head + rest.strip().splitlines()[-1] if traceback else head
+    return " ".join(text.split()) or type(error).__name__

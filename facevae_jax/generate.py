@@ -23,7 +23,7 @@ _PRIOR = flags.DEFINE_enum(
     ["standard", "gaussian"],
     "standard: N(0, I). gaussian: fitted to the posteriors of validation.",
 )
-_SEED = flags.DEFINE_integer("seed", 0, "Another seed gives other faces.", lower_bound=0)
+_SEED = flags.DEFINE_integer("seed", 0, "Another seed gives other faces.", lower_bound=0, upper_bound=2**32 - 1)
 
 
 def main(arguments: list[str]) -> None:
@@ -52,6 +52,8 @@ def sample(workdir: pathlib.Path, output: pathlib.Path) -> None:
     from facevae_jax.training.restore import restore_model
 
     trained = restore_model(workdir)
+    if _PRIOR.value == "gaussian" and not trained.latent_moments.images:
+        raise UserError("--prior=gaussian needs a run that was evaluated once: train on, or take --prior=standard.")
     key = named_key(_SEED.value, "sample")
     latents = np.asarray(sample_prior(cast(Prior, _PRIOR.value), key, _COUNT.value, trained.latent_moments))
     faces = decode(trained.model, trained.variables, latents)

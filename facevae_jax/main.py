@@ -23,6 +23,9 @@ def main(arguments: list[str]) -> int:
     if arguments:
         raise UserError(f"{arguments[0]!r} is not understood: flags look like --name=value.")
     workdir: str | None = _WORKDIR.value
+    if _CONFIG.value is None and flags.FLAGS["config"].present:
+        path = config_flags.get_config_filename(flags.FLAGS["config"])
+        raise UserError(f"--config={path!r}: get_config() gave None: let it return RunConfig(...).to_config_dict().")
     if _CONFIG.value is None or not workdir:
         raise UserError("--config and --workdir are needed: --config=configs/quickstart.py --workdir=/tmp/quickstart.")
     config = read_config()
@@ -33,11 +36,16 @@ def main(arguments: list[str]) -> int:
 
     def stop(number: int, frame: object) -> None:
         received.append(number)
-        signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
+        signal.signal(number, signal.default_int_handler)  # a second one raises KeyboardInterrupt
+        telemetry.say(f"{signal.Signals(number).name}: saving after this dispatch; once more ends at once")
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
-    loop.train(config, workdir, should_stop=lambda step: bool(received))
+    try:
+        loop.train(config, workdir, should_stop=lambda step: bool(received))
+    except KeyboardInterrupt:
+        telemetry.say("ended at once; the same command goes on from the last checkpoint")
+        return 128 + received[0]
     if received:
         telemetry.say(f"{signal.Signals(received[0]).name}: saved; the same command goes on from here")
         return 128 + received[0]

@@ -94,6 +94,7 @@ def prepare(
 
     target = builder.dataset_directory(data_dir, name=name, resolution=resolution)
     if (target / records.INFO_FILE).is_file() and not overwrite:
+        refuse_other_source(target, layout=layout, source=source)
         counts = describe_counts(builder.split_sizes(target))
         print(f"already prepared: {target} ({counts}); --overwrite prepares it anew.")
     else:
@@ -111,6 +112,20 @@ def prepare(
             )
         print(f"prepared: {target} ({describe_counts(prepared.images)}; {prepared.images_per_second:.0f} images/s)")
     print(f"next: {next_command(data_dir, name=name, resolution=resolution)}")
+
+
+def refuse_other_source(target: pathlib.Path, *, layout: str, source: str) -> None:
+    """Raises a UserError where the dataset at `target` was prepared from something else."""
+    metadata = builder.read_metadata(target)
+    there = (metadata.get("layout"), metadata.get("source"))
+    # FFHQ and CelebA are what they are, wherever they lie; folders and TFDS datasets differ by name.
+    named = {"folder": _path(source).name, "tfds": source}.get(layout, there[1])
+    wanted = (layout, named)
+    if there != wanted:
+        raise UserError(
+            f"{target} was prepared from {there[1]!r} (--layout={there[0]}), not {wanted[1]!r} (--layout={wanted[0]}): "
+            "--name=NAME prepares another dataset, --overwrite replaces this one."
+        )
 
 
 def open_layout(

@@ -107,6 +107,25 @@ def test_missing_config_and_workdir_are_told_in_one_line(tmp_path):
     assert_one_line_error(result, "configs/no.py")
 
 
+@pytest.mark.parametrize(
+    ("text", "mentioned"),
+    [
+        ("from facevae_jax.config import DataConfig\nDataConfig(resolution=100)", "config.data.resolution=100"),
+        ("from facevae_jax.config import ModelConfig\nModelConfig(latent_dims=3)", "latent_dims"),
+        ("def get_config(:", "SyntaxError"),
+        ("import nowhere_to_be_found", "nowhere_to_be_found"),
+        ("x = 1", "get_config"),
+        ("def get_config():\n    pass", "get_config() gave None"),
+    ],
+)
+def test_a_fault_in_a_config_file_is_told_in_one_line(tmp_path, text, mentioned):
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    result = run_module("facevae_jax.main", f"--config={path}", f"--workdir={tmp_path / 'run'}")
+    assert_one_line_error(result, str(path), mentioned)
+    assert "Traceback" not in result.stderr
+
+
 def test_an_unwritable_workdir_is_told_in_one_line(tmp_path):
     (tmp_path / "file").touch()
     workdir = tmp_path / "file" / "run"
@@ -138,7 +157,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, data_dir, number)
         rest = process.stdout.read()
         assert process.wait(timeout=60) == 128 + number
     assert f"{number.name}: saved" in rest
-    (step,) = (int(path.name) for path in (tmp_path / "checkpoints").iterdir())
+    step = max(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
     assert step < 400
     started = time.monotonic()
     result = run_module("facevae_jax.main", *arguments)

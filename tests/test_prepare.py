@@ -1,3 +1,4 @@
+import os
 import pathlib
 
 import pytest
@@ -119,12 +120,27 @@ def test_second_run_does_nothing_and_overwrite_does(data_dir, faces, capsys):
     flags = {"layout": "folder", "resolution": 32, "data_dir": str(data_dir), "workers": 1}
     info = data_dir / "folder" / "32" / "1.0.0" / "dataset_info.json"
     before = info.stat().st_ino
-    prepare.prepare(source="/removed/since", **flags)
+    prepare.prepare(source="/removed/since/faces", **flags)
     assert capsys.readouterr().out.startswith("already prepared: ")
+    assert info.stat().st_ino == before
+    with pytest.raises(UserError, match=r"prepared from 'faces' .*not 'other'.*--name=NAME .*--overwrite"):
+        prepare.prepare(source="/somewhere/other", **flags)
+    with pytest.raises(UserError, match=r"--layout=folder\), not .*--layout=celeba"):
+        prepare.prepare(source=str(faces), name="folder", **flags | {"layout": "celeba"})
     assert info.stat().st_ino == before
     prepare.prepare(source=str(faces), overwrite=True, **flags)
     assert capsys.readouterr().out.startswith("prepared: ")
     assert info.stat().st_ino != before
+
+
+def test_file_names_in_another_encoding(tmp_path):
+    folder = tmp_path / "faces"
+    folder.mkdir()
+    for name in (b"caf\xe9.png", b"b.png"):
+        Image.new("RGB", (32, 32)).save(folder / os.fsdecode(name))
+    prepare.prepare(layout="folder", source=str(folder), resolution=32, data_dir=str(tmp_path), workers=1)
+    directory = builder.find_dataset(tmp_path, name="folder", resolution=32)
+    assert builder.split_sizes(directory) == {"train": 1, "validation": 1}
 
 
 def test_remains_of_a_killed_run_and_enlarged_images_are_told(faces, tmp_path, capsys):

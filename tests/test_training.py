@@ -1,12 +1,14 @@
 import dataclasses
 import json
+import math
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from facevae_jax.config import RunConfig
+from facevae_jax.config import RunConfig, TrainConfig
 from facevae_jax.data.pixels import open_splits
 from facevae_jax.errors import UserError
 from facevae_jax.models.vae import to_unit
@@ -18,7 +20,7 @@ from facevae_jax.training.evaluation import Evaluator
 from facevae_jax.training.loop import train
 from facevae_jax.training.restore import restore_model
 from facevae_jax.training.sharding import make_mesh
-from facevae_jax.training.state import create_state, make_model, make_optimizer
+from facevae_jax.training.state import create_state, make_model, make_optimizer, make_schedule
 from facevae_jax.training.step import Trainer, estimate_variance
 from facevae_jax.training.telemetry import read_metrics
 from tests.conftest import run_module
@@ -164,13 +166,56 @@ def test_averaged_parameters_are_the_exponential_mean_and_are_what_is_used(tiny_
     history = []
     for stop in (1, 2, 3):
         state = train(config, tmp_path, should_stop=lambda step, stop=stop: step >= stop)
-        history.append(jax.device_get(state.params))
+        history.append(jax.device_get({"params": state.params, "batch_stats": state.batch_stats}))
     trainer = Trainer(config, make_model(config), make_optimizer(config.train, total_steps=3))
-    average = jax.device_get(create_state(config, trainer.model, trainer.optimizer, make_mesh()).params)
-    for params in history:
-        average = jax.tree.map(lambda old, new: 0.5 * old + 0.5 * new, average, params)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), state.averaged_params, average)
-    assert_same_trees(restore_model(tmp_path).variables["params"], state.averaged_params)
+    start = create_state(config, trainer.model, trainer.optimizer, make_mesh())
+    average = jax.device_get({"params": start.params, "batch_stats": start.batch_stats})
+    for decay, variables in zip((1 / 10, 2 / 11, 3 / 12), history, strict=True):  # below ema_decay to begin with
+        average = jax.tree.map(lambda old, new, decay=decay: decay * old + (1 - decay) * new, average, variables)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), state.averaged, average)
+    assert_same_trees(restore_model(tmp_path).variables, state.averaged)
+
+
+@pytest.mark.parametrize("normalization", ["group", "none"])
+def test_models_without_batch_statistics_resume_and_restore(tiny_config, tmp_path, normalization):
+    config = change(tiny_config, model={"normalization": normalization}, train={"steps": 6})
+    whole = train(config, tmp_path / "whole")
+    train(config, tmp_path / "parts", should_stop=lambda step: step >= 3)
+    assert_same_trees(train(config, tmp_path / "parts"), whole)
+    assert_same_trees(restore_model(tmp_path / "parts").variables["params"], whole.params)
+
+
+def test_a_checkpoint_written_while_training_went_on_resumes_exactly(finished, tiny_config, tmp_path):
+    workdir, state = finished
+    shutil.copytree(workdir, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "20")  # step 10 was saved in the background, its state donated
+    assert_same_trees(train(tiny_config, tmp_path / "run"), state)
+
+
+def test_a_loss_that_is_not_finite_is_never_the_best(tiny_config, tmp_path):
+    trainer = Trainer(tiny_config, make_model(tiny_config), make_optimizer(tiny_config.train, total_steps=1))
+    state = create_state(tiny_config, trainer.model, trainer.optimizer, make_mesh())
+    with Checkpoints(tmp_path) as checkpoints:
+        for step, loss in enumerate([10.0, 8.0, math.nan, math.inf, math.nan], start=1):
+            checkpoints.save(state, step=step, loss=loss)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert (checkpoints.best_step(), checkpoints.latest_step()) == (2, 5)
+
+
+def test_learning_rate_rises_and_falls_as_configured():
+    cosine = make_schedule(TrainConfig(learning_rate=2.0, schedule="cosine", warmup_steps=10), total_steps=110)
+    np.testing.assert_allclose([cosine(step) for step in (0, 5, 10, 60, 110)], [0.0, 1.0, 2.0, 1.0, 0.0], atol=1e-6)
+    constant = make_schedule(TrainConfig(learning_rate=2.0, warmup_steps=4), total_steps=9)
+    np.testing.assert_allclose([constant(step) for step in (0, 1, 4, 9)], [0.0, 0.5, 2.0, 2.0], rtol=1e-6)
+    assert make_schedule(TrainConfig(learning_rate=2.0, warmup_steps=0), total_steps=9)(0) == 2.0
+
+
+def test_clipping_limits_the_first_moment():
+    gradients = {"a": jnp.full(4, 3.0), "b": jnp.full(4, 4.0)}  # of norm 10
+    optimizer = make_optimizer(TrainConfig(clip_norm=1.0), total_steps=1)
+    _, state = optimizer.update(gradients, optimizer.init(gradients), gradients)
+    moments = [leaf for leaf in jax.tree.leaves(state) if jnp.size(leaf) == 4]
+    np.testing.assert_allclose(sorted(float(leaf[0]) for leaf in moments)[-2:], [0.1 * 0.3, 0.1 * 0.4], rtol=1e-5)
 
 
 @pytest.mark.parametrize("variance", ["optimal", "learned"])
@@ -185,8 +230,10 @@ def test_calibrated_likelihoods_train_and_report_their_variance(tiny_config, tmp
             assert record["variance"] == pytest.approx(record["mse"], rel=1e-6)
         assert record["equivalent_r_loss_factor"] == pytest.approx(3072 / (2 * record["variance"]), rel=1e-5)
     if variance == "learned":
-        assert records[0]["variance"] == 1.0
-        assert records[-1]["variance"] < 0.95  # it moves towards the mean squared error
+        first = records[0]
+        assert first["variance"] == pytest.approx(0.05)
+        # It moves towards the mean squared error, its optimum, from the first step.
+        assert (records[1]["variance"] - first["variance"]) * (first["mse"] - first["variance"]) > 0
     restore_model(tmp_path)
 
 
@@ -210,6 +257,8 @@ def test_optimal_variance_has_the_gradient_of_the_log_error(tiny_config):
         ("model", {"filters": (8, 8)}, r"config\.model\.filters was \[8, 16\] and is now \[8, 8\]"),
         ("data", {"resolution": 64}, r"config\.data\.resolution was 32 and is now 64"),
         ("objective", {"likelihood": "gaussian"}, r"config\.objective\.likelihood was 'mse'"),
+        ("objective", {"kl_weight": 4.0}, r"config\.objective\.kl_weight was 1\.0 and is now 4\.0"),
+        ("train", {"batch_size": 8}, r"config\.train\.batch_size was 16 and is now 8"),
         ("train", {"ema_decay": 0.9}, r"config\.train\.ema_decay was 0\.0 and is now 0\.9"),
     ],
 )

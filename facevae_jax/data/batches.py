@@ -29,8 +29,12 @@ def steps_per_epoch(images: int, batch_size: int) -> int:
 
 @functools.lru_cache(maxsize=2)  # an epoch and, around its end, the next
 def epoch_order(*, seed: int, epoch: int, images: int) -> Int[np.ndarray, " n"]:
-    """The order of the rows in one epoch; computed on the CPU, so that every platform has the same."""
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+    """The order of the rows in one epoch, computed on the CPU where jax has one: the device is left to training."""
+    try:
+        device = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX_PLATFORMS names an accelerator alone
+        device = None
+    with jax.default_device(device):
         key = jax.random.fold_in(named_key(seed, "shuffle"), epoch)
         order = np.asarray(jax.random.permutation(key, images), np.int32)
     order.setflags(write=False)

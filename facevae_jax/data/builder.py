@@ -16,6 +16,7 @@ import json
 import os
 import pathlib
 import re
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -27,13 +28,13 @@ from PIL import Image
 from tqdm import tqdm
 
 import facevae_jax
+from facevae_jax.config import CHANNELS
 from facevae_jax.data import images, records
 from facevae_jax.data.folders import some
 from facevae_jax.data.layouts import Layout
 from facevae_jax.errors import UserError, make_writable_directory
 
 VERSION = "1.0.0"
-CHANNELS = 3
 SHARD_BYTES = 2**28  # of decoded pixels; TFDS keeps the records of one shard in memory while it writes it
 READ_ROWS = 64  # rows fetched and decoded together
 READS_IN_FLIGHT = 2  # per thread
@@ -67,7 +68,7 @@ def prepare_dataset(
     """
     target = dataset_directory(data_dir, name=name, resolution=resolution)
     make_writable_directory(target.parent, name="--data_dir")
-    aside = target.parent / f"incomplete.{os.getpid()}"
+    aside = target.parent / f"incomplete.{secrets.token_hex(8)}"
     conversion = _Conversion(layout, images.Task(layout.crop, resolution), workers)
     try:
         # TFDS's own overwriting deletes the old dataset first; this one stays readable until the new one is whole.
@@ -120,7 +121,7 @@ class _Conversion:
                         "replace or remove them, and run the same command again; nothing was written."
                     )
                 self.seconds = time.monotonic() - start
-                example = {"image": result.png, "name": image.name}
+                example = {"image": result.png, "name": os.fsencode(image.name)}
                 yield row, example | ({"attributes": dict(zip(names, image.attributes, strict=True))} if names else {})
 
 

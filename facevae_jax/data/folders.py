@@ -1,5 +1,6 @@
 """Folders of images: finding the files, and telling the user what is there instead."""
 
+import itertools
 import os
 import pathlib
 from collections.abc import Iterable
@@ -7,6 +8,7 @@ from collections.abc import Iterable
 from facevae_jax.errors import UserError
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp")
+FILES_LOOKED_AT = 1000
 
 
 def image_files(root: pathlib.Path) -> list[pathlib.Path]:
@@ -27,12 +29,18 @@ def image_files(root: pathlib.Path) -> list[pathlib.Path]:
             continue
         visited.add(identity)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [
-            pathlib.Path(current, name)
-            for name in files
-            if name.lower().endswith(EXTENSIONS) and not name.startswith(".")
-        ]
+        found += [pathlib.Path(current, name) for name in files if _is_image(name)]
     return sorted(found)
+
+
+def has_images(root: pathlib.Path) -> bool:
+    """Whether the first files that are met under `root` are images; for a hint, so it neither fails nor takes long."""
+    files = itertools.chain.from_iterable(files for _, _, files in os.walk(root))
+    return any(_is_image(name) for name in itertools.islice(files, FILES_LOOKED_AT))
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
 
 
 def require_folder(path: pathlib.Path) -> None:

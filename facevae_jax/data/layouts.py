@@ -12,7 +12,7 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from facevae_jax.data.folders import describe_folder, image_files, require_folder, some
+from facevae_jax.data.folders import describe_folder, has_images, image_files, require_folder, some
 from facevae_jax.data.images import Crop
 from facevae_jax.data.records import Record
 from facevae_jax.errors import UserError
@@ -301,7 +301,7 @@ def guess_layout(path: pathlib.Path) -> str | None:
         return "ffhq"
     if (path / CELEBA_IMAGES).is_dir() or (path / "Img" / CELEBA_IMAGES).is_dir():
         return "celeba"
-    return "folder" if image_files(path) else None
+    return "folder" if has_images(path) else None
 
 
 def wrong_folder(path: pathlib.Path, *, expected: str, layout: str, remedy: str = "") -> UserError:

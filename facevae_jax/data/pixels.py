@@ -6,7 +6,9 @@ no longer agrees with it, is made anew from the dataset.
 
 import hashlib
 import json
+import math
 import pathlib
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
@@ -98,6 +100,12 @@ def open_store(
 
 def _write_store(path: pathlib.Path, shape: tuple[int, ...], images: Iterable[np.ndarray], *, verb: str) -> None:
     make_writable_directory(path.parent, name="config.data.data_dir")
+    needed, free = math.prod(shape), shutil.disk_usage(path.parent).free
+    if needed > free:
+        raise UserError(
+            f"config.data.data_dir: {path} takes {needed / 2**30:,.1f} GiB, but {free / 2**30:,.1f} GiB are free: "
+            "choose another --config.data.data_dir or a smaller --config.data.resolution."
+        )
     digest, rows = hashlib.sha256(), 0
     with (
         atomic_writer(path) as file,
@@ -139,7 +147,7 @@ def _is_whole(path: pathlib.Path, shape: tuple[int, ...]) -> bool:
         if _checksum(path) != record["sha256"]:
             return False
         _write_record(path, shape, record["sha256"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return False
     return True
 

@@ -33,8 +33,9 @@ IMAGE = "image"
 def tfds_dataset(source: str, *, data_dir: str | os.PathLike[str]) -> Layout:
     """The newest version of a TFDS dataset under `data_dir`, in ArrayRecord files.
 
-    Its splits stay as they are; without a `validation` split, a tenth of `train` becomes one. Scalar features that are
-    truth values or floats, alone or in `attributes`, become attributes.
+    Its splits train, validation and test stay as they are, others are left out; without a `validation` split, a tenth
+    of `train` becomes one. Scalar features that are truth values or floats, alone or in `attributes`, become
+    attributes.
 
     Args:
       source: `name` or `name/config`.

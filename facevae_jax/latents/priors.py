@@ -8,12 +8,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 Prior = Literal["standard", "gaussian"]
-JITTER = 1e-6  # added to the covariance's diagonal, whose rounding error could make it indefinite
 
 
 class LatentMoments(flax.struct.PyTreeNode):
     """Mean and covariance of the aggregate posterior, as the last evaluation measured them on its split."""
 
+    images: Float[Array, ""]  # that were measured; 0 before the first evaluation
     mean: Float[Array, " z"]
     covariance: Float[Array, "z z"]
 
@@ -28,5 +28,7 @@ def sample_prior(prior: Prior, key: PRNGKeyArray, count: int, moments: LatentMom
     noise = jax.random.normal(key, (count, moments.mean.shape[0]))
     if prior == "standard":
         return noise
-    factor = jnp.linalg.cholesky(moments.covariance + JITTER * jnp.eye(moments.mean.shape[0]))
-    return moments.mean + noise @ factor.T
+    # The symmetric root, not Cholesky's: rounding may leave eigenvalues a little below zero, which are cut off here.
+    values, vectors = jnp.linalg.eigh(moments.covariance)
+    root = (vectors * jnp.sqrt(jnp.maximum(values, 0.0))) @ vectors.T
+    return moments.mean + noise @ root

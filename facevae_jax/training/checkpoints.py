@@ -1,6 +1,7 @@
 """Checkpoints: asynchronous, the latest two and the best one, and parameters alone for sampling."""
 
 import dataclasses
+import math
 import pathlib
 from typing import Any
 
@@ -69,7 +70,8 @@ class Checkpoints:
             return  # Orbax would answer the same, silently
         tree = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
         arguments = ocp.args.Composite(**{STATE: ocp.args.PyTreeSave(tree)})
-        self._manager.save(step, args=arguments, metrics=None if loss is None else {"loss": loss})
+        scored = loss is not None and math.isfinite(loss)  # Orbax would take NaN for the best
+        self._manager.save(step, args=arguments, metrics={"loss": loss} if scored else None)
 
     def restore(self, abstract: TrainState, *, step: int) -> TrainState:
         """The whole state of a step, with the shapes and shardings of `abstract`."""
@@ -92,7 +94,12 @@ class Checkpoints:
         )
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**{STATE: arguments}))[STATE]
+        except MemoryError:
+            raise
         except Exception as error:  # what a damaged checkpoint raises depends on which of its files is damaged
             directory = pathlib.Path(self._manager.directory) / str(step)
-            message = f"{directory} cannot be restored ({type(error).__name__}): move it away to use the one before."
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            message = (
+                f"{directory} cannot be restored ({reason}): if it is damaged, move it away to use the one before."
+            )
             raise UserError(message) from error

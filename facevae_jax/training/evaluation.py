@@ -102,8 +102,8 @@ class Painter:
         self._directory = workdir / PICTURES
         self._directory.mkdir(exist_ok=True)
 
-    def __call__(self, state: TrainState, *, step: int) -> list[pathlib.Path]:
-        """Writes reconstructions and samples from both priors; returns the files."""
+    def __call__(self, state: TrainState, *, step: int) -> None:
+        """Writes reconstructions and samples from both priors."""
         model, variables = self._trainer.model, state.evaluation_variables
         reconstructions = reconstruct(model, variables, self._originals)
         rows = [
@@ -117,8 +117,5 @@ class Painter:
         for prior in ("standard", "gaussian"):
             latents = np.asarray(sample_prior(prior, key, SHOWN_SAMPLES, state.latent_moments))
             grids[f"samples_{prior}"] = pictures.grid(decode(model, variables, latents), columns=COLUMNS)
-        paths = []
         for name, image in grids.items():
-            paths.append(self._directory / f"{name}_{step:08d}.png")
-            pictures.write_png(paths[-1], image)
-        return paths
+            pictures.write_png(self._directory / f"{name}_{step:08d}.png", image)

@@ -107,6 +107,8 @@ class Loop:
         therefore logged and evaluated all that it holds.
         """
         step, seconds_per_step = int(state.step), 0.0
+        if step >= self.schedule.total:
+            say(f"nothing is left to do: the run is at step {step:,} of {self.schedule.total:,}")
         compiled = self._compile(state, step) if step < self.schedule.total else None
         stopped = False
         while compiled is not None and step < self.schedule.total and not stopped:
@@ -116,13 +118,14 @@ class Loop:
             seconds_per_step = seconds / count
             step += count
             stopped = should_stop(step)
-            last = step == self.schedule.total
-            if step % self.schedule.log_every == 0 or last or stopped:
+            evaluates = step % self.schedule.evaluate_every == 0 or step == self.schedule.total
+            saves = evaluates or stopped or step % self.schedule.checkpoint_every == 0
+            if saves or step % self.schedule.log_every == 0:
                 self._log(step)
             loss = None
-            if step % self.schedule.evaluate_every == 0 or last:
+            if evaluates:
                 state, loss = self._evaluate(state, step)
-            if step % self.schedule.checkpoint_every == 0 or loss is not None or stopped:
+            if saves:
                 self.checkpoints.save(state, step=step, loss=loss)
         return state
 

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 
-from facevae_jax.config import RunConfig
 from facevae_jax.errors import UserError
 from facevae_jax.latents.priors import LatentMoments
 from facevae_jax.models.vae import VAE
@@ -18,7 +17,6 @@ from facevae_jax.training.workdir import read_config
 class TrainedModel(NamedTuple):
     """What sampling and editing need."""
 
-    config: RunConfig
     model: VAE
     variables: Any  # averaged parameters where the run kept them
     latent_moments: LatentMoments
@@ -40,8 +38,8 @@ def restore_model(workdir: pathlib.Path) -> TrainedModel:
             raise UserError(f"--workdir={str(workdir)!r} has no checkpoint yet: wait for the run's first one.")
         model = make_model(config)
         state = abstract_state(config, model, make_optimizer(config.train, total_steps=1), make_mesh())
-        params = "params" if state.averaged_params is None else "averaged_params"
-        wanted = {name: getattr(state, name) for name in (params, "batch_stats", "latent_moments")}
+        names = ("params", "batch_stats") if state.averaged is None else ("averaged",)
+        wanted = {name: getattr(state, name) for name in (*names, "latent_moments")}
         restored = checkpoints.restore_tree(wanted, step=step, partial=True)
-    variables = {"params": restored[params], "batch_stats": restored["batch_stats"]}
-    return TrainedModel(config, model, jax.block_until_ready(variables), restored["latent_moments"], step)
+    variables = restored["averaged"] if "averaged" in names else {name: restored[name] for name in names}
+    return TrainedModel(model, jax.block_until_ready(variables), restored["latent_moments"], step)

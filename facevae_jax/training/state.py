@@ -16,6 +16,8 @@ from facevae_jax.models.vae import VAE
 from facevae_jax.random import named_key
 from facevae_jax.training.sharding import replicated
 
+# Learned from here; a trained model's is around 0.01, which Adam would not reach from 1 in a short run.
+INITIAL_DECODER_VARIANCE = 0.05
 ADAM_EPSILON = 1e-7  # Keras' value; Optax's is 1e-8
 
 
@@ -37,15 +39,14 @@ class TrainState(flax.struct.PyTreeNode):
     params: Any
     batch_stats: Any
     opt_state: Any
-    averaged_params: Any  # exponential moving average; None without ema_decay
+    averaged: Any  # exponential moving averages of {"params", "batch_stats"}; None without ema_decay
     decoder_variance: DecoderVariance
     latent_moments: LatentMoments
 
     @property
     def evaluation_variables(self) -> dict[str, Any]:
-        """The variables to evaluate and sample with: averaged parameters where they are kept."""
-        params = self.params if self.averaged_params is None else self.averaged_params
-        return {"params": params, "batch_stats": self.batch_stats}
+        """The variables to evaluate and sample with: the averaged ones where they are kept."""
+        return {"params": self.params, "batch_stats": self.batch_stats} if self.averaged is None else self.averaged
 
 
 def make_model(config: RunConfig) -> VAE:
@@ -81,15 +82,17 @@ def _initial_state(config: RunConfig, model: VAE, optimizer: optax.GradientTrans
     variables = model.init({"params": key}, image, key, train=False)
     params = dict(variables["params"])
     if config.objective.likelihood == "gaussian" and config.objective.variance == "learned":
-        params["decoder_log_variance"] = jnp.zeros(())
+        params["decoder_log_variance"] = jnp.log(INITIAL_DECODER_VARIANCE)
+    batch_stats = variables.get("batch_stats", {})
+    start_of_averages = jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats})
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        batch_stats=variables.get("batch_stats", {}),
+        batch_stats=batch_stats,
         opt_state=optimizer.init(params),
-        averaged_params=jax.tree.map(jnp.copy, params) if config.train.ema_decay else None,
+        averaged=start_of_averages if config.train.ema_decay else None,
         decoder_variance=DecoderVariance(jnp.zeros(()), jnp.zeros(())),
-        latent_moments=LatentMoments(jnp.zeros(latent_dim), jnp.eye(latent_dim)),
+        latent_moments=LatentMoments(jnp.zeros(()), jnp.zeros(latent_dim), jnp.eye(latent_dim)),
     )
 
 

@@ -29,7 +29,7 @@ class Metrics(NamedTuple):
 
 
 class Trainer(NamedTuple):
-    """What a step needs beside arrays; hashable, so that it can be a static argument."""
+    """What a step needs beside arrays."""
 
     config: RunConfig
     model: VAE
@@ -85,16 +85,18 @@ def train_step(state: TrainState, images: UInt8[Array, "b h w c"], *, trainer: T
     gradients, (loss, batch_stats) = jax.grad(loss_function, has_aux=True)(state.params)
     updates, opt_state = trainer.optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    averaged = state.averaged_params
+    averaged = state.averaged
     if averaged is not None:
-        averaged = optax.incremental_update(params, averaged, 1.0 - config.train.ema_decay)
+        # A short average to begin with, or the random initialisation would stay in it for thousands of steps.
+        decay = jnp.minimum(config.train.ema_decay, (1.0 + state.step) / (10.0 + state.step))
+        averaged = optax.incremental_update({"params": params, "batch_stats": batch_stats}, averaged, 1.0 - decay)
     running, momentum = state.decoder_variance, DECODER_VARIANCE_MOMENTUM
     state = state.replace(
         step=state.step + 1,
         params=params,
         batch_stats=batch_stats,
         opt_state=opt_state,
-        averaged_params=averaged,
+        averaged=averaged,
         decoder_variance=DecoderVariance(
             total=momentum * running.total + (1 - momentum) * loss.variance,
             weight=momentum * running.weight + (1 - momentum),
@@ -163,7 +165,10 @@ def evaluation_step(
         squared_error=sums.squared_error + jnp.sum(jnp.where(valid, terms.squared_error, 0.0)),
         kl=sums.kl + jnp.sum(jnp.where(valid[:, None], terms.kl, 0.0), axis=0),
         latent=sums.latent + jnp.sum(weighted, axis=0),
-        latent_square=sums.latent_square + weighted.T @ mean + jnp.diag(variance),
+        # In full float32: the accelerators' default precision would be lost where the mean's square is subtracted.
+        latent_square=sums.latent_square
+        + jnp.matmul(weighted.T, mean, precision=lax.Precision.HIGHEST)
+        + jnp.diag(variance),
     )
 
 
@@ -181,7 +186,7 @@ def finish_evaluation(
     )
     mean = sums.latent / sums.images
     covariance = sums.latent_square / sums.images - jnp.outer(mean, mean)
-    return loss, LatentMoments(mean, covariance)
+    return loss, LatentMoments(sums.images, mean, covariance)
 
 
 def evaluation_variance(state: TrainState, *, trainer: Trainer) -> Float[Array, ""]:

@@ -10,8 +10,19 @@ from facevae_jax.files import write_json
 from facevae_jax.training.checkpoints import has_checkpoint
 
 CONFIG_FILE = "config.json"
-# Keys that decide which parameters exist or what the loss means, beside all of `model`.
-FIXED_KEYS = ("data.name", "data.resolution", "objective.likelihood", "objective.variance")
+# Keys that decide, beside all of `model`, what the loss means, without which the best checkpoint is not the best, and
+# which rows a step sees, without which a step is no position in an epoch.
+FIXED_KEYS = (
+    "data.name",
+    "data.resolution",
+    "objective.likelihood",
+    "objective.variance",
+    "objective.r_loss_factor",
+    "objective.kl_weight",
+    "objective.free_bits",
+    "train.batch_size",
+    "train.seed",
+)
 
 
 def read_config(workdir: pathlib.Path) -> RunConfig:
