@@ -22,6 +22,7 @@ TINY = (
     "--config.model.filters=(8,16)",
     "--config.model.latent_dim=8",
     "--config.train.batch_size=16",
+    "--config.train.evaluate_every_epochs=1",
 )
 
 

@@ -110,6 +110,9 @@ def test_one_and_eight_devices_have_the_same_losses(tiny_config, tmp_path):
             "--config.model.dropout_rate=0.1",
             "--config.train.batch_size=16",
             "--config.train.steps=20",
+            "--config.train.learning_rate=5e-3",
+            "--config.train.warmup_steps=20",
+            "--config.train.evaluate_every_epochs=1",
             "--config.train.log_every_steps=1",
             devices=devices,
         )

@@ -47,11 +47,12 @@ def claim(workdir: pathlib.Path, config: RunConfig) -> list[str]:
     Raises:
       UserError: a setting changed that the run in `workdir` was built on.
     """
+    exists = (workdir / CONFIG_FILE).exists()
+    changed = differences(flatten(read_config(workdir).to_dict()), flatten(config.to_dict())) if exists else {}
     # Without a checkpoint nothing is built on the settings: the last attempt may have failed for one of them.
-    if not has_checkpoint(workdir) or not (workdir / CONFIG_FILE).exists():
+    if not exists or not has_checkpoint(workdir):
         write_json(workdir / CONFIG_FILE, config.to_dict())
         return []
-    changed = differences(flatten(read_config(workdir).to_dict()), flatten(config.to_dict()))
     refused = {key: values for key, values in changed.items() if _is_fixed(key, *values)}
     if refused:
         listed = ", ".join(f"config.{key} was {old!r} and is now {new!r}" for key, (old, new) in refused.items())
