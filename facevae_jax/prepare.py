@@ -15,7 +15,7 @@ import sys
 from absl import flags
 
 from facevae_jax import command_line
-from facevae_jax.config import MAX_RESOLUTION, MIN_RESOLUTION, DataConfig
+from facevae_jax.config import MAX_RESOLUTION, MIN_RESOLUTION, DataConfig, TrainConfig
 from facevae_jax.data import builder, layouts, records, tfds_layout
 from facevae_jax.errors import UserError
 
@@ -111,7 +111,8 @@ def prepare(
                 f"note: {prepared.enlarged} of {total} images are smaller than {resolution} pixels and were enlarged."
             )
         print(f"prepared: {target} ({describe_counts(prepared.images)}; {prepared.images_per_second:.0f} images/s)")
-    print(f"next: {next_command(data_dir, name=name, resolution=resolution)}")
+    images = builder.split_sizes(target).get("train", 0)
+    print(f"next: {next_command(data_dir, name=name, resolution=resolution, images=images)}")
 
 
 def refuse_other_source(target: pathlib.Path, *, layout: str, source: str) -> None:
@@ -169,14 +170,17 @@ def leftovers(target: pathlib.Path) -> list[str]:
     ]
 
 
-def next_command(data_dir: str, *, name: str, resolution: int) -> str:
-    """The command that trains on the dataset."""
+def next_command(data_dir: str, *, name: str, resolution: int, images: int) -> str:
+    """The command that trains on the dataset of `images` training images."""
     config, overrides = f"configs/{name}{resolution}.py", []
     if not pathlib.Path(config).is_file():
         config = GENERAL_CONFIG
         overrides = [f"--config.data.name={name}", f"--config.data.resolution={resolution}"]
     if data_dir != DEFAULT_DATA_DIR:
         overrides.append(f"--config.data.data_dir={data_dir}")
+    if 0 < images < TrainConfig.batch_size:
+        # A power of two is divisible by the usual numbers of devices.
+        overrides.append(f"--config.train.batch_size={1 << (images.bit_length() - 1)}")
     words = [f"--config={config}", *overrides, f"--workdir=/tmp/{name}{resolution}"]
     return shlex.join(["python", "-m", "facevae_jax.main", *words])
 

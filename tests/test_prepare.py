@@ -66,7 +66,8 @@ def test_command_from_images_to_the_next_command(faces, tmp_path):
     directory = tmp_path / "folder" / "32" / "1.0.0"
     assert prepared.startswith(f"prepared: {directory} (5 train, 1 validation; ")
     assert "python -m facevae_jax.main --config=configs/ffhq128.py --config.data.name=folder" in following
-    assert f"--config.data.resolution=32 --config.data.data_dir={tmp_path} --workdir=/tmp/folder32" in following
+    assert f"--config.data.resolution=32 --config.data.data_dir={tmp_path}" in following
+    assert "--config.train.batch_size=4 --workdir=/tmp/folder32" in following  # 128 would be refused: 5 images train
     colours = {tuple(image[5, 5]) for image in builder.read_images(directory, "train")}
     assert colours < {(i, 2 * i, 3 * i) for i in range(6)}
     again = run_module(MODULE, *flags)
@@ -158,9 +159,9 @@ def test_next_command_uses_the_config_that_exists(monkeypatch, tmp_path):
     pathlib.Path("configs").mkdir()
     pathlib.Path("configs/celeba64.py").touch()
     default = prepare.DEFAULT_DATA_DIR
-    command = prepare.next_command(default, name="celeba", resolution=64)
+    command = prepare.next_command(default, name="celeba", resolution=64, images=162_770)
     assert command == "python -m facevae_jax.main --config=configs/celeba64.py --workdir=/tmp/celeba64"
-    command = prepare.next_command("/my data", name="celeba", resolution=32)
+    command = prepare.next_command("/my data", name="celeba", resolution=32, images=128)
     assert command == (
         "python -m facevae_jax.main --config=configs/ffhq128.py --config.data.name=celeba --config.data.resolution=32 "
         "'--config.data.data_dir=/my data' --workdir=/tmp/celeba32"
