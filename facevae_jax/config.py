@@ -16,6 +16,7 @@ import ml_collections
 MIN_RESOLUTION = 32
 MAX_RESOLUTION = 1024
 CHANNELS = 3
+MAX_LATENT_DIM = 16_384  # where the covariance of the latents takes 1 GiB
 BELOW_ONE = "at least 0 and below 1"
 
 
@@ -37,6 +38,7 @@ class DataConfig:
     synthetic_validation_images: int = 1024
 
     def __post_init__(self) -> None:
+        check(bool(self.data_dir), "data.data_dir", self.data_dir, "a directory")
         check(bool(self.name), "data.name", self.name, "`synthetic` or the name of a prepared dataset")
         power_of_two = self.resolution > 0 and self.resolution & (self.resolution - 1) == 0
         allowed = f"a power of two from {MIN_RESOLUTION} to {MAX_RESOLUTION}"
@@ -63,7 +65,8 @@ class ModelConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters and sums stay float32
 
     def __post_init__(self) -> None:
-        check(self.latent_dim > 0, "model.latent_dim", self.latent_dim, "positive")
+        in_range = 0 < self.latent_dim <= MAX_LATENT_DIM
+        check(in_range, "model.latent_dim", self.latent_dim, f"positive and at most {MAX_LATENT_DIM}")
         check(self.stages >= 0, "model.stages", self.stages, "0 (automatic) or positive")
         check(all(f > 0 for f in self.filters), "model.filters", self.filters, "positive numbers")
         if self.filters and self.stages:
@@ -189,6 +192,9 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _build(cls: Any, values: Mapping[str, Any], *, prefix: str) -> Any:
+    if not hasattr(values, "items"):  # a ConfigDict is no Mapping; a file that failed to load raises its error here
+        key, given = f"config.{prefix}".rstrip("."), type(values).__name__
+        raise TypeError(f"{key} is of type {given}: it must be a ConfigDict, as .to_config_dict() makes it.")
     hints = get_type_hints(cls)
     unknown = sorted(set(values) - set(hints))
     if unknown:
@@ -221,4 +227,6 @@ def _coerce(value: Any, hint: Any, path: str) -> Any:
         raise TypeError(f"config.{path}={value!r} must be of type {hint.__name__}.")
     if hint is float:
         check(math.isfinite(value), path, value, "finite")
+    if hint is int:  # steps and sizes are int32 on the device
+        check(abs(value) < 2**31 or path == "train.seed", path, value, "below 2**31")
     return value

@@ -12,6 +12,23 @@ class UserError(Exception):
     """
 
 
+def expand_home(path: str | os.PathLike[str], *, name: str) -> pathlib.Path:
+    """`path` with `~` or `~user` replaced by that user's home directory.
+
+    Args:
+      path: as the user typed it.
+      name: the flag or key that set it, for the message.
+
+    Raises:
+      UserError: the home directory is unknown.
+    """
+    try:
+        return pathlib.Path(path).expanduser()
+    except RuntimeError as error:
+        message = f"{name}={str(path)!r}: the home directory that ~ stands for is unknown: write the path out."
+        raise UserError(message) from error
+
+
 def make_writable_directory(path: str | os.PathLike[str], *, name: str) -> pathlib.Path:
     """Creates the directory `path`, proves that files can be written there, and returns it.
 
@@ -22,7 +39,7 @@ def make_writable_directory(path: str | os.PathLike[str], *, name: str) -> pathl
     Raises:
       UserError: the directory cannot be made or written to.
     """
-    directory = pathlib.Path(path).expanduser()
+    directory = expand_home(path, name=name)
     probe = directory / f".writable-{os.getpid()}"
     try:
         directory.mkdir(parents=True, exist_ok=True)

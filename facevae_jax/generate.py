@@ -10,12 +10,12 @@ from typing import cast
 from absl import flags
 
 from facevae_jax import command_line
-from facevae_jax.errors import UserError, make_writable_directory
+from facevae_jax.errors import UserError, expand_home, make_writable_directory
 
 VERBS = ("sample",)
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
-_COUNT = flags.DEFINE_integer("count", 64, "Number of faces.", lower_bound=1)
+_COUNT = flags.DEFINE_integer("count", 64, "Number of faces.", lower_bound=1, upper_bound=10_000)
 _OUTPUT = flags.DEFINE_string("output", "samples.png", "PNG file to write: one grid.")
 _PRIOR = flags.DEFINE_enum(
     "prior",
@@ -32,13 +32,13 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"{' '.join(arguments)!r} is not understood: give one of {', '.join(VERBS)}, then flags.")
     if _WORKDIR.value is None:
         raise UserError("--workdir is missing: give the directory of a training run.")
-    output = pathlib.Path(_OUTPUT.value).expanduser()
+    output = expand_home(_OUTPUT.value, name="--output")
     if output.suffix.lower() != ".png":
         raise UserError(f"--output={_OUTPUT.value!r} must end in .png.")
     if output.is_dir():
         raise UserError(f"--output={_OUTPUT.value!r} is a directory: give the name of a .png file.")
     make_writable_directory(output.parent, name="--output's directory")
-    sample(pathlib.Path(_WORKDIR.value).expanduser(), output)
+    sample(expand_home(_WORKDIR.value, name="--workdir"), output)
 
 
 def sample(workdir: pathlib.Path, output: pathlib.Path) -> None:

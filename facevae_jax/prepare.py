@@ -17,7 +17,7 @@ from absl import flags
 from facevae_jax import command_line
 from facevae_jax.config import MAX_RESOLUTION, MIN_RESOLUTION, DataConfig, TrainConfig
 from facevae_jax.data import builder, layouts, records, tfds_layout
-from facevae_jax.errors import UserError
+from facevae_jax.errors import UserError, expand_home
 
 DEFAULT_DATA_DIR = DataConfig.data_dir
 RESERVED_NAME = DataConfig.name  # of the drawn faces
@@ -100,6 +100,9 @@ def prepare(
     else:
         labels = _path(attributes) if attributes else None
         found = open_layout(layout, source, resolution=resolution, data_dir=data_dir, attributes=labels)
+        if layouts.TRAIN not in found.splits:
+            counts = describe_counts({split: len(images) for split, images in found.splits.items()})
+            raise UserError(f"--source={source!r} has no images to train on ({counts}): add some of the split train.")
         for note in (*found.notes, *leftovers(target)):
             print(f"note: {note}")
         prepared = builder.prepare_dataset(
@@ -154,7 +157,7 @@ def open_layout(
 
 def _path(given: str) -> pathlib.Path:
     """Without `~` and `..`, so that its last part is a name."""
-    return pathlib.Path(os.path.abspath(pathlib.Path(given).expanduser()))  # noqa: PTH100 - resolve() follows links
+    return pathlib.Path(os.path.abspath(expand_home(given, name="--source")))  # noqa: PTH100 - resolve() follows links
 
 
 def describe_counts(images: dict[str, int]) -> str:

@@ -72,6 +72,10 @@ def test_stages_follow_the_resolution_or_are_set(model, resolution, expected):
     ("change", "error", "message"),
     [
         ({"data": {"resolutoin": 64}}, TypeError, r"config\.data\.resolutoin is unknown"),
+        ({"model": 3}, TypeError, r"config\.model is of type int: .* ConfigDict"),
+        ({"data": {"data_dir": ""}}, ValueError, r"config\.data\.data_dir=''"),
+        ({"model": {"latent_dim": 20_000}}, ValueError, r"config\.model\.latent_dim=20000 .* at most 16384"),
+        ({"train": {"steps_per_dispatch": 2**31}}, ValueError, r"config\.train\.steps_per_dispatch=.* below"),
         ({"optimiser": {}}, TypeError, r"config\.optimiser is unknown"),
         ({"model": {"latent_dim": 0}}, ValueError, r"config\.model\.latent_dim=0 .* positive"),
         ({"model": {"latent_dim": 2.5}}, TypeError, r"config\.model\.latent_dim=2\.5 must be of type int"),

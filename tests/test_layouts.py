@@ -201,6 +201,11 @@ def test_celeba_lists_that_do_not_fit(tmp_path):
     (root / "list_eval_partition.txt").write_text("000001.jpg 0\n000003.jpg 7\n")
     with pytest.raises(UserError, match=r"the entry 2, '000003.jpg'"):
         layouts.celeba(root)
+    (root / "list_eval_partition.txt").write_text("000001.jpg 0\n000003.jpg 2\n")
+    (root / "list_attr_celeba.txt").unlink()
+    (root / "list_attr_celeba.csv").touch()
+    with pytest.raises(UserError, match="2 of 2 images are not in list_attr_celeba"):
+        layouts.celeba(root)
 
 
 def test_folder_finds_images_only(tmp_path):

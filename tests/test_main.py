@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -87,6 +88,8 @@ def test_sampling_needs_a_run(workdir, tmp_path):
         (["--config.data.resolution=100"], ["config.data.resolution=100", "32 to 1024"]),
         (["--config.data.resolution=big"], ["config.data.resolution"]),
         (["--config.model.latent_dim=0"], ["config.model.latent_dim=0"]),
+        (["--config.train.warmup_steps=10000000000"], ["config.train.warmup_steps=10000000000", "below"]),
+        (["--config.data.data_dir=~nobody-of-this-name/x"], ["config.data.data_dir='~nobody-of-this-name/x'"]),
         (["--config.data.name=lost"], ["config.data.name", "lost"]),
         (["--config.train.batch_size=999"], ["config.train.batch_size=999", "128 training images"]),
         (["--wrokdir=x"], ["wrokdir", "workdir"]),
@@ -131,6 +134,31 @@ def test_an_unwritable_workdir_is_told_in_one_line(tmp_path):
     (tmp_path / "file").touch()
     workdir = tmp_path / "file" / "run"
     assert_one_line_error(run_module("facevae_jax.main", *TINY, f"--workdir={workdir}"), f"--workdir='{workdir}'")
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "pictures"])
+def test_a_file_in_place_of_a_directory_is_told_in_one_line(tmp_path, data_dir, name):
+    (tmp_path / name).touch()
+    result = run_module("facevae_jax.main", *TINY, f"--config.data.data_dir={data_dir}", f"--workdir={tmp_path}")
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.startswith(f"error: --workdir's {name}='{tmp_path / name}'")
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_checkpoints_without_their_config_are_told_in_one_line(workdir, tmp_path, data_dir):
+    shutil.copytree(workdir, tmp_path / "run")
+    (tmp_path / "run" / "config.json").unlink()
+    arguments = (*TINY, f"--config.data.data_dir={data_dir}", f"--workdir={tmp_path / 'run'}")
+    assert_one_line_error(run_module("facevae_jax.main", *arguments), "config.json", "new workdir")
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_damaged_scores_are_told_in_one_line(workdir, tmp_path):
+    shutil.copytree(workdir, tmp_path / "run")
+    for path in (tmp_path / "run" / "checkpoints").glob("*/metrics/metrics"):
+        path.write_bytes(b"")
+    result = run_module("facevae_jax.generate", "sample", f"--workdir={tmp_path / 'run'}")
+    assert_one_line_error(result, "metrics", "damaged")
 
 
 def test_batches_that_devices_cannot_share_are_told_in_one_line(tmp_path):

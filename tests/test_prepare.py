@@ -117,6 +117,14 @@ def test_a_data_dir_that_cannot_be_written(faces, tmp_path):
         prepare.prepare(layout="folder", source=str(faces), resolution=32, data_dir=str(tmp_path / "file"))
 
 
+def test_a_source_without_training_images(tmp_path):
+    folder = tmp_path / "thumbnails128x128" / "60000"
+    folder.mkdir(parents=True)
+    Image.new("RGB", (128, 128)).save(folder / "60000.png")
+    with pytest.raises(UserError, match=r"no images to train on \(1 validation\)"):
+        prepare.prepare(layout="ffhq", source=str(tmp_path), resolution=64, data_dir=str(tmp_path / "data"), workers=1)
+
+
 def test_second_run_does_nothing_and_overwrite_does(data_dir, faces, capsys):
     flags = {"layout": "folder", "resolution": 32, "data_dir": str(data_dir), "workers": 1}
     info = data_dir / "folder" / "32" / "1.0.0" / "dataset_info.json"

@@ -32,7 +32,7 @@ from facevae_jax.config import CHANNELS
 from facevae_jax.data import images, records
 from facevae_jax.data.folders import some
 from facevae_jax.data.layouts import Layout
-from facevae_jax.errors import UserError, make_writable_directory
+from facevae_jax.errors import UserError, expand_home, make_writable_directory
 
 VERSION = "1.0.0"
 SHARD_BYTES = 2**28  # of decoded pixels; TFDS keeps the records of one shard in memory while it writes it
@@ -53,7 +53,7 @@ class Prepared(NamedTuple):
 
 def dataset_directory(data_dir: str | os.PathLike[str], *, name: str, resolution: int) -> pathlib.Path:
     """Where this version of the project writes the dataset."""
-    return pathlib.Path(data_dir).expanduser() / name / str(resolution) / VERSION
+    return expand_home(data_dir, name="data_dir") / name / str(resolution) / VERSION
 
 
 def prepare_dataset(
@@ -200,7 +200,7 @@ def prepared_datasets(data_dir: str | os.PathLike[str]) -> dict[str, dict[int, p
     The remains of a run that was killed are not among them.
     """
     found: dict[str, dict[int, tuple[tuple[int, ...], pathlib.Path]]] = {}
-    for info in sorted(pathlib.Path(data_dir).expanduser().glob(f"*/*/*/{records.INFO_FILE}")):
+    for info in sorted(expand_home(data_dir, name="data_dir").glob(f"*/*/*/{records.INFO_FILE}")):
         directory = info.parent
         name, resolution, version = directory.parts[-3:]
         if re.fullmatch(r"\d+\.\d+\.\d+", version) and resolution.isdecimal():

@@ -232,7 +232,7 @@ def _celeba_list(
     rows = [row for row in rows if row]
     columns: list[str] = []
     if path.suffix == ".csv":
-        columns, rows = rows[0][1:], rows[1:]
+        columns, rows = rows[0][1:] if rows else [], rows[1:]
     elif stem == CELEBA_ATTRIBUTES:  # a line with the number of images, then the names
         columns, rows = rows[1] if len(rows) > 1 else [], rows[2:]
     width = len(columns) or 1

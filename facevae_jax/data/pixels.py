@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from facevae_jax.config import CHANNELS, DataConfig
 from facevae_jax.data import builder, synthetic
-from facevae_jax.errors import UserError, make_writable_directory
+from facevae_jax.errors import UserError, expand_home, make_writable_directory
 from facevae_jax.files import atomic_writer, write_json
 
 TRAIN, VALIDATION = "train", "validation"
@@ -43,7 +43,8 @@ def open_splits(config: DataConfig) -> Splits:
       UserError: the dataset is not prepared at this resolution, has no training images, or cannot be written to.
     """
     if config.name == SYNTHETIC:
-        directory = pathlib.Path(config.data_dir).expanduser() / SYNTHETIC / str(config.resolution) / synthetic.VERSION
+        data_dir = expand_home(config.data_dir, name="config.data.data_dir")
+        directory = data_dir / SYNTHETIC / str(config.resolution) / synthetic.VERSION
         sizes = {TRAIN: config.synthetic_train_images, VALIDATION: config.synthetic_validation_images}
         stores = {split: _open_synthetic(directory, split, images, config) for split, images in sizes.items()}
     else:

@@ -25,7 +25,7 @@ from facevae_jax.data.layouts import (
     in_order,
     split_by_hash,
 )
-from facevae_jax.errors import UserError
+from facevae_jax.errors import UserError, expand_home
 
 IMAGE = "image"
 
@@ -44,7 +44,7 @@ def tfds_dataset(source: str, *, data_dir: str | os.PathLike[str]) -> Layout:
     Raises:
       UserError: the dataset is not prepared there, or in another file format, or has no 8-bit `image`.
     """
-    directory = _find(source, pathlib.Path(data_dir).expanduser())
+    directory = _find(source, expand_home(data_dir, name="--data_dir"))
     info = records.open_info(directory).info
     features = dict(info.features.items())  # a FeaturesDict is no Mapping
     image = features.get(IMAGE)

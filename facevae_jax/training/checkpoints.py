@@ -9,7 +9,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from facevae_jax.errors import UserError
+from facevae_jax.errors import UserError, make_writable_directory
 from facevae_jax.training.state import TrainState
 
 DIRECTORY = "checkpoints"
@@ -35,7 +35,13 @@ class Checkpoints:
 
         `max_to_keep` with `best_fn` would delete the newest steps, and resuming would lose work; the policy below
         keeps the latest whatever their score.
+
+        Raises:
+          UserError: the directory cannot be written to, or the scores of its checkpoints cannot be read.
         """
+        directory = (workdir / DIRECTORY).absolute()
+        if not read_only:  # Orbax finds out in a thread of its own, for which the others then wait ten minutes
+            make_writable_directory(directory, name="--workdir's checkpoints")
         best = BestN(get_metric_fn=_loss, reverse=True, n=BEST_KEPT, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=AnyPreservationPolicy([LatestN(LATEST_KEPT), best]),
@@ -45,9 +51,13 @@ class Checkpoints:
             read_only=read_only,
             create=not read_only,
         )
-        self._manager = ocp.CheckpointManager(
-            (workdir / DIRECTORY).absolute(), options=options, item_handlers={STATE: ocp.PyTreeCheckpointHandler()}
-        )
+        handlers = {STATE: ocp.PyTreeCheckpointHandler()}
+        try:
+            self._manager = ocp.CheckpointManager(directory, options=options, item_handlers=handlers)
+        except ValueError as error:  # JSON that is none
+            reason = " ".join(str(error).split())
+            message = f"{directory}/*/metrics cannot be read ({reason}): move the damaged checkpoint away."
+            raise UserError(message) from error
 
     def __enter__(self) -> "Checkpoints":
         return self

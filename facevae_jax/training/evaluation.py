@@ -13,6 +13,7 @@ from jaxtyping import Float, UInt8
 
 from facevae_jax import pictures
 from facevae_jax.data.batches import evaluation_rows
+from facevae_jax.errors import make_writable_directory
 from facevae_jax.latents.priors import LatentMoments, sample_prior
 from facevae_jax.models.vae import VAE, to_pixels, to_unit
 from facevae_jax.objective import Loss
@@ -99,8 +100,7 @@ class Painter:
         """`images` is the split whose first faces are reconstructed."""
         self._trainer = trainer
         self._originals = np.asarray(images[:SHOWN_FACES])
-        self._directory = workdir / PICTURES
-        self._directory.mkdir(exist_ok=True)
+        self._directory = make_writable_directory(workdir / PICTURES, name="--workdir's pictures")
 
     def __call__(self, state: TrainState, *, step: int) -> None:
         """Writes reconstructions and samples from both priors."""

@@ -15,6 +15,8 @@ CONFIG_FILE = "config.json"
 FIXED_KEYS = (
     "data.name",
     "data.resolution",
+    "data.synthetic_train_images",
+    "data.synthetic_validation_images",
     "objective.likelihood",
     "objective.variance",
     "objective.r_loss_factor",
@@ -34,7 +36,7 @@ def read_config(workdir: pathlib.Path) -> RunConfig:
     path = workdir / CONFIG_FILE
     try:
         return RunConfig.from_config_dict(json.loads(path.read_text()))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         message = f"--workdir={str(workdir)!r} holds no run ({CONFIG_FILE} is missing): give the workdir of a training."
         raise UserError(message) from error
     except (OSError, ValueError, TypeError, AttributeError) as error:
@@ -45,9 +47,14 @@ def claim(workdir: pathlib.Path, config: RunConfig) -> list[str]:
     """Writes `config.json`, or compares it where there is something to resume; returns a line for each change.
 
     Raises:
-      UserError: a setting changed that the run in `workdir` was built on.
+      UserError: a setting changed that the run in `workdir` was built on, or its `config.json` is missing.
     """
     exists = (workdir / CONFIG_FILE).exists()
+    if not exists and has_checkpoint(workdir):
+        raise UserError(
+            f"--workdir={str(workdir)!r} holds checkpoints but no {CONFIG_FILE}: "
+            "put that run's back, or take a new workdir."
+        )
     changed = differences(flatten(read_config(workdir).to_dict()), flatten(config.to_dict())) if exists else {}
     # Without a checkpoint nothing is built on the settings: the last attempt may have failed for one of them.
     if not exists or not has_checkpoint(workdir):
