@@ -58,6 +58,7 @@ class ModelConfig:
     filters: tuple[int, ...] = ()  # of each encoder stage, mirrored in the decoder; empty: doubling from base_filters
     base_filters: int = 32  # filters of the first stage where `filters` is empty
     max_filters: int = 256  # where the doubling stops
+    kernel_size: Literal[3, 4, 5] = 3  # side of every convolution, of stride 2
     normalization: Literal["batch", "group", "none"] = "batch"
     batch_norm_momentum: float = 0.9  # of the running statistics; 0.99, Keras' value, lags hundreds of steps behind
     activation: Literal["leaky_relu", "relu", "silu", "gelu"] = "leaky_relu"  # slope 0.3 for leaky_relu, as in Keras

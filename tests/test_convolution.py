@@ -8,35 +8,38 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from facevae_jax.models.convolution import (
-    StridedConvolution,
-    TransposedConvolution,
-    strided_convolution,
-    transposed_convolution,
-)
+from facevae_jax.config import ModelConfig
+from facevae_jax.models.convolution import strided_convolution, transposed_convolution
+from facevae_jax.models.vae import Execution, StridedConvolution, TransposedConvolution
 
 PAIRS = [
-    (StridedConvolution, lambda f: nn.Conv(f, (3, 3), strides=2)),
-    (TransposedConvolution, lambda f: nn.ConvTranspose(f, (3, 3), strides=(2, 2), transpose_kernel=True)),
+    (StridedConvolution, lambda f, k: nn.Conv(f, (k, k), strides=2)),
+    (TransposedConvolution, lambda f, k: nn.ConvTranspose(f, (k, k), strides=(2, 2), transpose_kernel=True)),
 ]
 
 
 @pytest.mark.parametrize(("ours", "theirs"), PAIRS, ids=["strided", "transposed"])
 @pytest.mark.parametrize("form", ["plain", "matmul"])
-def test_parameters_and_results_are_those_of_flax(ours, theirs, form):
+@pytest.mark.parametrize("size", [3, 4, 5])
+def test_parameters_and_results_are_those_of_flax(ours, theirs, form, size):
     x = jax.random.normal(jax.random.key(0), (2, 8, 8, 5))
-    reference = theirs(7)
+    reference = theirs(7, size)
     variables = reference.init(jax.random.key(1), x)
     variables = jax.tree.map(lambda leaf: leaf + 0.1, variables)  # so that the bias counts
-    layer = ours(7, form, jnp.dtype("float32"))
+    layer = ours(7, ModelConfig(kernel_size=size), Execution(form))
     shapes = jax.tree.map(jnp.shape, layer.init(jax.random.key(1), x))
     assert shapes == jax.tree.map(jnp.shape, variables)
-    np.testing.assert_allclose(layer.apply(variables, x), reference.apply(variables, x), rtol=1e-5, atol=1e-5)
+    output, moments = layer.apply(variables, x)
+    expected = reference.apply(variables, x)
+    np.testing.assert_allclose(output, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(moments.total, expected.sum(axis=(0, 1, 2)), rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(moments.square, jnp.square(expected).sum(axis=(0, 1, 2)), rtol=1e-5)
 
 
 @pytest.mark.parametrize("convolution", [strided_convolution, transposed_convolution])
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(
+    size=st.integers(2, 5),
     batch=st.integers(1, 3),
     height=st.sampled_from([2, 4, 6, 16]),
     width=st.sampled_from([2, 8, 10]),
@@ -44,11 +47,11 @@ def test_parameters_and_results_are_those_of_flax(ours, theirs, form):
     features=st.integers(1, 9),
     seed=st.integers(0, 2**20),
 )
-def test_forms_agree_in_value_and_gradients(convolution, batch, height, width, channels, features, seed):
+def test_forms_agree_in_value_and_gradients(convolution, size, batch, height, width, channels, features, seed):
     keys = jax.random.split(jax.random.key(seed), 3)
     x = jax.random.normal(keys[0], (batch, height, width, channels))
     io = (features, channels) if convolution is transposed_convolution else (channels, features)
-    kernel = jax.random.normal(keys[1], (3, 3, *io))
+    kernel = jax.random.normal(keys[1], (size, size, *io))
 
     @functools.partial(jax.jit, static_argnames="form")
     def value_and_gradients(x, kernel, form):
@@ -61,10 +64,11 @@ def test_forms_agree_in_value_and_gradients(convolution, batch, height, width, c
         np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5 * scale)
 
 
-def test_transposed_is_the_transpose_of_strided():
+@pytest.mark.parametrize("size", [3, 4, 5])
+def test_transposed_is_the_transpose_of_strided(size):
     x = jax.random.normal(jax.random.key(0), (1, 8, 8, 3))
     y = jax.random.normal(jax.random.key(1), (1, 4, 4, 5))
-    kernel = jax.random.normal(jax.random.key(2), (3, 3, 3, 5))
+    kernel = jax.random.normal(jax.random.key(2), (size, size, 3, 5))
     down = jnp.vdot(strided_convolution(x, kernel, form="matmul"), y)
     up = jnp.vdot(x, transposed_convolution(y, kernel, form="matmul"))
     np.testing.assert_allclose(down, up, rtol=1e-5)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from facevae_jax.config import ModelConfig, RunConfig
-from facevae_jax.models.vae import LOG_VARIANCE_RANGE, VAE, Posterior, to_pixels, to_unit
+from facevae_jax.models.vae import LOG_VARIANCE_RANGE, VAE, Execution, Posterior, to_pixels, to_unit
 from tests.conftest import REPOSITORY
 from tests.test_config import load
 
@@ -12,7 +12,7 @@ from tests.test_config import load
 @pytest.fixture(scope="module")
 def lineage():
     config = RunConfig.from_config_dict(load(REPOSITORY / "configs/gdl128.py"))
-    model = VAE(config.model, config.data.resolution, "plain")
+    model = VAE(config.model, config.data.resolution, Execution("plain"))
     key = jax.random.key(0)
     variables = jax.jit(lambda: model.init(key, jnp.zeros((1, 128, 128, 3)), key, train=False))()
     return model, variables
@@ -84,7 +84,7 @@ def test_lineage_equals_keras(lineage, form):
         return leaf + random.uniform(low, high, leaf.shape)
 
     variables = jax.tree_util.tree_map_with_path(away_from_zeros_and_ones, variables)
-    model = VAE(model.config, model.resolution, form)
+    model = VAE(model.config, model.resolution, Execution(form))
     encoder, decoder = keras_lineage()
     set_keras_weights(encoder, variables["params"]["encoder"], variables["batch_stats"]["encoder"])
     set_keras_weights(decoder, variables["params"]["decoder"], variables["batch_stats"]["decoder"])
@@ -120,7 +120,7 @@ def test_lineage_moves_its_running_statistics_as_keras(lineage):
 @pytest.mark.parametrize("activation", ["leaky_relu", "relu", "silu", "gelu"])
 def test_every_choice_reconstructs_in_range(normalization, activation):
     config = ModelConfig(latent_dim=4, normalization=normalization, activation=activation, dropout_rate=0.2)
-    model = VAE(config, 32, "matmul")
+    model = VAE(config, 32, Execution("matmul"))
     images = jax.random.uniform(jax.random.key(0), (2, 32, 32, 3))
     variables = model.init(jax.random.key(1), images, jax.random.key(2), train=False)
     assert ("batch_stats" in variables) == (normalization == "batch")
@@ -135,19 +135,21 @@ def test_every_choice_reconstructs_in_range(normalization, activation):
 
 
 def test_bfloat16_keeps_parameters_and_outputs_in_float32():
-    model = VAE(ModelConfig(latent_dim=4, dtype="bfloat16"), 32, "plain")
+    model = VAE(ModelConfig(latent_dim=4, dtype="bfloat16"), 32, Execution("plain"))
     images = jax.random.uniform(jax.random.key(0), (2, 32, 32, 3))
     variables = model.init(jax.random.key(1), images, jax.random.key(2), train=False)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     output = model.apply(variables, images, jax.random.key(2), train=False)
     assert {leaf.dtype for leaf in jax.tree.leaves(output)} == {jnp.dtype("float32")}
-    exact = VAE(ModelConfig(latent_dim=4), 32, "plain").apply(variables, images, jax.random.key(2), train=False)
+    exact = VAE(ModelConfig(latent_dim=4), 32, Execution("plain")).apply(
+        variables, images, jax.random.key(2), train=False
+    )
     np.testing.assert_allclose(output.reconstruction, exact.reconstruction, atol=0.05)
     assert not np.array_equal(output.reconstruction, exact.reconstruction)  # it did compute in bfloat16
 
 
 def test_dropout_acts_in_training_only():
-    model = VAE(ModelConfig(latent_dim=4, dropout_rate=0.5, normalization="none"), 32, "plain")
+    model = VAE(ModelConfig(latent_dim=4, dropout_rate=0.5, normalization="none"), 32, Execution("plain"))
     images = jax.random.uniform(jax.random.key(0), (2, 32, 32, 3))
     variables = model.init(jax.random.key(1), images, jax.random.key(2), train=False)
 
@@ -167,7 +169,7 @@ def test_posterior_samples_have_its_moments():
 
 
 def test_log_variance_is_bounded():
-    model = VAE(ModelConfig(latent_dim=4), 32, "plain")
+    model = VAE(ModelConfig(latent_dim=4), 32, Execution("plain"))
     images = jnp.ones((1, 32, 32, 3))
     variables = model.init(jax.random.key(1), images, jax.random.key(2), train=False)
     head = variables["params"]["encoder"]["log_variance"]

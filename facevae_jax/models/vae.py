@@ -7,19 +7,22 @@ With filters 32, 64, 64, 64, batch normalisation, LeakyReLU 0.3 and dropout 0.25
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, UInt8
+from jax import lax
+from jaxtyping import Array, Float, PRNGKeyArray, UInt8, UInt32
 
 from facevae_jax.config import CHANNELS, ModelConfig
-from facevae_jax.models.convolution import Form, StridedConvolution, TransposedConvolution
+from facevae_jax.models.blocks import Moments, apply_layer, block_size
+from facevae_jax.models.convolution import STRIDE, Form, strided_convolution, transposed_convolution
 
 # Keras' values, which differ from Flax's (epsilon 1e-5, slope 0.01).
 BATCH_NORM_EPSILON = 1e-3
 LEAKY_RELU_SLOPE = 0.3
+GROUP_NORM_EPSILON = 1e-6
 GROUP_SIZE = 8  # channels that group normalisation treats together
 
 # exp(10) is a standard deviation of 148 in a prior of 1, and exp(-20) one of 5e-5: no useful posterior is outside, and
@@ -52,41 +55,190 @@ class Output(NamedTuple):
     posterior: Posterior
 
 
+class Affine(NamedTuple):
+    """Per-channel x * scale + shift, in float32."""
+
+    scale: Float[Array, " c"]
+    shift: Float[Array, " c"]
+
+
+class Prologue(NamedTuple):
+    """What happens to the output of a hidden convolution as the next layer reads it; see `apply_prologue`."""
+
+    affine: Affine | None
+    dropout_keys: UInt32[Array, "b 2"] | None  # one an image, so that its draws depend on no block or device
+
+
+def apply_prologue(prologue: Prologue, x: Float[Array, "b h w c"], *, config: ModelConfig) -> Float[Array, "b h w c"]:
+    """Normalisation, activation, dropout; in float32."""
+    x = x.astype(jnp.float32)
+    if config.normalization == "group":
+        x = normalize_groups(x)
+    if prologue.affine is not None:
+        x = x * prologue.affine.scale + prologue.affine.shift
+    x = ACTIVATIONS[config.activation](x)
+    if prologue.dropout_keys is not None:
+        keep = 1.0 - config.dropout_rate
+        keys = jax.random.wrap_key_data(prologue.dropout_keys)
+        kept = jax.vmap(lambda key: jax.random.bernoulli(key, keep, x.shape[1:]))(keys)
+        x = jnp.where(kept, x / keep, 0.0)
+    return x
+
+
+def normalize_groups(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    """Zero mean and unit variance of each image's groups of `GROUP_SIZE` channels (Wu & He 2018)."""
+    groups = x.reshape(*x.shape[:3], -1, math.gcd(GROUP_SIZE, x.shape[-1]))
+    mean = jnp.mean(groups, axis=(1, 2, 4), keepdims=True)
+    variance = jnp.var(groups, axis=(1, 2, 4), keepdims=True)
+    return ((groups - mean) * lax.rsqrt(variance + GROUP_NORM_EPSILON)).reshape(x.shape)
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation (Ioffe & Szegedy 2015) from the batch's moments to the `Affine` that it amounts to.
+
+    Variables are those of `nn.BatchNorm`; the next layer applies the result as it reads its input.
+    """
+
+    momentum: float
+
+    @nn.compact
+    def __call__(self, moments: Moments, *, count: int, train: bool) -> Affine:
+        """`count` values a channel went into the moments."""
+        shape = moments.total.shape
+        scale = self.param("scale", nn.initializers.ones, shape)
+        bias = self.param("bias", nn.initializers.zeros, shape)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
+        running_variance = self.variable("batch_stats", "var", jnp.ones, shape)
+        mean, variance = running_mean.value, running_variance.value
+        if train:
+            mean = moments.total / count
+            variance = jnp.maximum(moments.square / count - jnp.square(mean), 0.0)
+            if not self.is_initializing():
+                for running, batch in ((running_mean, mean), (running_variance, variance)):
+                    running.value = self.momentum * running.value + (1.0 - self.momentum) * batch
+        factor = scale * lax.rsqrt(variance + BATCH_NORM_EPSILON)
+        return Affine(factor, bias - mean * factor)
+
+
+class GroupNorm(nn.Module):
+    """The parameters of `nn.GroupNorm`; `normalize_groups` does the rest where the next layer reads its input."""
+
+    @nn.compact
+    def __call__(self, channels: int) -> Affine:  # noqa: D102
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        return Affine(scale, self.param("bias", nn.initializers.zeros, (channels,)))
+
+
 class Stage(nn.Module):
-    """What follows a hidden convolution: normalisation, activation, dropout."""
+    """What follows a hidden convolution: normalisation, activation, dropout, as a `Prologue` of the next layer."""
 
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h w c"]:  # noqa: D102
-        dtype = jnp.dtype(self.config.dtype)
+    def __call__(self, y: Float[Array, "b h w c"], moments: Moments, *, train: bool) -> Prologue:  # noqa: D102
+        affine = None
         if self.config.normalization == "batch":
-            x = nn.BatchNorm(
-                use_running_average=not train,
-                momentum=self.config.batch_norm_momentum,
-                epsilon=BATCH_NORM_EPSILON,
-                dtype=dtype,
-            )(x)
+            norm = BatchNorm(self.config.batch_norm_momentum)
+            affine = norm(moments, count=math.prod(y.shape[:3]), train=train)
         elif self.config.normalization == "group":
-            x = nn.GroupNorm(num_groups=None, group_size=math.gcd(GROUP_SIZE, x.shape[-1]), dtype=dtype)(x)
-        x = ACTIVATIONS[self.config.activation](x)
-        return nn.Dropout(self.config.dropout_rate, deterministic=not train)(x)
+            affine = GroupNorm()(y.shape[-1])
+        keys = None
+        if train and self.config.dropout_rate:
+            keys = jax.random.key_data(jax.random.split(self.make_rng("dropout"), y.shape[0]))
+        return Prologue(affine, keys)
+
+
+class Execution(NamedTuple):
+    """How convolutions are computed; it changes the speed alone."""
+
+    form: Form
+    shards: int = 1  # devices that the batch is cut among
+
+
+class Convolution(nn.Module):
+    """A convolution of stride 2 that applies the prologue of its input block by block."""
+
+    features: int
+    config: ModelConfig
+    execution: Execution
+    hidden: bool = True  # a `Stage` follows
+
+    transposed: ClassVar[bool]
+
+    @nn.compact
+    def __call__(  # noqa: D102
+        self, x: Float[Array, "b h w c"], prologue: Prologue | None = None
+    ) -> tuple[Float[Array, "b h2 w2 f"], Moments]:
+        size, channels = self.config.kernel_size, x.shape[-1]
+        ends = (self.features, channels) if self.transposed else (channels, self.features)
+        kernel = self.param("kernel", nn.initializers.glorot_uniform(), (size, size, *ends))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        if self.hidden and self.config.normalization == "batch":
+            # Batch normalisation subtracts the bias again, so its true gradient is zero. What reverse mode computes
+            # instead is rounding noise, which Adam would scale up to full steps: a random walk that depends on the
+            # number of devices and that the running mean follows too late.
+            bias = lax.stop_gradient(bias)
+        shards = self.execution.shards if x.shape[0] % self.execution.shards == 0 else 1
+        positions = x.shape[1] * x.shape[2] // (1 if self.transposed else STRIDE**2)
+        block = 0
+        if self.execution.form == "matmul":
+            patches = positions * size**2 * ends[0] * x.dtype.itemsize
+            block = block_size(x.shape[0] // shards, image_bytes=patches)
+        affine, keys = prologue or (None, None)
+        layer = functools.partial(
+            _convolve,
+            convolution=transposed_convolution if self.transposed else strided_convolution,
+            form=self.execution.form,
+            config=self.config if prologue else None,
+            dtype=jnp.dtype(self.config.dtype),
+        )
+        return apply_layer(layer, (affine, kernel, bias), x, keys, block=block, shards=shards)
+
+
+def _convolve(
+    shared: tuple[Affine | None, Array, Array],
+    x: Array,
+    keys: Array | None,
+    *,
+    convolution: Callable[..., Array],
+    form: Form,
+    config: ModelConfig | None,
+    dtype: jnp.dtype,
+) -> Array:
+    affine, kernel, bias = shared
+    if config is not None:
+        x = apply_prologue(Prologue(affine, keys), x, config=config)
+    return convolution(x.astype(dtype), kernel.astype(dtype), form=form) + bias.astype(dtype)
+
+
+class StridedConvolution(Convolution):
+    """Halves height and width; parameters as `nn.Conv(features, (k, k), strides=2)`."""
+
+    transposed = False
+
+
+class TransposedConvolution(Convolution):
+    """Doubles height and width; parameters as `nn.ConvTranspose(..., (k, k), strides=2, transpose_kernel=True)`."""
+
+    transposed = True
 
 
 class Encoder(nn.Module):
     """Images in [0, 1] to the posterior."""
 
     config: ModelConfig
-    form: Form
+    execution: Execution
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"], *, train: bool) -> Posterior:  # noqa: D102
         dtype = jnp.dtype(self.config.dtype)
-        x = images.astype(dtype)
+        x, prologue = images, None
         for filters in self.config.stage_filters(images.shape[1]):
-            x = StridedConvolution(filters, self.form, dtype, train_bias=self.config.normalization != "batch")(x)
-            x = Stage(self.config)(x, train=train)
-        x = x.reshape(x.shape[0], -1)
+            x, moments = StridedConvolution(filters, self.config, self.execution)(x, prologue)
+            prologue = Stage(self.config)(x, moments, train=train)
+        if prologue is not None:
+            x = apply_prologue(prologue, x, config=self.config)
+        x = x.astype(dtype).reshape(x.shape[0], -1)
         dense = functools.partial(
             nn.Dense, self.config.latent_dim, dtype=dtype, kernel_init=nn.initializers.glorot_uniform()
         )
@@ -100,7 +252,7 @@ class Decoder(nn.Module):
 
     config: ModelConfig
     resolution: int
-    form: Form
+    execution: Execution
 
     @nn.compact
     def __call__(self, latents: Float[Array, "b z"], *, train: bool) -> Float[Array, "b h w c"]:  # noqa: D102
@@ -109,10 +261,11 @@ class Decoder(nn.Module):
         grid = self.resolution // 2 ** len(filters)
         dense = nn.Dense(grid * grid * filters[-1], dtype=dtype, kernel_init=nn.initializers.glorot_uniform())
         x = dense(latents.astype(dtype)).reshape(-1, grid, grid, filters[-1])
+        prologue = None
         for hidden in reversed(filters[:-1]):
-            x = TransposedConvolution(hidden, self.form, dtype, train_bias=self.config.normalization != "batch")(x)
-            x = Stage(self.config)(x, train=train)
-        x = TransposedConvolution(CHANNELS, self.form, dtype)(x)
+            x, moments = TransposedConvolution(hidden, self.config, self.execution)(x, prologue)
+            prologue = Stage(self.config)(x, moments, train=train)
+        x, _ = TransposedConvolution(CHANNELS, self.config, self.execution, hidden=False)(x, prologue)
         return nn.sigmoid(x.astype(jnp.float32))
 
 
@@ -121,11 +274,11 @@ class VAE(nn.Module):
 
     config: ModelConfig
     resolution: int
-    form: Form
+    execution: Execution
 
     def setup(self) -> None:  # noqa: D102
-        self.encoder = Encoder(self.config, self.form)
-        self.decoder = Decoder(self.config, self.resolution, self.form)
+        self.encoder = Encoder(self.config, self.execution)
+        self.decoder = Decoder(self.config, self.resolution, self.execution)
 
     def __call__(self, images: Float[Array, "b h w c"], latent_key: PRNGKeyArray, *, train: bool) -> Output:
         """Reconstructs images in [0, 1] from one draw of the posterior."""

@@ -229,7 +229,7 @@ def train(
 def start_state(trainer: Trainer, checkpoints: Checkpoints, mesh: Mesh) -> TrainState:
     """The newest checkpoint's state, or a fresh one."""
     devices = jax.devices()
-    say(f"devices: {len(devices)} x {devices[0].device_kind}; convolutions: {trainer.model.form}")
+    say(f"devices: {len(devices)} x {devices[0].device_kind}; convolutions: {trainer.model.execution.form}")
     latest = checkpoints.latest_step()
     if latest is None:
         state = create_state(trainer.config, trainer.model, trainer.optimizer, mesh)

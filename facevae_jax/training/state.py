@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from facevae_jax.config import CHANNELS, RunConfig, TrainConfig
 from facevae_jax.latents.priors import LatentMoments
 from facevae_jax.models.convolution import choose_form
-from facevae_jax.models.vae import VAE
+from facevae_jax.models.vae import VAE, Execution
 from facevae_jax.random import named_key
 from facevae_jax.training.sharding import replicated
 
@@ -51,7 +51,8 @@ class TrainState(flax.struct.PyTreeNode):
 
 def make_model(config: RunConfig) -> VAE:
     """The model of a run, with convolutions in the form for this platform."""
-    return VAE(config.model, config.data.resolution, choose_form(config.train.convolution))
+    execution = Execution(choose_form(config.train.convolution), shards=jax.device_count())
+    return VAE(config.model, config.data.resolution, execution)
 
 
 def make_schedule(config: TrainConfig, *, total_steps: int) -> optax.Schedule:

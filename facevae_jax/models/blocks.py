@@ -1,0 +1,126 @@
+"""A layer over a batch, a few images at a time where that keeps its work in the processor's cache.
+
+A convolution as a matrix product reads patches that are k x k / 4 times its input. Those of a whole batch are written
+to memory and read back, which takes longer than the arithmetic; those of a few images never leave the cache. The
+gradient goes through the same blocks and computes what is cheap (normalisation, activation, patches) again instead of
+keeping it, so a layer's only residuals are its input and its output.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+# Of patches. On 2 cores with 1 MiB of L2 each, half and twice as much train about 5% slower, all at once 2.5 times.
+BLOCK_BYTES = 3 * 2**20
+
+# (shared, images, extras) -> output; pure, and independent between images
+Layer = Callable[[Any, Array, Any], Array]
+
+
+class Moments(NamedTuple):
+    """Per-channel sums over images, rows and columns, in float32: the statistics of batch normalisation in one pass."""
+
+    total: Float[Array, " f"]
+    square: Float[Array, " f"]
+
+
+class Grid(NamedTuple):
+    """How a batch is cut: shards x blocks x images of a block."""
+
+    shards: int
+    blocks: int
+    block: int
+
+
+def apply_layer(
+    layer: Layer, shared: Any, x: Float[Array, "b ..."], extras: Any, *, block: int, shards: int
+) -> tuple[Float[Array, "b h w f"], Moments]:
+    """`layer` of a batch, and the moments of what it gives.
+
+    Args:
+      layer: a function of (shared, some images' x, their extras); it must not hold traced arrays itself.
+      shared: arrays that all images share, such as the kernel.
+      x: the input of each image.
+      extras: a tree of arrays [b, ...] without gradients, such as keys.
+      block: images at a time; 0 is the whole batch at once, left to XLA.
+      shards: the batch is cut into as many equal parts, one a device, each of which goes block by block.
+    """
+    if not block:
+        y = layer(shared, x, extras)
+        return y, _moments(y)
+    return _blocked(layer, Grid(shards, x.shape[0] // shards // block, block), shared, x, extras)
+
+
+def block_size(batch: int, *, image_bytes: int) -> int:
+    """The largest divisor of `batch` whose images need at most `BLOCK_BYTES`; 1 if one image already exceeds it."""
+    return next(
+        size for size in range(batch, 0, -1) if batch % size == 0 and (size * image_bytes <= BLOCK_BYTES or size == 1)
+    )
+
+
+def _moments(y: Float[Array, "b h w f"]) -> Moments:
+    y = y.astype(jnp.float32)
+    return Moments(jnp.sum(y, axis=(0, 1, 2)), jnp.sum(jnp.square(y), axis=(0, 1, 2)))
+
+
+def _cut(tree: Any, grid: Grid) -> Any:
+    """[b, ...] -> [blocks, shards, images of a block, ...], so that no array leaves its device; 1 shard has no axis."""
+
+    def cut(a: Array) -> Array:
+        if grid.shards == 1:
+            return a.reshape(grid.blocks, grid.block, *a.shape[1:])
+        return a.reshape(grid.shards, grid.blocks, grid.block, *a.shape[1:]).swapaxes(0, 1)
+
+    return jax.tree.map(cut, tree)
+
+
+def _join(y: Array, grid: Grid) -> Array:
+    """The inverse of `_cut`."""
+    y = y if grid.shards == 1 else y.swapaxes(0, 1)
+    return y.reshape(-1, *y.shape[2 if grid.shards == 1 else 3 :])
+
+
+def _each_shard(function: Callable[..., Any], grid: Grid) -> Callable[..., Any]:
+    return function if grid.shards == 1 else jax.vmap(function)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _blocked(layer: Layer, grid: Grid, shared: Any, x: Array, extras: Any) -> tuple[Array, Moments]:
+    def one(x: Array, extras: Any) -> tuple[Array, Moments]:
+        y = layer(shared, x, extras)
+        return y, _moments(y)
+
+    y, moments = lax.map(lambda block: _each_shard(one, grid)(*block), _cut((x, extras), grid))
+    return _join(y, grid), Moments(*(jnp.sum(sums.reshape(-1, sums.shape[-1]), axis=0) for sums in moments))
+
+
+def _forward(layer: Layer, grid: Grid, shared: Any, x: Array, extras: Any) -> tuple[Any, Any]:
+    y, moments = _blocked(layer, grid, shared, x, extras)
+    return (y, moments), (shared, x, extras, y)
+
+
+def _backward(layer: Layer, grid: Grid, residuals: Any, gradients: tuple[Array, Moments]) -> Any:
+    shared, x, extras, y = residuals
+    of_y, of_moments = gradients
+
+    def one(sums: Any, x: Array, extras: Any, y: Array, of_y: Array) -> tuple[Any, Array]:
+        whole = of_y + of_moments.total + 2.0 * of_moments.square * y  # what y gave to the moments, with it
+        of_shared, of_x = jax.vjp(lambda shared, x: layer(shared, x, extras), shared, x)[1](whole.astype(y.dtype))
+        return jax.tree.map(jnp.add, sums, of_shared), of_x
+
+    # One sum a shard until the end: the devices exchange the gradients once, not once a block.
+    axes = () if grid.shards == 1 else (grid.shards,)
+    zeros = jax.tree.map(lambda a: jnp.zeros((*axes, *a.shape), a.dtype), shared)
+    cut = _cut((x, extras, y, of_y), grid)
+    of_shared, of_x = lax.scan(lambda sums, block: _each_shard(one, grid)(sums, *block), zeros, cut)
+    if axes:
+        of_shared = jax.tree.map(lambda sums: jnp.sum(sums, axis=0), of_shared)
+    return of_shared, _join(of_x, grid), None
+
+
+_blocked.defvjp(_forward, _backward)

@@ -1,0 +1,113 @@
+"""A layer block by block is the layer of the whole batch: values, moments and every gradient."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from facevae_jax.config import ModelConfig, RunConfig
+from facevae_jax.models import blocks
+from facevae_jax.models.blocks import apply_layer, block_size
+from facevae_jax.models.vae import VAE, Execution
+from facevae_jax.objective import image_terms
+from facevae_jax.training.sharding import make_mesh, replicated, split_along
+from facevae_jax.training.state import create_state, make_model, make_optimizer
+from facevae_jax.training.step import Trainer, train_step
+
+
+def layer(shared, x, extras):
+    weight, bias = shared
+    return jnp.tanh(x @ weight + bias) * extras[:, None, None, None]
+
+
+@pytest.mark.parametrize(("shards", "blocks", "block"), [(1, 1, 1), (1, 3, 2), (2, 1, 3), (3, 2, 2)])
+def test_blocks_agree_with_the_whole_batch(shards, blocks, block):
+    batch = shards * blocks * block
+    keys = jax.random.split(jax.random.key(0), 8)
+    x = jax.random.normal(keys[0], (batch, 3, 2, 4))
+    shared = (jax.random.normal(keys[1], (4, 5)), jax.random.normal(keys[2], (5,)))
+    extras = jax.random.bernoulli(keys[3], 0.5, (batch,)).astype(jnp.int32)
+    weights = jax.random.normal(keys[4], (batch, 3, 2, 5)), *jax.random.normal(keys[5], (2, 5))
+
+    @functools.partial(jax.jit, static_argnames=("block", "shards"))
+    def value_and_gradients(**cut):
+        def scalar(shared, x):
+            y, moments = apply_layer(layer, shared, x, extras, **cut)
+            return sum(jnp.vdot(w, part) for w, part in zip(weights, (y, *moments), strict=True))
+
+        return jax.value_and_grad(scalar, argnums=(0, 1))(shared, x)
+
+    whole = value_and_gradients(block=0, shards=1)
+    cut = value_and_gradients(block=block, shards=shards)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), cut, whole)
+
+
+@settings(max_examples=50, deadline=None)
+@given(batch=st.integers(1, 2000), image_bytes=st.integers(1, 2**24))
+def test_a_block_divides_the_batch_and_fits(batch, image_bytes):
+    size = block_size(batch, image_bytes=image_bytes)
+    assert batch % size == 0
+    assert size == 1 or size * image_bytes <= blocks.BLOCK_BYTES
+    assert not [s for s in range(size + 1, batch + 1) if batch % s == 0 and s * image_bytes <= blocks.BLOCK_BYTES]
+
+
+@pytest.mark.parametrize("normalization", ["batch", "group", "none"])
+def test_forms_agree_in_loss_and_gradients(normalization, monkeypatch):
+    """The whole model, with dropout, several blocks a layer and a kernel of 4."""
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 2**16)
+    config = ModelConfig(latent_dim=4, normalization=normalization, dropout_rate=0.2, kernel_size=4)
+    images = jax.random.uniform(jax.random.key(0), (6, 32, 32, 3))
+    key = jax.random.key(1)
+    variables = VAE(config, 32, Execution("plain")).init(key, images, key, train=False)
+    # Away from the exact zeros and ones of a fresh model.
+    variables = jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(key, leaf.shape), variables)
+    if normalization == "batch":
+        variables["batch_stats"] = jax.tree.map(jnp.abs, variables["batch_stats"])
+
+    @functools.partial(jax.jit, static_argnames="execution")
+    def losses(params, execution):
+        def loss(params):
+            output, updates = VAE(config, 32, execution).apply(
+                {**variables, "params": params}, images, key, train=True, mutable=["batch_stats"], rngs={"dropout": key}
+            )
+            terms = image_terms(images, output)
+            return 100 * jnp.mean(terms.squared_error) + jnp.mean(terms.kl), updates
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    plain = losses(variables["params"], Execution("plain"))
+    for shards in (1, 2, 4) if normalization == "batch" else (1,):  # 4 does not divide 6
+        cut = losses(variables["params"], Execution("matmul", shards))
+
+        def close(actual, expected):
+            np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5 * float(jnp.abs(expected).max() + 1))
+
+        jax.tree.map(close, cut, plain)
+
+
+def test_devices_exchange_gradients_once_a_step():
+    """No collective is inside a loop over blocks, and none carries images."""
+    config = RunConfig.from_config_dict(
+        {
+            "data": {"resolution": 32},
+            "model": {"filters": (8, 16)},
+            "train": {"batch_size": 64, "convolution": "matmul"},
+        }
+    )
+    mesh = make_mesh()
+    trainer = Trainer(config, make_model(config), make_optimizer(config.train, total_steps=10))
+    state = create_state(config, trainer.model, trainer.optimizer, mesh)
+    images = jax.ShapeDtypeStruct((64, 32, 32, 3), np.uint8, sharding=split_along(mesh, 0))
+    step = jax.jit(functools.partial(train_step, trainer=trainer), out_shardings=(replicated(mesh), None))
+    program = step.lower(state, images).compile().as_text()
+    bodies = [part for part in program.split("\n\n") if "while" in part.split("\n")[0] or "body" in part.split("\n")[0]]
+    assert bodies
+    collectives = ("all-reduce(", "all-gather(", "all-to-all(", "collective-permute(")
+    assert "all-reduce" in program
+    assert not [name for body in bodies for name in collectives if name in body]
+    assert not [name for name in collectives[1:] if name in program]
+    assert trainer.model.execution.shards == jax.device_count() > 1
