@@ -9,7 +9,7 @@ from typing import cast
 
 from absl import flags
 
-from facevae_jax import command_line
+from facevae_jax import command_line, startup
 from facevae_jax.errors import UserError, expand_home, make_writable_directory
 
 VERBS = ("sample",)
@@ -51,6 +51,7 @@ def sample(workdir: pathlib.Path, output: pathlib.Path) -> None:
     from facevae_jax.training.evaluation import decode
     from facevae_jax.training.restore import restore_model
 
+    startup.keep_compiled_programs()
     trained = restore_model(workdir)
     if _PRIOR.value == "gaussian" and not trained.latent_moments.images:
         raise UserError("--prior=gaussian needs a run that was evaluated once: train on, or take --prior=standard.")

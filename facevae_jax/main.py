@@ -10,7 +10,7 @@ import signal
 from absl import flags
 from ml_collections import config_flags
 
-from facevae_jax import command_line
+from facevae_jax import command_line, startup
 from facevae_jax.config import RunConfig, check_overrides
 from facevae_jax.errors import UserError
 
@@ -32,6 +32,8 @@ def main(arguments: list[str]) -> int:
 
     from facevae_jax.training import loop, telemetry  # after the config is checked: jax takes seconds to import
 
+    startup.keep_compiled_programs()
+
     received: list[int] = []
 
     def stop(number: int, frame: object) -> None:
@@ -42,7 +44,7 @@ def main(arguments: list[str]) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
     try:
-        loop.train(config, workdir, should_stop=lambda step: bool(received))
+        loop.train(config, workdir, should_stop=lambda step: bool(received), started=startup.process_start())
     except KeyboardInterrupt:
         telemetry.say("ended at once; the same command goes on from the last checkpoint")
         return 128 + received[0]

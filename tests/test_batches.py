@@ -10,8 +10,8 @@ from facevae_jax.data.batches import (
     BatchPlan,
     ResidentFeed,
     StreamedFeed,
+    batch_reader,
     batch_rows,
-    chunk_images,
     evaluation_rows,
 )
 from facevae_jax.training.sharding import make_mesh, replicated, split_along
@@ -53,14 +53,12 @@ def feeds(first_step, capacity=4):
     resident = ResidentFeed(
         PIXELS, PLAN, capacity=capacity, pixels_sharding=replicated(mesh), rows_sharding=split_along(mesh, 1)
     )
-    streamed = StreamedFeed(
-        PIXELS, PLAN, capacity=capacity, first_step=first_step, batches_sharding=split_along(mesh, 1)
-    )
+    streamed = StreamedFeed(PIXELS, PLAN, capacity=capacity, first_step=first_step, batch_sharding=split_along(mesh, 0))
     return resident, streamed
 
 
 def test_resident_and_streamed_feeds_give_the_same_batches():
-    get = jax.jit(chunk_images)
+    get = jax.jit(lambda chunk, index: batch_reader(chunk)(index))
     resident, streamed = feeds(first_step=5)
     try:
         for step, count in [(5, 4), (9, 1), (10, 3), (13, 4)]:
@@ -91,7 +89,7 @@ def test_a_fault_in_the_prefetch_thread_reaches_the_caller():
             raise OSError("the disk is gone")
 
     mesh = make_mesh()
-    feed = StreamedFeed(Broken(), PLAN, capacity=2, first_step=0, batches_sharding=split_along(mesh, 1))  # type: ignore[arg-type]
+    feed = StreamedFeed(Broken(), PLAN, capacity=2, first_step=0, batch_sharding=split_along(mesh, 0))  # type: ignore[arg-type]
     with pytest.raises(OSError, match="the disk is gone"):
         feed.chunk(0, 1)
     feed.close()

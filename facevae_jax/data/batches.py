@@ -7,10 +7,11 @@ over are dropped for that epoch. Both feeds give the same batches, bit for bit.
 import functools
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import psutil
 from jax.sharding import Sharding
@@ -19,7 +20,8 @@ from jaxtyping import Array, Int, UInt8
 from facevae_jax.random import named_key
 
 MAX_CHUNK_BYTES = 256 * 2**20  # of streamed pixels in one dispatch
-PREFETCHED_CHUNKS = 2
+MAX_CHUNK_STEPS_ON_CPU = 4  # a CPU's steps are long, and a dispatch copies its whole chunk, used or not
+PREFETCHED_CHUNKS = 2  # on the device, beside the one that is trained on
 
 
 def steps_per_epoch(images: int, batch_size: int) -> int:
@@ -58,13 +60,17 @@ def evaluation_rows(*, images: int, batch_size: int) -> Iterator[tuple[Int[np.nd
 class Chunk(NamedTuple):
     """The batches of one dispatch, on the device."""
 
-    pixels: UInt8[Array, "n h w c"] | UInt8[Array, "k b h w c"]  # the whole split, or the batches themselves
+    pixels: UInt8[Array, "n h w c"] | tuple[UInt8[Array, "b h w c"], ...]  # the whole split, or the batches themselves
     rows: Int[Array, "k b"] | None  # rows of each batch in the split; None where `pixels` are the batches
 
 
-def chunk_images(chunk: Chunk, index: Array | int) -> UInt8[Array, "b h w c"]:
-    """The batch number `index` of a chunk, inside a compiled function."""
-    return chunk.pixels[index] if chunk.rows is None else chunk.pixels[chunk.rows[index]]
+def batch_reader(chunk: Chunk) -> Callable[[Array | int], UInt8[Array, "b h w c"]]:
+    """A function from a batch's number in the chunk to its images, to use inside one compiled function."""
+    pixels, rows = chunk
+    if rows is not None:
+        return lambda index: pixels[rows[index]]
+    batches = jnp.stack(pixels)
+    return lambda index: batches[index]
 
 
 def _abstract(shape: tuple[int, ...], dtype: type, sharding: Sharding) -> Any:
@@ -128,29 +134,31 @@ class ResidentFeed:
 
 
 class StreamedFeed:
-    """A thread gathers the coming batches from the memory-mapped store while the device computes."""
+    """A thread gathers the coming batches from the memory-mapped store, and sends them, while the device computes."""
 
     def __init__(
-        self, pixels: np.ndarray, plan: BatchPlan, *, capacity: int, first_step: int, batches_sharding: Sharding
+        self, pixels: np.ndarray, plan: BatchPlan, *, capacity: int, first_step: int, batch_sharding: Sharding
     ) -> None:
-        """Starts gathering at `first_step`; `batches_sharding` is for [capacity, batch, h, w, c]."""
+        """Starts gathering at `first_step`; `batch_sharding` is for [batch, h, w, c]."""
         batch_bytes = plan.batch_size * int(np.prod(pixels.shape[1:]))
+        if jax.default_backend() == "cpu":
+            capacity = min(capacity, MAX_CHUNK_STEPS_ON_CPU)
         self.capacity = max(1, min(capacity, MAX_CHUNK_BYTES // batch_bytes))
-        self._shape = (self.capacity, plan.batch_size, *pixels.shape[1:])
+        self._shape = (plan.batch_size, *pixels.shape[1:])
         self._pixels = pixels
         self._plan = plan
-        self._sharding = batches_sharding
+        self._sharding = batch_sharding
         self._next_step = first_step
-        self._queue: queue.Queue[np.ndarray | Exception] = queue.Queue(PREFETCHED_CHUNKS * self.capacity)
+        self._queue: queue.Queue[jax.Array | Exception] = queue.Queue(PREFETCHED_CHUNKS * self.capacity)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._gather, args=(first_step,), name="prefetch", daemon=True)
         self._thread.start()
 
     def _gather(self, step: int) -> None:
         while not self._closed.is_set():
-            item: np.ndarray | Exception
+            item: jax.Array | Exception
             try:
-                item = self._pixels[self._plan.rows(step)]
+                item = jax.device_put(np.asarray(self._pixels[self._plan.rows(step)]), self._sharding)
             except Exception as error:  # it is raised where the batch is asked for
                 item = error
             while not self._closed.is_set():
@@ -162,19 +170,20 @@ class StreamedFeed:
             step += 1
 
     def abstract_chunk(self) -> Chunk:  # noqa: D102
-        return Chunk(_abstract(self._shape, np.uint8, self._sharding), None)
+        return Chunk((_abstract(self._shape, np.uint8, self._sharding),) * self.capacity, None)
 
     def chunk(self, step: int, count: int) -> Chunk:  # noqa: D102
         if step != self._next_step:
             raise ValueError(f"the streamed feed is at step {self._next_step}, not {step}")
-        batches = np.zeros(self._shape, np.uint8)
-        for index in range(count):
+        batches: list[jax.Array] = []
+        for _ in range(count):
             item = self._queue.get()
             if isinstance(item, Exception):
                 raise item
-            batches[index] = item
+            batches.append(item)
         self._next_step += count
-        return Chunk(jax.device_put(batches, self._sharding), None)
+        unused = self.capacity - count
+        return Chunk((*batches, *batches[-1:] * unused), None)
 
     def close(self) -> None:  # noqa: D102
         self._closed.set()

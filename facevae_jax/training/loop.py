@@ -63,17 +63,17 @@ def make_feed(config: RunConfig, splits: Splits, mesh: Mesh, *, first_step: int)
         kind = "resident" if size <= budget else "streamed"
     relation = "fit into" if size <= budget else "exceed"
     say(f"feed: {kind}; {images:,} images of {size / 2**20:,.0f} MiB {relation} {budget / 2**20:,.0f} MiB a device")
-    batches = split_along(mesh, 1)
     if kind == "streamed":
+        batch = split_along(mesh, 0)
         return StreamedFeed(
-            splits.train, plan, capacity=train.steps_per_dispatch, first_step=first_step, batches_sharding=batches
+            splits.train, plan, capacity=train.steps_per_dispatch, first_step=first_step, batch_sharding=batch
         )
     return ResidentFeed(
         splits.train,
         plan,
         capacity=train.steps_per_dispatch,
         pixels_sharding=replicated(mesh),
-        rows_sharding=batches,
+        rows_sharding=split_along(mesh, 1),
     )
 
 
@@ -99,7 +99,7 @@ class Loop:
         self.evaluator = Evaluator(trainer, splits.evaluation, mesh)
         self.painter = Painter(trainer, splits.evaluation, workdir)
 
-    def run(self, state: TrainState, should_stop: Callable[[int], bool]) -> TrainState:
+    def run(self, state: TrainState, should_stop: Callable[[int], bool], *, started: float) -> TrainState:
         """Trains to the schedule's end, or until `should_stop`.
 
         The order is a contract. Advance; log, which needs the window's metrics; evaluate, which puts the latents'
@@ -115,6 +115,8 @@ class Loop:
             boundary = self.schedule.next_boundary(step)
             count = min(dispatch_length(seconds_per_step, self.feed.capacity), boundary - step)
             state, seconds = self._advance(compiled, state, step, count)
+            if not seconds_per_step:
+                say(f"first step after {time.time() - started:.1f} s")
             seconds_per_step = seconds / count
             step += count
             stopped = should_stop(step)
@@ -157,7 +159,7 @@ class Loop:
 
     def _log(self, step: int) -> None:
         values = self.window.fetch(self.trainer.config.train.batch_size)
-        values["data_wait"] = self.telemetry.data_wait
+        values["data_wait"], values["outside"] = self.telemetry.data_wait, self.telemetry.outside
         self.telemetry.write("train", step, values)
         say(
             f"step {step:>7,}/{self.schedule.total:,}  train       {describe(values)}  "
@@ -166,7 +168,8 @@ class Loop:
 
     def _evaluate(self, state: TrainState, step: int) -> tuple[TrainState, float]:
         started = time.perf_counter()
-        loss, moments = self.evaluator(state)
+        loss, moments = jax.block_until_ready(self.evaluator(state))
+        self.telemetry.evaluated(time.perf_counter() - started)
         state = state.replace(latent_moments=moments)
         values = {name: float(value) for name, value in jax.device_get(loss)._asdict().items()}
         self.telemetry.write("evaluation", step, {"split": self.evaluation_split, **values})
@@ -187,7 +190,11 @@ def describe(values: dict[str, float]) -> str:
 
 
 def train(
-    config: RunConfig, workdir: str | pathlib.Path, *, should_stop: Callable[[int], bool] = lambda step: False
+    config: RunConfig,
+    workdir: str | pathlib.Path,
+    *,
+    should_stop: Callable[[int], bool] = lambda step: False,
+    started: float | None = None,
 ) -> TrainState:
     """Trains, or goes on with, the run in `workdir`, and returns the final state.
 
@@ -195,10 +202,12 @@ def train(
       config: of the run.
       workdir: directory for checkpoints, pictures, metrics and `config.json`; created if missing.
       should_stop: asked with the number of finished steps after each dispatch; True saves and returns early.
+      started: Unix time from which the first step is counted; the call's by default.
 
     Raises:
       UserError: anything that the user can mend, before any work is lost.
     """
+    started = time.time() if started is None else started
     mesh = make_mesh()
     check_batch_size(config, mesh)
     directory = make_writable_directory(workdir, name="--workdir")
@@ -223,7 +232,7 @@ def train(
             )
         )
         loop = Loop(trainer, splits, feed, checkpoints, telemetry, schedule=schedule, mesh=mesh, workdir=directory)
-        return loop.run(state, should_stop)
+        return loop.run(state, should_stop, started=started)
 
 
 def start_state(trainer: Trainer, checkpoints: Checkpoints, mesh: Mesh) -> TrainState:

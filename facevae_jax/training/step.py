@@ -11,7 +11,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from facevae_jax.config import CHANNELS, RunConfig
-from facevae_jax.data.batches import Chunk, chunk_images
+from facevae_jax.data.batches import Chunk, batch_reader
 from facevae_jax.latents.priors import LatentMoments
 from facevae_jax.models.vae import VAE, to_unit
 from facevae_jax.objective import MIN_VARIANCE, Loss, fixed_variance, image_terms, kl_weight, negative_elbo
@@ -114,12 +114,13 @@ def train_steps(
     arrays [capacity], of which the first `count` are filled.
     """
     one = functools.partial(train_step, trainer=trainer)
-    shapes = jax.eval_shape(one, state, chunk_images(chunk, 0))[1]
+    batch = batch_reader(chunk)
+    shapes = jax.eval_shape(one, state, jax.eval_shape(lambda: batch(0)))[1]
     history = jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape), leaf.dtype), shapes)
 
     def body(index: Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
         state, history = carry
-        state, metrics = one(state, chunk_images(chunk, index))
+        state, metrics = one(state, batch(index))
         return state, jax.tree.map(lambda all_steps, value: all_steps.at[index].set(value), history, metrics)
 
     return lax.fori_loop(0, count, body, (state, history))

@@ -4,6 +4,7 @@ import json
 import math
 import pathlib
 import sys
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,6 +45,8 @@ class Telemetry:
         self._steps_left = total_steps - first_step
         self._training_seconds = 0.0
         self._data_seconds = 0.0
+        self._evaluation_seconds = 0.0
+        self._started: float | None = None
         self._steps = 0
 
     def __enter__(self) -> "Telemetry":
@@ -57,6 +60,8 @@ class Telemetry:
 
     def advance(self, steps: int, *, seconds: float, data_seconds: float) -> None:
         """Moves the bar by a dispatch that took `seconds`, of which the device waited `data_seconds` for its data."""
+        if self._started is None:
+            self._started = time.perf_counter() - seconds
         self._steps += steps
         self._steps_left -= steps
         self._training_seconds += seconds
@@ -68,6 +73,18 @@ class Telemetry:
     def data_wait(self) -> float:
         """Share of the training time in which the device waited for data."""
         return self._data_seconds / self._training_seconds if self._training_seconds else 0.0
+
+    def evaluated(self, seconds: float) -> None:
+        """Counts an evaluation that took `seconds`."""
+        self._evaluation_seconds += seconds
+
+    @property
+    def outside(self) -> float:
+        """Share of the time since the first step that went neither into training nor into evaluation."""
+        if self._started is None:
+            return 0.0
+        wall = time.perf_counter() - self._started
+        return max(0.0, 1.0 - (self._training_seconds + self._evaluation_seconds) / wall)
 
     @property
     def time_left(self) -> str:
