@@ -9,6 +9,7 @@ from typing import Any
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 VARIABLES = ("GLIBC_TUNABLES", "XLA_FLAGS")  # of the environment, which change the speed
+COMMIT_VARIABLE = "MEASURED_COMMIT"  # names the commit of a copy that has no .git
 MEASURED = ("facevae_jax", "configs")
 REPOSITORY = pathlib.Path(__file__).parent.parent
 
@@ -25,9 +26,20 @@ def environment() -> dict[str, Any]:
         "platform": f"{platform.system()} {platform.machine()}",
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
         "python": platform.python_version(),
-        "versions": {name: metadata.version(name) for name in PACKAGES},
+        "versions": versions(),
         "commit": commit(),
     }
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that are installed."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
 
 
 def cpu_name() -> str:
@@ -40,7 +52,12 @@ def cpu_name() -> str:
 
 
 def commit() -> str:
-    """The last commit that changed the measured code, with `+` where it has been changed since."""
+    """The last commit that changed the measured code, with `+` where it has been changed since.
+
+    A copy of the files without their history is asked for by the variable MEASURED_COMMIT.
+    """
+    if not (REPOSITORY / ".git").exists():
+        return os.environ.get(COMMIT_VARIABLE, "unknown")
     changed = git("diff", "HEAD", "--", *MEASURED)
     return git("log", "-1", "--format=%H", "--", *MEASURED) + ("+" if changed else "")
 

@@ -126,7 +126,7 @@ class TrainConfig:
     log_every_steps: int = 50
     evaluate_every_epochs: int = 1  # validation, pictures and a checkpoint; always after the last step too
     checkpoint_every_steps: int = 0  # between evaluations; 0: only at evaluations
-    steps_per_dispatch: int = 64  # at most; fewer where one dispatch would last longer than about a second
+    steps_per_dispatch: int = 64  # at most; fewer where one dispatch would last longer than about 3 s
     convolution: Literal["auto", "plain", "matmul"] = "auto"  # auto: matmul on CPU, plain elsewhere
     tensorboard: bool = False  # needs the extra `tensorboard`
 

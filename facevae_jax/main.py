@@ -71,4 +71,5 @@ def read_config() -> RunConfig:
 
 
 if __name__ == "__main__":
+    startup.use_huge_pages()
     command_line.run(main, check_arguments=check_overrides)

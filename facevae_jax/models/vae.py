@@ -294,6 +294,31 @@ class VAE(nn.Module):
         return self.decoder(latents, train=False)
 
 
+def activation_sizes(config: ModelConfig, resolution: int) -> tuple[int, ...]:
+    """Values of one image in the output of each convolution, encoder first."""
+    filters = config.stage_filters(resolution)
+    encoder = [(resolution >> (i + 1)) ** 2 * count for i, count in enumerate(filters)]
+    outputs = (*filters[-2::-1], CHANNELS)
+    decoder = [(resolution >> (len(filters) - 1 - i)) ** 2 * count for i, count in enumerate(outputs)]
+    return (*encoder, *decoder)
+
+
+def forward_flops(config: ModelConfig, resolution: int) -> int:
+    """Multiplications and additions of one image's way through the convolutions and the dense layers.
+
+    A convolution and the transposed one between the same two grids cost the same: each position of the smaller grid
+    meets k x k positions of the larger.
+    """
+    filters = config.stage_filters(resolution)
+    grid = (resolution >> len(filters)) ** 2
+    dense = 3 * grid * filters[-1] * config.latent_dim
+    pairs = zip((CHANNELS, *filters[:-1]), filters, strict=True)
+    strided = sum(
+        (resolution >> (i + 1)) ** 2 * config.kernel_size**2 * wide * narrow for i, (wide, narrow) in enumerate(pairs)
+    )
+    return 2 * (dense + 2 * strided)
+
+
 def to_unit(images: UInt8[Array, "b h w c"]) -> Float[Array, "b h w c"]:
     """Pixels 0..255 to float32 in [0, 1]."""
     return images.astype(jnp.float32) / 255.0

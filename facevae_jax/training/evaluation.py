@@ -1,5 +1,6 @@
 """Evaluation as training goes: exact figures on the whole split, and pictures to look at."""
 
+import concurrent.futures
 import functools
 import pathlib
 from collections.abc import Callable
@@ -94,16 +95,33 @@ def _decode(model: VAE, variables: Any, latents: jax.Array) -> jax.Array:
 
 
 class Painter:
-    """Writes the same faces and the same random draws at every evaluation, so that progress is visible."""
+    """Writes the same faces and the same random draws at every evaluation, so that progress is visible.
+
+    Files are written by a thread while training goes on; use as a context manager, so that the last are finished.
+    """
 
     def __init__(self, trainer: Trainer, images: np.ndarray, workdir: pathlib.Path) -> None:
         """`images` is the split whose first faces are reconstructed."""
         self._trainer = trainer
         self._originals = np.asarray(images[:SHOWN_FACES])
         self._directory = make_writable_directory(workdir / PICTURES, name="--workdir's pictures")
+        self._writer = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="pictures")
+        self._written: list[concurrent.futures.Future[None]] = []
+
+    def __enter__(self) -> "Painter":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._writer.shutdown()
+        self._finish()
 
     def __call__(self, state: TrainState, *, step: int) -> None:
-        """Writes reconstructions and samples from both priors."""
+        """Draws reconstructions and samples from both priors, and has them written.
+
+        Raises:
+          OSError: the pictures before could not be written.
+        """
+        self._finish()
         model, variables = self._trainer.model, state.evaluation_variables
         reconstructions = reconstruct(model, variables, self._originals)
         rows = [
@@ -118,4 +136,11 @@ class Painter:
             latents = np.asarray(sample_prior(prior, key, SHOWN_SAMPLES, state.latent_moments))
             grids[f"samples_{prior}"] = pictures.grid(decode(model, variables, latents), columns=COLUMNS)
         for name, image in grids.items():
-            pictures.write_png(self._directory / f"{name}_{step:08d}.png", image)
+            path = self._directory / f"{name}_{step:08d}.png"
+            self._written.append(self._writer.submit(pictures.write_png, path, image))
+
+    def _finish(self) -> None:
+        """Waits for the files and raises what went wrong with them."""
+        written, self._written = self._written, []
+        for future in written:
+            future.result()

@@ -87,17 +87,17 @@ class Loop:
         feed: Feed,
         checkpoints: Checkpoints,
         telemetry: Telemetry,
+        painter: Painter,
         *,
         schedule: Schedule,
         mesh: Mesh,
-        workdir: pathlib.Path,
     ) -> None:
         """Takes what `train` has opened."""
         self.trainer, self.feed, self.schedule = trainer, feed, schedule
         self.checkpoints, self.telemetry, self.window = checkpoints, telemetry, Window()
         self.evaluation_split = splits.evaluation_split
         self.evaluator = Evaluator(trainer, splits.evaluation, mesh)
-        self.painter = Painter(trainer, splits.evaluation, workdir)
+        self.painter = painter
 
     def run(self, state: TrainState, should_stop: Callable[[int], bool], *, started: float) -> TrainState:
         """Trains to the schedule's end, or until `should_stop`.
@@ -169,12 +169,12 @@ class Loop:
     def _evaluate(self, state: TrainState, step: int) -> tuple[TrainState, float]:
         started = time.perf_counter()
         loss, moments = jax.block_until_ready(self.evaluator(state))
-        self.telemetry.evaluated(time.perf_counter() - started)
         state = state.replace(latent_moments=moments)
         values = {name: float(value) for name, value in jax.device_get(loss)._asdict().items()}
         self.telemetry.write("evaluation", step, {"split": self.evaluation_split, **values})
         self.painter(state, step=step)
         values["seconds"] = time.perf_counter() - started
+        self.telemetry.evaluated(values["seconds"])
         say(f"step {step:>7,}/{self.schedule.total:,}  {self.evaluation_split:<10}  {describe(values)}")
         return state, values["loss"]
 
@@ -231,7 +231,8 @@ def train(
                 tensorboard=config.train.tensorboard,
             )
         )
-        loop = Loop(trainer, splits, feed, checkpoints, telemetry, schedule=schedule, mesh=mesh, workdir=directory)
+        painter = stack.enter_context(Painter(trainer, splits.evaluation, directory))
+        loop = Loop(trainer, splits, feed, checkpoints, telemetry, painter, schedule=schedule, mesh=mesh)
         return loop.run(state, should_stop, started=started)
 
 

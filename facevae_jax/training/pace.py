@@ -8,7 +8,7 @@ from facevae_jax.config import RunConfig
 from facevae_jax.data.batches import steps_per_epoch
 from facevae_jax.training.step import Metrics
 
-DISPATCH_SECONDS = 1.0  # aimed at: long enough to hide Python, short enough to answer a signal
+DISPATCH_SECONDS = 3.0  # aimed at: long enough to hide what a dispatch costs, short enough to answer a signal
 
 
 class Schedule(NamedTuple):
