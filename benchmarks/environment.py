@@ -8,8 +8,9 @@ from importlib import metadata
 from typing import Any
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-VARIABLES = ("GLIBC_TUNABLES", "XLA_FLAGS")  # of the environment, which change the speed
-COMMIT_VARIABLE = "MEASURED_COMMIT"  # names the commit of a copy that has no .git
+# Of the environment, which change the speed.
+VARIABLES = ("GLIBC_TUNABLES", "XLA_FLAGS", "XLA_PYTHON_CLIENT_PREALLOCATE", "XLA_PYTHON_CLIENT_MEM_FRACTION")
+COMMIT_VARIABLE = "MEASURED_COMMIT"  # names the commit of a copy that has no history
 MEASURED = ("facevae_jax", "configs")
 REPOSITORY = pathlib.Path(__file__).parent.parent
 
@@ -26,20 +27,17 @@ def environment() -> dict[str, Any]:
         "platform": f"{platform.system()} {platform.machine()}",
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
         "python": platform.python_version(),
-        "versions": versions(),
+        "versions": {name: version for name in PACKAGES if (version := installed(name))},
         "commit": commit(),
     }
 
 
-def versions() -> dict[str, str]:
-    """Of the packages that are installed."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+def installed(package: str) -> str | None:
+    """The version of a package; None where it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def cpu_name() -> str:
@@ -54,12 +52,15 @@ def cpu_name() -> str:
 def commit() -> str:
     """The last commit that changed the measured code, with `+` where it has been changed since.
 
-    A copy of the files without their history is asked for by the variable MEASURED_COMMIT.
+    In a copy of the files without their history, or without git, what the variable MEASURED_COMMIT says.
     """
     if not (REPOSITORY / ".git").exists():
         return os.environ.get(COMMIT_VARIABLE, "unknown")
-    changed = git("diff", "HEAD", "--", *MEASURED)
-    return git("log", "-1", "--format=%H", "--", *MEASURED) + ("+" if changed else "")
+    try:
+        changed = git("diff", "HEAD", "--", *MEASURED)
+        return git("log", "-1", "--format=%H", "--", *MEASURED) + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return os.environ.get(COMMIT_VARIABLE, "unknown")
 
 
 def git(*arguments: str) -> str:

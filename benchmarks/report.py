@@ -1,177 +1,279 @@
-"""From benchmarks/results/throughput_*.json to the tables and the picture of docs/throughput.md.
+"""From benchmarks/results/throughput_*.json to docs/throughput.md, its plots and README.md; no figure is typed by hand.
 
-python -m benchmarks.report           writes them, and the comparison with other trainers into README.md
-python -m benchmarks.report --check   exits 1 where the documents do not say what the results give
+python -m benchmarks.report            writes them; README.md gets the comparison with other trainers
+python -m benchmarks.report --check    writes nothing; the exit code is 1 if they are not what the JSON files give
 """
 
-import argparse
+import hashlib
 import json
 import pathlib
 import sys
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from benchmarks import tables
+from absl import flags
+from PIL import Image
+
 from benchmarks.environment import REPOSITORY
+from facevae_jax import command_line
+from facevae_jax.errors import UserError
+from facevae_jax.files import atomic_writer
 
-BEGIN, END = "<!-- throughput:begin -->", "<!-- throughput:end -->"
-RESULTS, DOCUMENT, README = "benchmarks/results", "docs/throughput.md", "README.md"
-PICTURE = "throughput_growth.png"
+RESULTS, PATTERN = "benchmarks/results", "throughput_*.json"
+DOCUMENT, README = "docs/throughput.md", "README.md"
 NOTHING = "Nothing has been measured yet."
-PEERS, GROWTH = "peers", "growth"
-PANELS = {"batch_size": "batch size", "resolution": "resolution, pixels", "latent_dim": "latent dimensions"}
-INTRODUCTION = f"""# Throughput
-
-How fast this project trains, measured by one command:
-
-    pip install -e ".[bench]"
-    python -m benchmarks.throughput --suite=all --config=configs/gdl128.py --config.model.dropout_rate=0 \\
-        --json=benchmarks/results/throughput_cpu.json
-    python -m benchmarks.throughput --suite=peers --json=benchmarks/results/throughput_peers_cpu.json
-    python -m benchmarks.report
-
-`--suite` takes a comma-separated list; `--rounds` and `--seconds` say how often and how long each case is timed. Cases
-take turns, and the figures are medians; the JSON files hold every timing. `python -m benchmarks.report --check` tells
-whether the figures below are those of the files.
-
-{BEGIN}
-{END}
-"""
+BEGIN, END = "<!-- throughput:begin -->", "<!-- throughput:end -->"
+OURS = "ours"
+MISSING = "–"  # noqa: RUF001 - a dash in an empty cell
+DATA_KEY = "Data-SHA256"  # in a plot's PNG: of what it shows
+AXES = {"batch_size": "batch size", "resolution": "resolution, pixels", "latent_dim": "latent dimensions"}
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Writes or checks the documents; the exit code is 1 where a check fails, else 0."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a document is out of date")
-    parser.add_argument("--root", type=pathlib.Path, default=REPOSITORY, help="of the repository")
-    given = parser.parse_args(arguments)
-    results = read_results(given.root / RESULTS)
-    wanted = documents(given.root, results)
-    stale = [path for path, content in wanted.items() if not path.exists() or path.read_text() != content]
-    if given.check:
-        for path in stale:
-            print(f"{path} is out of date: run python -m benchmarks.report", file=sys.stderr)
-        return 1 if stale else 0
-    for path in stale:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(wanted[path])
-        print(f"written: {path}")
-    grown = with_suite(results, GROWTH)
-    if grown:
-        draw_growth(grown, given.root / DOCUMENT.rpartition("/")[0] / PICTURE)
-    return 0
+class Row(NamedTuple):
+    """One line of the table."""
+
+    label: str
+    path: str  # in the JSON file, with dots
+    show: Callable[[Any], str]
 
 
-def read_results(directory: pathlib.Path) -> dict[str, dict[str, Any]]:
-    """The runs by file name, in its order."""
-    return {path.name: json.loads(path.read_text()) for path in sorted(directory.glob("throughput_*.json"))}
+def rate(value: float) -> str:
+    """Three significant digits below 1000, whole numbers above."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
-def with_suite(results: Mapping[str, dict[str, Any]], suite: str) -> dict[str, dict[str, Any]]:
-    """The runs in which a suite was measured."""
-    return {name: run for name, run in results.items() if suite in run["suites"] and "what" in run["suites"][suite]}
+def percent(value: float) -> str:
+    """A share in percent."""
+    return f"{100 * value:.1f}%"
 
 
-def documents(root: pathlib.Path, results: Mapping[str, dict[str, Any]]) -> dict[pathlib.Path, str]:
-    """What every document should say."""
-    document, readme = root / DOCUMENT, root / README
-    text = document.read_text() if document.exists() else INTRODUCTION
-    wanted = {document: between_markers(text, all_tables(results))}
-    if readme.exists() and has_markers(readme.read_text()):
-        wanted[readme] = between_markers(readme.read_text(), peers_tables(results))
-    return wanted
+def ratio(value: float) -> str:
+    """A multiple."""
+    return f"{value:.2f}"
 
 
-def has_markers(text: str) -> bool:
-    """Whether both markers are there, in order."""
-    return END in text.partition(BEGIN)[2]
+def seconds(value: float) -> str:
+    """Seconds to a tenth."""
+    return f"{value:.1f}"
 
 
-def between_markers(text: str, content: str) -> str:
-    """The text with `content` between the markers, which are added at the end where they are missing."""
-    if not has_markers(text):
-        text = f"{text.rstrip()}\n\n{BEGIN}\n{END}\n"
-    before, _, rest = text.partition(BEGIN)
-    return f"{before}{BEGIN}\n\n{content}\n\n{END}{rest.partition(END)[2]}"
+ROWS = (
+    Row("device", "device", str),
+    Row("processor", "cpu", str),
+    Row("processor's cores", "cpu_cores", str),
+    Row("jax", "versions.jax", str),
+    Row("commit", "commit", lambda commit: f"`{commit[:8]}{'+' if commit.endswith('+') else ''}`"),
+    Row("resolution, pixels", "settings.config.data.resolution", str),
+    Row("batch", "settings.config.train.batch_size", str),
+    Row("dtype", "settings.config.model.dtype", str),
+    Row("training steps alone, images/s", "suites.step.images_per_second", rate),
+    Row("one step, ms", "suites.step.milliseconds_per_step", rate),
+    Row("share of the roofline", "suites.step.share_of_roofline", percent),
+    Row("work, MFLOP an image", "suites.roofline.mflop_per_image", rate),
+    Row("least traffic, MB an image", "suites.roofline.mbyte_per_image", rate),
+    Row("matrix product, GFLOP/s", "suites.roofline.matmul_gflop_per_second", rate),
+    Row("memory, GB/s", "suites.roofline.copy_gbyte_per_second", rate),
+    Row("bound by arithmetic, images/s", "suites.roofline.bound_images_per_second.arithmetic", rate),
+    Row("bound by memory, images/s", "suites.roofline.bound_images_per_second.memory", rate),
+    Row("whole run, resident, to the step alone", "suites.end_to_end.resident_to_step", ratio),
+    Row("whole run, streamed, to the step alone", "suites.end_to_end.streamed_to_step", ratio),
+    Row("time outside dispatches, resident", "suites.end_to_end.outside_dispatches_share.resident", percent),
+    Row("time outside dispatches, streamed", "suites.end_to_end.outside_dispatches_share.streamed", percent),
+    Row("feed alone, resident, images/s", "suites.input.images_per_second.resident", rate),
+    Row("feed alone, streamed, images/s", "suites.input.images_per_second.streamed", rate),
+    *(Row(f"decoding {n} latents, images/s", f"suites.sampling.images_per_second.{n}", rate) for n in (1, 64, 512)),
+    Row("tracing and lowering, s", "suites.compile.seconds.trace_and_lower", seconds),
+    Row("compiling, s", "suites.compile.seconds.compile", seconds),
+    Row("command to first step, nothing compiled, s", "suites.compile.seconds_to_first_step.cold", seconds),
+    Row("command to first step, compiled before, s", "suites.compile.seconds_to_first_step.warm", seconds),
+    *(
+        row
+        for kind, label in (
+            ("celeba", "CelebA"),
+            ("ffhq", "FFHQ"),
+            ("folder", "a folder"),
+            ("jpeg_178x218", "JPEG 178x218"),
+            ("png_128x128", "PNG 128x128"),
+            ("png_1024x1024", "PNG 1024x1024"),
+            ("jpeg_1024x1024", "JPEG 1024x1024"),
+        )
+        for row in (
+            Row(f"preparing {label}, images/s", f"suites.prepare.{kind}.images_per_second", rate),
+            Row(f"its time to the decoder's on all cores, {label}", f"suites.prepare.{kind}.ratio_to_decoder", ratio),
+        )
+    ),
+    Row("ours to the best of PyTorch", "suites.peers.ratio_to_best_torch", ratio),
+    Row("ours to pythae", "suites.peers.ratio_to_pythae", ratio),
+    Row("ours to Keras' fit", "suites.peers.ratio_to_keras_fit", ratio),
+)
 
 
-def all_tables(results: Mapping[str, dict[str, Any]]) -> str:
-    """Every suite of every run."""
-    parts = []
-    for name, run in results.items():
-        parts += [f"## {name.removesuffix('.json').removeprefix('throughput_').replace('_', ' ')}", machine(run)]
-        for suite, record in run["suites"].items():
-            parts += [f"### {suite}", *section(suite, record)]
-    if with_suite(results, GROWTH):
-        parts.insert(0, f"![Images per second by batch size, resolution and latent dimensions]({PICTURE})")
-    return "\n\n".join(parts) or NOTHING
+def look_up(record: Any, path: str) -> Any:
+    """The value at a path with dots; None where it is missing."""
+    for key in path.split("."):
+        record = record.get(key) if isinstance(record, Mapping) else None
+    return record
 
 
-def section(suite: str, record: Mapping[str, Any]) -> list[str]:
-    """The paragraphs of one suite."""
-    if "what" not in record:
-        return [f"Skipped: {record['skipped']}"]
-    parts = [sentence(record["what"]), tables.markdown(tables.table(suite, record))]
-    return parts + [sentence(note) for note in record.get("notes", [])]
+def table(records: Mapping[str, Any]) -> list[str]:
+    """A Markdown table with a row for each figure that any of the files has, and a column for each file."""
+    lines = [f"| | {' | '.join(records)} |", f"| --- |{' --- |' * len(records)}"]
+    for row in ROWS:
+        values = [look_up(record, row.path) for record in records.values()]
+        if any(value is not None for value in values):
+            cells = [MISSING if value is None else row.show(value) for value in values]
+            lines.append(f"| {row.label} | {' | '.join(cells)} |")
+    return lines
 
 
-def peers_tables(results: Mapping[str, dict[str, Any]]) -> str:
-    """The comparison with other trainers alone."""
-    parts = []
-    for run in with_suite(results, PEERS).values():
-        record = run["suites"][PEERS]
-        parts += [sentence(record["what"]) + " " + machine(run), tables.markdown(tables.peers_table(record))]
-    return "\n\n".join(parts) or NOTHING
+def peers_tables(records: Mapping[str, Any]) -> list[str]:
+    """For each file with the suite `peers`, every trainer beside ours, the fastest first."""
+    lines: list[str] = []
+    for record in records.values():
+        peers = look_up(record, "suites.peers")
+        if not peers or "median" not in peers:
+            continue
+        median, where = (
+            peers["median"],
+            f"{record.get('device')}, {record.get('cpu_cores')} cores of {record.get('cpu')}",
+        )
+        ours = median.get(OURS)
+        lines += ["", f"On {where}: {peers['what']}.", "", "| trainer | images/s | ours to it |", "| --- | --- | --- |"]
+        for name, speed in sorted(median.items(), key=lambda item: (-item[1], item[0])):
+            lines.append(f"| {name} | {rate(speed)} | {ratio(ours / speed) if ours else MISSING} |")
+    return lines[1:]
 
 
-def sentence(words: str) -> str:
-    """With a capital letter and a full stop."""
-    return f"{words[:1].upper()}{words[1:]}{'' if words.endswith('.') else '.'}"
+def section(records: Mapping[str, Any]) -> list[str]:
+    """The lines between the document's markers."""
+    lines = [*table(records), "", *peers_tables(records)]
+    for name in grown(records):
+        lines += ["", f"![{name}: images/s by batch size, resolution, latent size]({plot_name(name)})"]
+    return lines
 
 
-def machine(run: Mapping[str, Any]) -> str:
-    """Where and with what a run was measured."""
-    packages = f"jax {run['versions']['jax']}"
-    place = f"{run['device']}, {run['cpu']} with {run['cpu_cores']} cores"
-    return f"Measured on {place}; {packages}, commit {run['commit'][:8]}{'+' * run['commit'].endswith('+')}."
+def grown(records: Mapping[str, Any]) -> dict[str, dict[str, list[tuple[int, float]]]]:
+    """The points (x, images/s) of every file that has the suite `growth`, by axis."""
+    suites = {name: look_up(record, "suites.growth") for name, record in records.items()}
+    return {
+        name: {axis: [(point["x"], point["images_per_second"]) for point in suite[axis]] for axis in AXES}
+        for name, suite in suites.items()
+        if suite and "skipped" not in suite
+    }
 
 
-def draw_growth(results: Mapping[str, dict[str, Any]], path: pathlib.Path) -> None:
-    """One panel a series, one line a run."""
+def plot_name(name: str) -> str:
+    """The file of a plot, beside the document."""
+    return f"throughput_{name}.png"
+
+
+def digest(series: Any) -> str:
+    """SHA-256 of what a plot shows."""
+    return hashlib.sha256(json.dumps(series).encode()).hexdigest()
+
+
+def draw(path: pathlib.Path, series: Mapping[str, Sequence[tuple[int, float]]]) -> None:
+    """Writes three small panels of images/s, both axes logarithmic."""
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot, ticker
+    from matplotlib import pyplot
+    from matplotlib.ticker import FuncFormatter, NullFormatter
 
-    figure, axes = pyplot.subplots(1, len(PANELS), figsize=(10.5, 3.2), layout="constrained")
-    for panel, (series, label) in zip(axes, PANELS.items(), strict=True):
-        ticks: set[float] = set()
-        for run in results.values():
-            points = run["suites"][GROWTH].get(series, [])
-            x = [point["x"] for point in points]
-            ticks |= set(x)
-            panel.plot(x, [point["images_per_second"] for point in points], marker="o", markersize=4, label=name(run))
-        panel.set_xscale("log", base=2)
-        panel.set_yscale("log")
-        panel.set_xticks(sorted(ticks), [f"{tick:g}" for tick in sorted(ticks)])
-        panel.xaxis.set_minor_locator(ticker.NullLocator())
-        panel.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,g}"))
-        panel.yaxis.set_minor_formatter(ticker.NullFormatter())
-        panel.set_xlabel(label)
+    plain = FuncFormatter(lambda value, position: f"{value:,.10g}")
+    figure, panels = pyplot.subplots(1, len(series), figsize=(3.6 * len(series), 2.8), layout="constrained")
+    for panel, (axis, points) in zip(panels, series.items(), strict=True):
+        sizes, rates = [x for x, _ in points], [y for _, y in points]
+        panel.plot(sizes, rates, marker="o", markersize=4)
+        panel.set(xscale="log", yscale="log", xlabel=AXES[axis])
+        panel.set_xticks(sizes, minor=False)
+        panel.xaxis.set_major_formatter(plain)
+        panel.xaxis.set_minor_formatter(NullFormatter())
+        panel.tick_params(axis="x", labelrotation=60)
+        panel.yaxis.set_major_formatter(plain)
+        panel.yaxis.set_minor_formatter(plain)
         panel.grid(alpha=0.3)
-    axes[0].set_ylabel("training, images/s")
-    axes[0].legend(fontsize=8, frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # No date and no version in the file: the same figures give the same bytes.
-    figure.savefig(path, dpi=120, metadata={"Software": None})
+    panels[0].set_ylabel("training steps, images/s")
+    # Without its version, which matplotlib would write into the file.
+    with atomic_writer(path) as file:
+        figure.savefig(file, format="png", dpi=120, metadata={"Software": None, DATA_KEY: digest(series)})
     pyplot.close(figure)
-    print(f"written: {path}")
 
 
-def name(run: Mapping[str, Any]) -> str:
-    """A run's machine in a few words."""
-    return f"{run['cpu']}, {run['cpu_cores']} cores" if run["device"].endswith("cpu") else run["device"]
+def is_current(path: pathlib.Path, series: Any) -> bool:
+    """Whether the plot shows these points; its pixels may differ with the version of matplotlib."""
+    try:
+        with Image.open(path) as image:
+            return image.info.get(DATA_KEY) == digest(series)
+    except OSError:
+        return False
+
+
+def put_between_markers(path: pathlib.Path, lines: Sequence[str]) -> str:
+    """The text of the file with these lines between its markers.
+
+    Raises:
+      UserError: the file or its markers are missing.
+    """
+    before, begin, rest = (path.read_text() if path.exists() else "").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise UserError(f"{path} needs the lines {BEGIN} and {END}, in this order: put them back.")
+    return "\n".join([before + BEGIN, *lines, END + after])
+
+
+def report(root: pathlib.Path, *, check: bool) -> list[pathlib.Path]:
+    """Writes what is not current and returns its paths; writes nothing with `check`.
+
+    Args:
+      root: of the repository.
+      check: whether to look only.
+
+    Raises:
+      UserError: a document or its markers are missing.
+    """
+    paths = sorted((root / RESULTS).glob(PATTERN))
+    records = {path.stem.removeprefix("throughput_"): json.loads(path.read_text()) for path in paths}
+    contents = {
+        root / DOCUMENT: section(records) if records else [NOTHING],
+        root / README: peers_tables(records) or [NOTHING],
+    }
+    texts = {path: put_between_markers(path, lines) for path, lines in contents.items()}
+    stale = [path for path, text in texts.items() if path.read_text() != text]
+    series = {(root / DOCUMENT).with_name(plot_name(name)): points for name, points in grown(records).items()}
+    stale += [path for path, points in series.items() if not is_current(path, points)]
+    for path in () if check else stale:
+        if path in series:
+            draw(path, series[path])
+        else:
+            with atomic_writer(path) as file:
+                file.write(texts[path].encode())
+    return stale
+
+
+def define_flags() -> None:
+    """Defines the flags; not at import, so that a test may import this module."""
+    flags.DEFINE_bool("check", False, "write nothing; the exit code is 1 if anything would change")
+    flags.DEFINE_string("root", str(REPOSITORY), "the repository")
+
+
+def main(arguments: list[str]) -> int:
+    """Writes or checks."""
+    if arguments:
+        raise UserError(f"{arguments[0]!r} is not understood: flags look like --name=value.")
+    values = flags.FLAGS
+    try:
+        stale = report(pathlib.Path(values.root), check=values.check)
+    except ModuleNotFoundError as error:
+        raise UserError(f"plots need {error.name}: pip install matplotlib.") from error
+    for path in stale:
+        if values.check:
+            print(f"{path} is not what the results give: run python -m benchmarks.report", file=sys.stderr)
+        else:
+            print(f"written: {path}")
+    return int(values.check and bool(stale))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    define_flags()
+    command_line.run(main)

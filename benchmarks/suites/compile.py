@@ -17,9 +17,8 @@ import jax
 from jax import monitoring
 
 from benchmarks.environment import REPOSITORY
-from benchmarks.suites.end_to_end import median_or_none
 from benchmarks.suites.options import Options
-from benchmarks.suites.timing import medians
+from benchmarks.suites.timing import median_or_none, medians
 from benchmarks.suites.training import FixedBatch
 from facevae_jax.config import RunConfig
 from facevae_jax.data.pixels import open_splits
@@ -30,7 +29,7 @@ STEPS = 2
 VALIDATION_IMAGES = 64
 FIRST_STEP = re.compile(r"^first step after ([\d.]+) s", re.MULTILINE)
 TIME_LIMIT_SECONDS = 1800.0
-CONFIG_FILE = '''\
+CONFIG_FILE = """\
 import json
 import pathlib
 
@@ -40,7 +39,7 @@ from facevae_jax.config import RunConfig
 def get_config():
     values = json.loads(pathlib.Path(__file__).with_suffix(".json").read_text())
     return RunConfig.from_config_dict(values).to_config_dict()
-'''
+"""
 
 
 def run(options: Options) -> dict[str, Any]:
@@ -58,7 +57,10 @@ def run(options: Options) -> dict[str, Any]:
             for name, seconds in compile_seconds(options.config).items():
                 parts[name].append(seconds)
             for temperature, seconds_to_first in first_step.items():
-                workdir, cache = pathlib.Path(folder, f"{temperature}-{number}"), pathlib.Path(folder, f"cache-{number}")
+                workdir, cache = (
+                    pathlib.Path(folder, f"{temperature}-{number}"),
+                    pathlib.Path(folder, f"cache-{number}"),
+                )
                 seconds_to_first.append(start_command(path, workdir=workdir, cache=cache))
     return {
         "what": "seconds to trace and lower and to compile the program of many training steps, and from the start of "
@@ -78,9 +80,9 @@ def compile_seconds(config: RunConfig) -> dict[str, float]:
     jax.clear_caches()
     compiled = [0.0]
 
-    def listen(event: str, seconds: float, **details: Any) -> None:
+    def listen(event: str, duration_secs: float, **details: str | int) -> None:
         if event == COMPILE_EVENT:
-            compiled[0] += seconds
+            compiled[0] += duration_secs
 
     monitoring.register_event_duration_secs_listener(listen)
     try:

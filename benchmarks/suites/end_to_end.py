@@ -3,13 +3,13 @@
 import contextlib
 import dataclasses
 import io
+import itertools
 import pathlib
-import statistics
 import tempfile
 from typing import Any, Literal
 
 from benchmarks.suites.options import Options
-from benchmarks.suites.timing import image_rates, medians, seconds_each
+from benchmarks.suites.timing import image_rates, median_or_none, medians, seconds_each
 from benchmarks.suites.training import FixedBatch
 from facevae_jax.config import RunConfig
 from facevae_jax.data.pixels import open_splits
@@ -49,8 +49,8 @@ def run(options: Options) -> dict[str, Any]:
     }
     return {
         "what": f"whole runs of {steps} steps (compiled anew each time, evaluated, saved) beside steps on one fixed "
-        "batch: images/s of the training dispatches with their wait for data, and the share of the time since the first "
-        "step that is spent neither in them nor in evaluation",
+        "batch: images/s of the training dispatches with their wait for data, and the share of the time since the "
+        "first step that is spent neither in them nor in evaluation",
         **medians(ratios),
         "outside_dispatches_share": {feed: median_or_none(shares) for feed, shares in outside.items()},
         **image_rates(values),
@@ -95,14 +95,8 @@ def train(
         loop.train(config, workdir)
     lines = [line for line in read_metrics(workdir) if line["kind"] == "train"]
     images, seconds = 0, 0.0
-    for before, line in zip(lines, lines[1:], strict=False):
+    for before, line in itertools.pairwise(lines):
         window = (line["step"] - before["step"]) * config.train.batch_size
         images += window
         seconds += window / line["images_per_second"]
     return images / seconds, lines[-1].get("outside")
-
-
-def median_or_none(values: list[float | None]) -> float | None:
-    """The median of those that are known."""
-    known = [value for value in values if value is not None]
-    return statistics.median(known) if known else None

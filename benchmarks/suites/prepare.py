@@ -1,189 +1,194 @@
-"""Preparation of a dataset beside the image decoder alone."""
+"""Preparing a dataset beside the decoder alone: what cropping, resizing, encoding and writing cost, and the memory."""
 
-import contextlib
-import functools
+import importlib.util
 import io
-import os
 import pathlib
 import statistics
+import subprocess
+import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
 from PIL import Image
 
-from benchmarks.suites.options import Options
+from benchmarks.environment import REPOSITORY
+from benchmarks.suites.options import Options, Skipped
+from facevae_jax.data import synthetic
+from facevae_jax.data.images import FORMATS
 from facevae_jax.errors import UserError
-from facevae_jax.prepare import available_cpus, open_layout, prepare
+from facevae_jax.prepare import available_cpus, open_layout
 
-FIRST_PART = 4  # memory is compared between all images and one in so many
-DECODED = 2000  # images at most that the decoder is timed on; its time grows with their number
-SAMPLE_SECONDS = 0.02  # between two looks at the memory
-SECONDS_OF_COUNTS = 5.0  # options.seconds for which a kind has its `count` of images
-MIN_COUNT = 16
+NEEDED = ("tensorflow_datasets", "array_record")
+DRAWN_FACES, DRAWN_RESOLUTION = 8, 256
+NOISE = 2.0  # levels of 255, standard deviation: without it drawn faces compress far better than photographs
+POLL_SECONDS = 0.02
+SMALLER = 4  # memory is compared with that of so many times fewer images
 
 
 class Kind(NamedTuple):
-    """Files that are made for the measurement."""
+    """Files that the suite writes itself."""
 
-    suffix: str
+    format: str
     size: tuple[int, int]  # width and height in pixels
-    count: int
+    files: int
 
 
 KINDS = {
-    "jpeg_178x218": Kind("jpg", (178, 218), 800),  # CelebA
-    "png_128": Kind("png", (128, 128), 800),  # FFHQ's thumbnails
-    "jpeg_1024": Kind("jpg", (1024, 1024), 80),
-    "png_1024": Kind("png", (1024, 1024), 80),  # FFHQ
+    "jpeg_178x218": Kind("JPEG", (178, 218), 400),  # as CelebA's
+    "png_128x128": Kind("PNG", (128, 128), 400),  # as FFHQ's thumbnails
+    "png_1024x1024": Kind("PNG", (1024, 1024), 60),  # as FFHQ's images
+    "jpeg_1024x1024": Kind("JPEG", (1024, 1024), 60),
 }
 
 
-class Memory:
-    """The peak resident memory of this process and its children while the block lasts; shared pages count in each."""
+class Measured(NamedTuple):
+    """One run of the command."""
 
-    def __enter__(self) -> "Memory":
-        self._done = threading.Event()
-        self.peak_bytes = resident_bytes()
-        self._thread = threading.Thread(target=self._watch, name="memory", daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._done.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._done.wait(SAMPLE_SECONDS):
-            self.peak_bytes = max(self.peak_bytes, resident_bytes())
-
-
-def resident_bytes() -> int:
-    """Resident memory of this process and all that it has started."""
-    total = 0
-    this = psutil.Process()
-    for process in (this, *this.children(recursive=True)):
-        try:
-            total += process.memory_info().rss
-        except psutil.Error:  # it has ended meanwhile
-            continue
-    return total
+    seconds: float
+    peak_bytes: int  # resident, of the command and its workers together; what they share counts for each
 
 
 def run(options: Options) -> dict[str, Any]:
-    """`ratio_to_decoder`, images per second and peak memory, of `--source` or of every kind of made files."""
-    resolution = options.config.data.resolution
+    """Times `python -m facevae_jax.prepare` and the decoder on the given folder, or on each kind of file."""
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise Skipped(f"needs the package {missing[0]}")
     record: dict[str, Any] = {
-        "what": "prepare in as many processes as there are cores, start of the processes included, over Pillow's "
-        "decoding of the same files in one thread, divided by the cores; the marginal ratio is between all images and "
-        "a quarter of them, without the start",
+        "what": "the whole command `python -m facevae_jax.prepare` beside Pillow decoding the same files to RGB on one "
+        "core: ratio_to_decoder = seconds / (decoder's seconds / cores); without_start takes the differences between "
+        f"all images and a {SMALLER}th of them, so that imports and starting workers drop out",
+        "resolution": options.config.data.resolution,
         "cores": available_cpus(),
-        "resolution": resolution,
     }
-    if options.source is not None:
-        if options.layout not in ("ffhq", "celeba", "folder"):
-            raise UserError(f"--layout={options.layout}: the decoder is timed on the files of ffhq, celeba or folder.")
-        measured = measure(options.layout, options.source, None, resolution=resolution, rounds=options.rounds)
-        return record | {"kinds": {options.layout: measured}}
-    kinds = {}
-    for name, kind in KINDS.items():
-        count = max(MIN_COUNT, round(kind.count * options.seconds / SECONDS_OF_COUNTS))
-        with tempfile.TemporaryDirectory(prefix="facevae-files-") as directory:
-            whole, part = pathlib.Path(directory) / "whole", pathlib.Path(directory) / "part"
-            make_files(whole, kind, count)
-            make_part(whole, part)
-            kinds[name] = measure("folder", str(whole), str(part), resolution=resolution, rounds=options.rounds)
-    return record | {"kinds": kinds}
+    with tempfile.TemporaryDirectory() as folder:
+        if options.source is not None:
+            sources = {options.layout: options.source}
+        else:
+            sources = {name: write_files(pathlib.Path(folder, name), kind) for name, kind in KINDS.items()}
+        for name, source in sources.items():
+            layout = options.layout if options.source is not None else "folder"
+            record[name] = measure(options, source, layout=layout, folder=pathlib.Path(folder, f"{name}.work"))
+    return record
 
 
-def make_files(directory: pathlib.Path, kind: Kind, count: int) -> None:
-    """Smooth colours with some noise: like a photograph's, the files are neither tiny nor incompressible."""
-    directory.mkdir()
-    generator = np.random.default_rng(0)
-    for number in range(count):
-        coarse = Image.fromarray(generator.integers(0, 256, (8, 8, 3), np.uint8))
-        pixels = np.asarray(coarse.resize(kind.size, Image.Resampling.BICUBIC), np.int16)
-        noisy = pixels + generator.integers(-4, 5, pixels.shape, np.int16)
-        image = Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8))
-        image.save(directory / f"{number:05d}.{kind.suffix}", **({"quality": 90} if kind.suffix == "jpg" else {}))
+def measure(options: Options, source: pathlib.Path, *, layout: str, folder: pathlib.Path) -> dict[str, Any]:
+    """The figures of one source; `folder` is made for what is written."""
+    resolution = options.config.data.resolution
+    found = open_layout(layout, str(source), resolution=resolution)
+    files = [image.file for images in found.splits.values() for image in images if isinstance(image.file, pathlib.Path)]
+    if len(files) < 2 * SMALLER:
+        raise UserError(f"--source={str(source)!r} has {len(files)} image files: give at least {2 * SMALLER}.")
+    few = folder / "few"
+    few.mkdir(parents=True)
+    for number, file in enumerate(files[::SMALLER]):
+        (few / f"{number:08d}{file.suffix}").symlink_to(file.resolve())
+    few_files = sorted(few.iterdir())
+    decoder: list[float] = []
+    all_runs: list[Measured] = []
+    few_runs: list[Measured] = []
+    for number in range(options.rounds):
+        decoder.append(decode_seconds(files))
+        all_runs.append(command(source, layout=layout, resolution=resolution, data_dir=folder / f"all-{number}"))
+        few_runs.append(command(few, layout="folder", resolution=resolution, data_dir=folder / f"few-{number}"))
+    cores = available_cpus()
+    decode = statistics.median(decoder)
+    whole, part = (statistics.median(run.seconds for run in runs) for runs in (all_runs, few_runs))
+    peaks = {len(files): all_runs, len(few_files): few_runs}
+    return {
+        "images": len(files),
+        "ratio_to_decoder": whole / (decode / cores),
+        "ratio_to_decoder_without_start": (whole - part) / (decode * (1 - len(few_files) / len(files)) / cores),
+        "images_per_second": len(files) / whole,
+        "decoder_images_per_second_of_one_core": len(files) / decode,
+        "seconds": whole,
+        "seconds_all": [run.seconds for run in all_runs],
+        "decoder_seconds_all": decoder,
+        "peak_mbyte_by_images": {
+            str(images): statistics.median(run.peak_bytes for run in runs) / 1e6 for images, runs in peaks.items()
+        },
+    }
 
 
-def make_part(whole: pathlib.Path, part: pathlib.Path) -> None:
-    """Every `FIRST_PART`-th file once more, as a hard link."""
-    part.mkdir()
-    for path in sorted(whole.iterdir())[::FIRST_PART]:
-        os.link(path, part / path.name)
-
-
-def measure(layout: str, source: str, part: str | None, *, resolution: int, rounds: int) -> dict[str, Any]:
-    """The figures of one source; decoder and preparation take turns."""
-    files = files_of(layout, source, resolution=resolution)
-    sample = files[:: -(-len(files) // DECODED)]
-    times: dict[str, list[float]] = {"decode": [], "prepare": [], "part": []}
-    peaks: dict[str, list[int]] = {"prepare": [], "part": []}
-    decode(sample)  # reads the files into the page cache
-    for _ in range(rounds):
-        times["decode"].append(timed(functools.partial(decode, sample)) * len(files) / len(sample))
-        for name, folder in (("prepare", source), ("part", part)):
-            if folder is not None:
-                with tempfile.TemporaryDirectory(prefix="facevae-prepared-") as data_dir, Memory() as memory:
-                    times[name].append(timed(functools.partial(prepare_quietly, layout, folder, resolution, data_dir)))
-                peaks[name].append(memory.peak_bytes)
-    return summarise(times, peaks, images=len(files), part_images=-(-len(files) // FIRST_PART))
-
-
-def files_of(layout: str, source: str, *, resolution: int) -> list[pathlib.Path]:
-    """The image files of all splits."""
-    found = open_layout(layout, source, resolution=resolution)
-    return [image.file for split in found.splits.values() for image in split if isinstance(image.file, pathlib.Path)]
-
-
-def decode(files: Iterable[pathlib.Path]) -> None:
-    """What no preparation can do without."""
-    for path in files:
-        with Image.open(path) as image:
-            image.convert("RGB").load()
-
-
-def timed(function: Callable[[], None]) -> float:
-    """Seconds of one call."""
+def decode_seconds(files: Sequence[pathlib.Path]) -> float:
+    """Seconds in which Pillow decodes the files to RGB, one after the other."""
     started = time.perf_counter()
-    function()
+    for file in files:
+        with Image.open(file, formats=FORMATS) as image:
+            image.convert("RGB").load()
     return time.perf_counter() - started
 
 
-def prepare_quietly(layout: str, source: str, resolution: int, data_dir: str) -> None:
-    """What `python -m facevae_jax.prepare` does, without its lines."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        prepare(layout=layout, source=source, resolution=resolution, data_dir=data_dir, name="measured")
+def command(source: pathlib.Path, *, layout: str, resolution: int, data_dir: pathlib.Path) -> Measured:
+    """Runs the command as a user does.
+
+    Raises:
+      UserError: the command's own message, where it fails.
+    """
+    flags = {"layout": layout, "source": source, "resolution": resolution, "data_dir": data_dir, "name": "benchmark"}
+    arguments = [f"--{name}={value}" for name, value in flags.items()]
+    started = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "facevae_jax.prepare", *arguments],
+        cwd=REPOSITORY,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    peak = 0
+
+    def watch() -> None:
+        nonlocal peak
+        while process.poll() is None:
+            peak = max(peak, resident_bytes(process.pid))
+            time.sleep(POLL_SECONDS)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    _, errors = process.communicate()
+    seconds = time.perf_counter() - started
+    watcher.join()
+    if process.returncode:
+        lines = errors.strip().splitlines() or [f"facevae_jax.prepare ended with status {process.returncode}"]
+        raise UserError(lines[-1].removeprefix("error: "))
+    return Measured(seconds, peak)
 
 
-def summarise(
-    times: dict[str, list[float]], peaks: dict[str, list[int]], *, images: int, part_images: int
-) -> dict[str, Any]:
-    """Medians, and all values."""
-    cores = available_cpus()
-    median = {name: statistics.median(values) for name, values in times.items() if values}
-    record = {
-        "images": images,
-        "images_per_second": images / median["prepare"],
-        "prepare_seconds": median["prepare"],
-        "prepare_seconds_all": times["prepare"],
-        "decode_seconds": median["decode"],
-        "decode_seconds_all": times["decode"],
-        "ratio_to_decoder": median["prepare"] / (median["decode"] / cores),
-        "peak_mib": max(peaks["prepare"]) / 2**20,
-    }
-    if times["part"]:
-        per_image = (median["prepare"] - median["part"]) / (images - part_images)
-        record |= {
-            "quarter_seconds": median["part"],
-            "quarter_seconds_all": times["part"],
-            "quarter_peak_mib": max(peaks["part"]) / 2**20,
-            "marginal_ratio_to_decoder": per_image / (median["decode"] / images / cores),
-        }
-    return record
+def resident_bytes(pid: int) -> int:
+    """Resident memory of a process and its children."""
+    try:
+        parent = psutil.Process(pid)
+        return sum(_resident(process) for process in (parent, *parent.children(recursive=True)))
+    except psutil.NoSuchProcess:
+        return 0
+
+
+def _resident(process: psutil.Process) -> int:
+    try:
+        return process.memory_info().rss
+    except psutil.NoSuchProcess:  # it has just ended
+        return 0
+
+
+def write_files(folder: pathlib.Path, kind: Kind) -> pathlib.Path:
+    """Fills the new folder with files of one kind and returns it."""
+    folder.mkdir()
+    encoded = list(encode(kind))
+    for number in range(kind.files):
+        (folder / f"{number:05d}.{kind.format.lower()}").write_bytes(encoded[number % len(encoded)])
+    return folder
+
+
+def encode(kind: Kind) -> Iterator[bytes]:
+    """Drawn faces with noise, as the bytes of files."""
+    generator = np.random.default_rng(0)
+    for face in synthetic.faces(np.arange(DRAWN_FACES), resolution=DRAWN_RESOLUTION):
+        pixels = np.asarray(Image.fromarray(face).resize(kind.size, Image.Resampling.LANCZOS), np.float32)
+        noisy = np.clip(np.round(pixels + NOISE * generator.standard_normal(pixels.shape)), 0, 255).astype(np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(noisy).save(buffer, kind.format)
+        yield buffer.getvalue()

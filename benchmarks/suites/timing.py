@@ -44,3 +44,9 @@ def medians(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
 def image_rates(values: Mapping[str, Sequence[float]]) -> dict[str, Any]:
     """Two entries of a record: the medians and all values, in images/s."""
     return {"images_per_second": medians(values), "images_per_second_all": dict(values)}
+
+
+def median_or_none(values: Sequence[float | None]) -> float | None:
+    """The median of those that are known."""
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None

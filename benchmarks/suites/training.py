@@ -2,9 +2,11 @@
 
 import dataclasses
 import time
+from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Sharding
 
 from benchmarks.suites.timing import Case
 from facevae_jax.config import CHANNELS, RunConfig
@@ -37,6 +39,11 @@ def random_pixels(images: int, resolution: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (images, resolution, resolution, CHANNELS), np.uint8)
 
 
+def abstract(shape: tuple[int, ...], dtype: type, sharding: Sharding) -> Any:
+    """Stands for an array in compilation."""
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+
 class FixedBatch:
     """The compiled program of `train_steps`, as many steps in one dispatch as the config allows."""
 
@@ -47,8 +54,7 @@ class FixedBatch:
         pixels = (train.batch_size, resolution, resolution, CHANNELS)
         rows = (train.steps_per_dispatch, train.batch_size)
         chunk = Chunk(
-            jax.ShapeDtypeStruct(pixels, np.uint8, sharding=replicated(self._mesh)),
-            jax.ShapeDtypeStruct(rows, np.int32, sharding=split_along(self._mesh, 1)),
+            abstract(pixels, np.uint8, replicated(self._mesh)), abstract(rows, np.int32, split_along(self._mesh, 1))
         )
         state = abstract_state(config, self._trainer.model, self._trainer.optimizer, self._mesh)
         self._compiled = compile_train_steps(self._trainer, state, chunk, capacity=train.steps_per_dispatch)
