@@ -146,7 +146,9 @@ def peers_tables(records: Mapping[str, Any]) -> list[str]:
 
 def section(records: Mapping[str, Any]) -> list[str]:
     """The lines between the document's markers."""
-    lines = [*table(records), "", *peers_tables(records)]
+    lines = table(records)
+    if peers := peers_tables(records):
+        lines += ["", *peers]
     for name in grown(records):
         lines += ["", f"![{name}: images/s by batch size, resolution, latent size]({plot_name(name)})"]
     return lines
@@ -173,25 +175,30 @@ def digest(series: Any) -> str:
 
 
 def draw(path: pathlib.Path, series: Mapping[str, Sequence[tuple[int, float]]]) -> None:
-    """Writes three small panels of images/s, both axes logarithmic."""
+    """Writes three small panels of images/s; by resolution, which changes it a hundredfold, on a logarithmic axis."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
-    from matplotlib.ticker import FuncFormatter, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
     plain = FuncFormatter(lambda value, position: f"{value:,.10g}")
     figure, panels = pyplot.subplots(1, len(series), figsize=(3.6 * len(series), 2.8), layout="constrained")
     for panel, (axis, points) in zip(panels, series.items(), strict=True):
         sizes, rates = [x for x, _ in points], [y for _, y in points]
         panel.plot(sizes, rates, marker="o", markersize=4)
-        panel.set(xscale="log", yscale="log", xlabel=AXES[axis])
+        panel.set(xscale="log", xlabel=AXES[axis])
         panel.set_xticks(sizes, minor=False)
         panel.xaxis.set_major_formatter(plain)
-        panel.xaxis.set_minor_formatter(NullFormatter())
+        panel.xaxis.set_minor_locator(NullLocator())
         panel.tick_params(axis="x", labelrotation=60)
-        panel.yaxis.set_major_formatter(plain)
-        panel.yaxis.set_minor_formatter(plain)
+        if axis == "resolution":
+            panel.set_yscale("log")
+            panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            panel.yaxis.set_minor_formatter(NullFormatter())
+        else:
+            panel.set_ylim(bottom=0)
+        panel.yaxis.set_major_formatter(plain)  # after the scale, which sets its own
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("training steps, images/s")
     # Without its version, which matplotlib would write into the file.

@@ -49,6 +49,8 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"{arguments[0]!r} is not a flag: write --suite={arguments[0]}.")
     values = flags.FLAGS
     names = suite_names(values.suite or [])
+    if "peers" not in names:  # whose processes each start as their own commands do
+        startup.use_huge_pages()
     options = Options(
         config=read_config(values.config),
         rounds=values.rounds,
@@ -167,5 +169,4 @@ def show(value: Any) -> str:
 
 if __name__ == "__main__":
     define_flags()
-    startup.use_huge_pages()  # as facevae_jax.main does; other trainers get them too
     command_line.run(main, check_arguments=check_overrides)

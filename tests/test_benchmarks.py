@@ -23,7 +23,7 @@ TINY = Options(
     config=RunConfig(
         data=DataConfig(resolution=32),
         model=ModelConfig(latent_dim=4, filters=(8, 16)),
-        train=TrainConfig(batch_size=8, steps_per_dispatch=4),
+        train=TrainConfig(batch_size=8, steps_per_dispatch=4, convolution="plain"),  # compiles soonest
     ),
     rounds=2,
     seconds=0.01,

@@ -16,6 +16,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from facevae_jax import startup
+
 CALIBRATION_SECONDS = 0.5
 
 
@@ -61,6 +63,8 @@ def main() -> int:
     parser.add_argument("--peer", choices=PEERS, required=True)
     parser.add_argument("--config", type=json.loads, required=True)
     arguments = parser.parse_args()
+    if arguments.peer == "ours":
+        startup.use_huge_pages()  # as facevae_jax.main does; the others run as they come
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever a library prints is no answer
 
