@@ -25,13 +25,13 @@ GENERAL_CONFIG = "configs/ffhq128.py"
 
 
 def define_flags() -> None:
-    """Defines the flags; not at import, so that a worker process or a test may import this module."""
+    """Defines the flags; not at import, so that a test or a benchmark may import this module."""
     flags.DEFINE_string("layout", None, f"what the source looks like: {', '.join(layouts.LAYOUTS)}")
     flags.DEFINE_string("source", None, "the folder of the images; for --layout=tfds the name of the dataset")
     flags.DEFINE_integer("resolution", None, "pixels along one side: a power of two from 32 to 1024")
     flags.DEFINE_string("data_dir", DEFAULT_DATA_DIR, "where prepared datasets are")
     flags.DEFINE_string("name", None, "name of the dataset; by default that of the layout, or of the TFDS dataset")
-    flags.DEFINE_integer("workers", None, "processes that convert images; by default as many as there are CPU cores")
+    flags.DEFINE_integer("workers", None, "threads that convert images; by default as many as there are CPU cores")
     flags.DEFINE_bool("overwrite", False, "prepare anew what is prepared already")
     flags.DEFINE_string("attributes", None, "folder of the ffhq-features-dataset, for --layout=ffhq")
 

@@ -3,13 +3,17 @@ import io
 import pathlib
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-from facevae_jax.data import builder, layouts
-from facevae_jax.data.images import Converted, Crop, Task, convert
+from facevae_jax.data import builder, layouts, synthetic
+from facevae_jax.data.images import Converted, Crop, Task, convert, convert_all, encode_png
+from facevae_jax.data.parallel import map_in_order
 from facevae_jax.errors import UserError
 
 RESOLUTION = 32
@@ -193,6 +197,84 @@ def test_resizing_is_antialiased(tmp_path):
     result = convert(tmp_path / "a.png", SQUARE)
     assert not result.enlarged
     assert np.abs(pixels(result)[4:-4, 4:-4].astype(int) - 127).max() <= 2  # without a filter: all 0 or all 255
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG"])
+def test_large_images_are_reduced_first_as_lanczos_alone_would(tmp_path, format):
+    """1024 pixels to 32 in two steps: JPEG by scaled decoding, PNG by boxes."""
+    face = Image.fromarray(synthetic.faces(np.arange(1), resolution=256)[0]).resize((1024, 1024))
+    face.save(tmp_path / "a", format, quality=95)
+    with Image.open(tmp_path / "a") as image:
+        exact = np.asarray(image.convert("RGB").resize((32, 32), Image.Resampling.LANCZOS), np.float32)
+    difference = pixels(convert(tmp_path / "a", SQUARE)) - exact
+    assert np.sqrt(np.mean(difference**2)) < 1.5  # levels of 255; bilinear is ten times as far off
+    assert np.abs(difference.mean()) < 0.5
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.sampled_from(["noise", "flat", "ramp"]))
+@settings(max_examples=50, deadline=None)
+def test_pillow_reads_the_encoded_png_back(height, width, kind):
+    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    ramp = np.arange(height * width * 3, dtype=np.uint8).reshape(height, width, 3)
+    expected = {"noise": noise, "flat": np.full_like(noise, 255), "ramp": ramp}[kind]
+    with Image.open(io.BytesIO(encode_png(expected))) as image:
+        image.verify()  # the checksums
+    np.testing.assert_array_equal(pixels(Converted(encode_png(expected))), expected)
+
+
+def test_the_encoded_png_is_about_as_small_as_pillows():
+    face = synthetic.faces(np.arange(1), resolution=128)[0]
+    buffer = io.BytesIO()
+    Image.fromarray(face).save(buffer, "PNG", compress_level=1)
+    assert len(encode_png(face)) < 1.3 * len(buffer.getvalue())
+
+
+def test_files_are_taken_a_few_at_a_time_and_come_in_order(layout):
+    taken = []
+
+    def files():
+        for image in layout.splits["train"] * 5:
+            taken.append(image)
+            yield image.file
+
+    results = convert_all(files(), SQUARE, threads=2)
+    np.testing.assert_array_equal([pixels(next(results)) for _ in range(3)], [gradient(i) for i in range(3)])
+    assert len(taken) < 150  # of 330: memory is flat
+    results.close()
+
+
+def test_memory_does_not_grow_with_the_number_of_images(tmp_path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(tmp_path / "a.png")
+
+    def peak_bytes(images: int) -> int:
+        members = [layouts.SourceImage(f"{i}.png", tmp_path / "a.png") for i in range(images)]
+        layout = layouts.Layout(kind="folder", source="s", splits={"train": members})
+        tracemalloc.start()
+        try:
+            builder.prepare_dataset(layout, data_dir=tmp_path, name=f"n{images}", resolution=64, workers=2)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak_bytes(10)  # imports
+    few, many = peak_bytes(200), peak_bytes(800)
+    assert many - few < 600 * 64 * 64 * 3 / 4  # all 800 are in one shard
+
+
+def test_work_in_threads_ends_with_the_first_failure():
+    seen = []
+
+    def fail_at_five(number: int) -> int:
+        seen.append(number)
+        if number == 5:
+            raise UserError("five")
+        return number * number
+
+    results = map_in_order(fail_at_five, range(1000), threads=3)
+    assert [next(results) for _ in range(5)] == [0, 1, 4, 9, 16]
+    with pytest.raises(UserError, match="five"):
+        next(results)
+    assert max(seen) < 20
 
 
 def test_enlarging_is_told(tmp_path):

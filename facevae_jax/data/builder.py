@@ -5,8 +5,6 @@ order of the layout, with the features `image` (PNG), `name` and, where the layo
 where unknown). TFDS is imported where it is used: synthetic runs work where it is not installed.
 """
 
-import collections
-import concurrent.futures
 import contextlib
 import functools
 import importlib.metadata
@@ -32,12 +30,12 @@ from facevae_jax.config import CHANNELS
 from facevae_jax.data import images, records
 from facevae_jax.data.folders import some
 from facevae_jax.data.layouts import Layout
+from facevae_jax.data.parallel import map_in_order
 from facevae_jax.errors import UserError, expand_home, make_writable_directory
 
 VERSION = "1.0.0"
-SHARD_BYTES = 2**28  # of decoded pixels; TFDS keeps the records of one shard in memory while it writes it
-READ_ROWS = 64  # rows fetched and decoded together
-READS_IN_FLIGHT = 2  # per thread
+SHARD_BYTES = 2**28  # of decoded pixels
+READ_ROWS = 16  # rows fetched and decoded together
 
 Example = tuple[int, dict[str, Any]]
 
@@ -107,7 +105,7 @@ class _Conversion:
         names = [attribute.name for attribute in self.layout.attributes]
         failures: list[str] = []
         start = time.monotonic()
-        converted = images.convert_all((image.file for image in everything), self.task, workers=self.workers)
+        converted = images.convert_all((image.file for image in everything), self.task, threads=self.workers)
         # Without a terminal there is no bar: it would fill a log file.
         with contextlib.closing(converted), tqdm(total=len(everything), unit="image", disable=None) as progress:
             for row, (image, result) in enumerate(zip(everything, converted, strict=True)):
@@ -121,8 +119,11 @@ class _Conversion:
                         "replace or remove them, and run the same command again; nothing was written."
                     )
                 self.seconds = time.monotonic() - start
-                example = {"image": result.png, "name": os.fsencode(image.name)}
-                yield row, example | ({"attributes": dict(zip(names, image.attributes, strict=True))} if names else {})
+                example: dict[str, Any] = {"image": result.png, "name": os.fsencode(image.name)}
+                if names:
+                    example["attributes"] = dict(zip(names, image.attributes, strict=True))
+                yield row, example
+                example.clear()  # written by now, but TFDS keeps it to count the shard's examples at the end
 
 
 def _write(conversion: _Conversion, *, data_dir: pathlib.Path, name: str) -> pathlib.Path:
@@ -169,7 +170,7 @@ def _provenance(layout: Layout, resolution: int) -> dict[str, Any]:
         "source": layout.source,
         "resolution": resolution,
         "crop": layout.crop.description,
-        "resize": "Pillow Lanczos, antialiased",
+        "resize": images.RESIZE,
         "colour": "8-bit RGB, transparency over white, EXIF orientation applied, ICC profiles ignored",
         "attributes": [attribute._asdict() for attribute in layout.attributes],
         "versions": {
@@ -285,19 +286,9 @@ def _read(directory: pathlib.Path, split: str, decode: Callable[[bytes], Any]) -
         rows = range(start, min(start + READ_ROWS, len(source)))
         return [decode(example) for example in source.__getitems__(rows)]
 
-    threads = os.cpu_count() or 1
-    with concurrent.futures.ThreadPoolExecutor(threads) as executor:
-        in_flight: collections.deque[concurrent.futures.Future[list[Any]]] = collections.deque()
-        try:
-            for start in range(0, len(source), READ_ROWS):
-                in_flight.append(executor.submit(decode_rows, start))
-                if len(in_flight) >= READS_IN_FLIGHT * threads:
-                    yield from in_flight.popleft().result()
-            while in_flight:
-                yield from in_flight.popleft().result()
-        finally:
-            for future in in_flight:
-                future.cancel()
+    starts = range(0, len(source), READ_ROWS)
+    for results in map_in_order(decode_rows, starts, threads=os.cpu_count() or 1):
+        yield from results
 
 
 def read_attributes(directory: pathlib.Path, split: str) -> dict[str, Float32[np.ndarray, " n"]]:
