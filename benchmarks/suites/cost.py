@@ -9,8 +9,8 @@ import jax.numpy as jnp
 
 from facevae_jax.config import CHANNELS, RunConfig
 from facevae_jax.models.convolution import STRIDE
+from facevae_jax.models.vae import forward_flops
 
-FLOPS_PER_MULTIPLY_ADD = 2
 # Forward, the gradient by the input and the gradient by the weights are as many multiply-adds each.
 PASSES = 3
 # An activation is written and read in the forward pass and read again in the backward pass, where its gradient is
@@ -27,43 +27,33 @@ WEIGHT_BYTES = 4  # float32, whatever the computation's dtype
 class Layer(NamedTuple):
     """One convolution or dense layer, for one image."""
 
-    multiply_adds: int
     outputs: int  # values
     weights: int  # without biases, which do not matter
 
 
 def layers(config: RunConfig) -> list[Layer]:
-    """The layers of the encoder and the decoder, in order.
-
-    A strided convolution is k x k x c x f multiply-adds for each position of its output, a transposed one for each
-    position of its input; the padding of SAME is counted as if it were pixels.
-    """
+    """The layers of the encoder and the decoder, in order."""
     resolution, latent = config.data.resolution, config.model.latent_dim
     filters, area = config.model.stage_filters(resolution), config.model.kernel_size**2
     found, channels, side = [], CHANNELS, resolution
     for features in filters:
         side //= STRIDE
         weights = area * channels * features
-        found.append(Layer(weights * side**2, features * side**2, weights))
+        found.append(Layer(features * side**2, weights))
         channels = features
     flat = channels * side**2
-    found += [Layer(flat * latent, latent, flat * latent)] * 2  # mean and log variance
-    found.append(Layer(latent * flat, flat, latent * flat))
+    found += [Layer(latent, flat * latent)] * 2  # mean and log variance
+    found.append(Layer(flat, latent * flat))
     for features in (*reversed(filters[:-1]), CHANNELS):
         weights = area * channels * features
-        found.append(Layer(weights * side**2, features * (STRIDE * side) ** 2, weights))
+        found.append(Layer(features * (STRIDE * side) ** 2, weights))
         channels, side = features, STRIDE * side
     return found
 
 
-def forward_flops_per_image(config: RunConfig) -> int:
-    """Floating-point operations of one image's forward pass; convolutions and dense layers only."""
-    return FLOPS_PER_MULTIPLY_ADD * sum(layer.multiply_adds for layer in layers(config))
-
-
 def training_flops_per_image(config: RunConfig) -> int:
     """Floating-point operations of one image in a training step: 3 x the forward pass."""
-    return PASSES * forward_flops_per_image(config)
+    return PASSES * forward_flops(config.model, config.data.resolution)
 
 
 def training_bytes_per_image(config: RunConfig) -> float:

@@ -4,6 +4,7 @@ Every case is a process of its own, and they take turns, so that a change in the
 """
 
 import dataclasses
+import os
 import statistics
 import sys
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from benchmarks.peers import client
 from benchmarks.peers.client import Worker, WorkerError
 from benchmarks.peers.worker import PEERS
 from configs import gdl128
+from facevae_jax import startup
 from facevae_jax.config import RunConfig
 
 if TYPE_CHECKING:
@@ -94,11 +96,13 @@ def summarise(
     for name, answer in ready.items():
         if name != OURS:
             versions |= answer["versions"]
+    huge = "ours asks for huge pages, as its command does, and the others run as they come"
+    if startup.HUGE_PAGES in os.environ.get(startup.TUNABLES, ""):
+        huge = "all with huge pages"
     return {
         "what": f"training steps of gdl128 without dropout, ours in {config.model.dtype}, "
         f"{config.data.resolution}x{config.data.resolution}, batch {config.train.batch_size}, latent dimensions "
-        f"{config.model.latent_dim}, on one fixed batch; ours asks for huge pages, as its command does, and the "
-        "others run as they come; images per second",
+        f"{config.model.latent_dim}, on one fixed batch; {huge}; images per second",
         "median": median,
         "all": rates,
         "ratio_to_best_torch": ratio(median, best_torch),

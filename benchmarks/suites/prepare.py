@@ -39,10 +39,10 @@ class Kind(NamedTuple):
 
 
 KINDS = {
-    "jpeg_178x218": Kind("JPEG", (178, 218), 400),  # as CelebA's
-    "png_128x128": Kind("PNG", (128, 128), 400),  # as FFHQ's thumbnails
-    "png_1024x1024": Kind("PNG", (1024, 1024), 60),  # as FFHQ's images
-    "jpeg_1024x1024": Kind("JPEG", (1024, 1024), 60),
+    "jpeg_178x218": Kind("JPEG", (178, 218), 4000),  # as CelebA's
+    "png_128x128": Kind("PNG", (128, 128), 4000),  # as FFHQ's thumbnails
+    "png_1024x1024": Kind("PNG", (1024, 1024), 200),  # as FFHQ's images
+    "jpeg_1024x1024": Kind("JPEG", (1024, 1024), 1000),
 }
 
 

@@ -294,15 +294,6 @@ class VAE(nn.Module):
         return self.decoder(latents, train=False)
 
 
-def activation_sizes(config: ModelConfig, resolution: int) -> tuple[int, ...]:
-    """Values of one image in the output of each convolution, encoder first."""
-    filters = config.stage_filters(resolution)
-    encoder = [(resolution >> (i + 1)) ** 2 * count for i, count in enumerate(filters)]
-    outputs = (*filters[-2::-1], CHANNELS)
-    decoder = [(resolution >> (len(filters) - 1 - i)) ** 2 * count for i, count in enumerate(outputs)]
-    return (*encoder, *decoder)
-
-
 def forward_flops(config: ModelConfig, resolution: int) -> int:
     """Multiplications and additions of one image's way through the convolutions and the dense layers.
 
