@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from facevae_jax.config import ModelConfig, RunConfig
 from facevae_jax.models import blocks
 from facevae_jax.models.blocks import apply_layer, block_size
-from facevae_jax.models.vae import VAE, Execution
+from facevae_jax.models.vae import VAE, Execution, to_unit
 from facevae_jax.objective import image_terms
 from facevae_jax.training.sharding import make_mesh, replicated, split_along
 from facevae_jax.training.state import create_state, make_model, make_optimizer
@@ -21,14 +21,16 @@ from facevae_jax.training.step import Trainer, train_step
 
 def layer(shared, x, extras):
     weight, bias = shared
-    return jnp.tanh(x @ weight + bias) * extras[:, None, None, None]
+    return jnp.tanh(x / 2 @ weight + bias) * extras[:, None, None, None]
 
 
+@pytest.mark.parametrize("moments", [True, False])
+@pytest.mark.parametrize("dtype", [np.float32, np.uint8])
 @pytest.mark.parametrize(("shards", "blocks", "block"), [(1, 1, 1), (1, 3, 2), (2, 1, 3), (3, 2, 2)])
-def test_blocks_agree_with_the_whole_batch(shards, blocks, block):
+def test_blocks_agree_with_the_whole_batch(shards, blocks, block, dtype, moments):
     batch = shards * blocks * block
     keys = jax.random.split(jax.random.key(0), 8)
-    x = jax.random.normal(keys[0], (batch, 3, 2, 4))
+    x = (2 * jnp.abs(jax.random.normal(keys[0], (batch, 3, 2, 4)))).astype(dtype)
     shared = (jax.random.normal(keys[1], (4, 5)), jax.random.normal(keys[2], (5,)))
     extras = jax.random.bernoulli(keys[3], 0.5, (batch,)).astype(jnp.int32)
     weights = jax.random.normal(keys[4], (batch, 3, 2, 5)), *jax.random.normal(keys[5], (2, 5))
@@ -36,10 +38,11 @@ def test_blocks_agree_with_the_whole_batch(shards, blocks, block):
     @functools.partial(jax.jit, static_argnames=("block", "shards"))
     def value_and_gradients(**cut):
         def scalar(shared, x):
-            y, moments = apply_layer(layer, shared, x, extras, **cut)
-            return sum(jnp.vdot(w, part) for w, part in zip(weights, (y, *moments), strict=True))
+            y, sums = apply_layer(layer, shared, x, extras, moments=moments, **cut)
+            assert (sums is not None) == moments
+            return sum(jnp.vdot(w, part) for w, part in zip(weights, (y, *(sums or ())), strict=False))
 
-        return jax.value_and_grad(scalar, argnums=(0, 1))(shared, x)
+        return jax.value_and_grad(scalar, argnums=(0,) if dtype == np.uint8 else (0, 1))(shared, x)
 
     whole = value_and_gradients(block=0, shards=1)
     cut = value_and_gradients(block=block, shards=shards)
@@ -57,10 +60,11 @@ def test_a_block_divides_the_batch_and_fits(batch, image_bytes):
 
 @pytest.mark.parametrize("normalization", ["batch", "group", "none"])
 def test_forms_agree_in_loss_and_gradients(normalization, monkeypatch):
-    """The whole model, with dropout, several blocks a layer and a kernel of 4."""
+    """The whole model, with dropout, several blocks a layer, a kernel of 4, and pixels as they are stored."""
     monkeypatch.setattr(blocks, "BLOCK_BYTES", 2**16)
     config = ModelConfig(latent_dim=4, normalization=normalization, dropout_rate=0.2, kernel_size=4)
-    images = jax.random.uniform(jax.random.key(0), (6, 32, 32, 3))
+    pixels = jax.random.randint(jax.random.key(0), (6, 32, 32, 3), 0, 256).astype(jnp.uint8)
+    images = to_unit(pixels)
     key = jax.random.key(1)
     variables = VAE(config, 32, Execution("plain")).init(key, images, key, train=False)
     # Away from the exact zeros and ones of a fresh model.
@@ -71,8 +75,9 @@ def test_forms_agree_in_loss_and_gradients(normalization, monkeypatch):
     @functools.partial(jax.jit, static_argnames="execution")
     def losses(params, execution):
         def loss(params):
+            given = images if execution.form == "plain" else pixels
             output, updates = VAE(config, 32, execution).apply(
-                {**variables, "params": params}, images, key, train=True, mutable=["batch_stats"], rngs={"dropout": key}
+                {**variables, "params": params}, given, key, train=True, mutable=["batch_stats"], rngs={"dropout": key}
             )
             terms = image_terms(images, output)
             return 100 * jnp.mean(terms.squared_error) + jnp.mean(terms.kl), updates

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 # Of patches. On 2 cores with 1 MiB of L2 each, half and twice as much train about 5% slower, all at once 2.5 times.
 BLOCK_BYTES = 3 * 2**20
@@ -30,30 +30,32 @@ class Moments(NamedTuple):
 
 
 class Grid(NamedTuple):
-    """How a batch is cut: shards x blocks x images of a block."""
+    """How a batch is cut: shards x blocks x images of a block; and whether its moments are taken."""
 
     shards: int
     blocks: int
     block: int
+    moments: bool
 
 
 def apply_layer(
-    layer: Layer, shared: Any, x: Float[Array, "b ..."], extras: Any, *, block: int, shards: int
-) -> tuple[Float[Array, "b h w f"], Moments]:
-    """`layer` of a batch, and the moments of what it gives.
+    layer: Layer, shared: Any, x: Shaped[Array, "b ..."], extras: Any, *, block: int, shards: int, moments: bool
+) -> tuple[Float[Array, "b h w f"], Moments | None]:
+    """`layer` of a batch and, with `moments`, those of what it gives.
 
     Args:
       layer: a function of (shared, some images' x, their extras); it must not hold traced arrays itself.
       shared: arrays that all images share, such as the kernel.
-      x: the input of each image.
+      x: the input of each image; integers, such as pixels, have no gradient.
       extras: a tree of arrays [b, ...] without gradients, such as keys.
       block: images at a time; 0 is the whole batch at once, left to XLA.
       shards: the batch is cut into as many equal parts, one a device, each of which goes block by block.
+      moments: whether they are needed.
     """
     if not block:
         y = layer(shared, x, extras)
-        return y, _moments(y)
-    return _blocked(layer, Grid(shards, x.shape[0] // shards // block, block), shared, x, extras)
+        return y, _moments(y) if moments else None
+    return _blocked(layer, Grid(shards, x.shape[0] // shards // block, block, moments), shared, x, extras)
 
 
 def block_size(batch: int, *, image_bytes: int) -> int:
@@ -90,27 +92,30 @@ def _each_shard(function: Callable[..., Any], grid: Grid) -> Callable[..., Any]:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _blocked(layer: Layer, grid: Grid, shared: Any, x: Array, extras: Any) -> tuple[Array, Moments]:
-    def one(x: Array, extras: Any) -> tuple[Array, Moments]:
+def _blocked(layer: Layer, grid: Grid, shared: Any, x: Array, extras: Any) -> tuple[Array, Moments | None]:
+    def one(x: Array, extras: Any) -> tuple[Array, Moments | None]:
         y = layer(shared, x, extras)
-        return y, _moments(y)
+        return y, _moments(y) if grid.moments else None
 
     y, moments = lax.map(lambda block: _each_shard(one, grid)(*block), _cut((x, extras), grid))
-    return _join(y, grid), Moments(*(jnp.sum(sums.reshape(-1, sums.shape[-1]), axis=0) for sums in moments))
+    return _join(y, grid), jax.tree.map(lambda sums: jnp.sum(sums.reshape(-1, sums.shape[-1]), axis=0), moments)
 
 
 def _forward(layer: Layer, grid: Grid, shared: Any, x: Array, extras: Any) -> tuple[Any, Any]:
     y, moments = _blocked(layer, grid, shared, x, extras)
-    return (y, moments), (shared, x, extras, y)
+    return (y, moments), (shared, x, extras, y if grid.moments else None)
 
 
-def _backward(layer: Layer, grid: Grid, residuals: Any, gradients: tuple[Array, Moments]) -> Any:
+def _backward(layer: Layer, grid: Grid, residuals: Any, gradients: tuple[Array, Moments | None]) -> Any:
     shared, x, extras, y = residuals
     of_y, of_moments = gradients
+    smooth = jnp.issubdtype(x.dtype, jnp.inexact)
 
-    def one(sums: Any, x: Array, extras: Any, y: Array, of_y: Array) -> tuple[Any, Array]:
-        whole = of_y + of_moments.total + 2.0 * of_moments.square * y  # what y gave to the moments, with it
-        of_shared, of_x = jax.vjp(lambda shared, x: layer(shared, x, extras), shared, x)[1](whole.astype(y.dtype))
+    def one(sums: Any, x: Array, extras: Any, y: Array | None, of_y: Array) -> tuple[Any, list[Array]]:
+        if of_moments is not None and y is not None:  # what y gave to the moments
+            of_y = (of_y + of_moments.total + 2.0 * of_moments.square * y).astype(of_y.dtype)
+        primals = (shared, x) if smooth else (shared,)
+        of_shared, *of_x = jax.vjp(lambda shared, x=x: layer(shared, x, extras), *primals)[1](of_y)
         return jax.tree.map(jnp.add, sums, of_shared), of_x
 
     # One sum a shard until the end: the devices exchange the gradients once, not once a block.
@@ -120,7 +125,7 @@ def _backward(layer: Layer, grid: Grid, residuals: Any, gradients: tuple[Array, 
     of_shared, of_x = lax.scan(lambda sums, block: _each_shard(one, grid)(sums, *block), zeros, cut)
     if axes:
         of_shared = jax.tree.map(lambda sums: jnp.sum(sums, axis=0), of_shared)
-    return of_shared, _join(of_x, grid), None
+    return of_shared, _join(of_x[0], grid) if smooth else None, None
 
 
 _blocked.defvjp(_forward, _backward)

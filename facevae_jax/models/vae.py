@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, PRNGKeyArray, UInt8, UInt32
+from jaxtyping import Array, Float, PRNGKeyArray, Shaped, UInt8, UInt32
 
 from facevae_jax.config import CHANNELS, ModelConfig
 from facevae_jax.models.blocks import Moments, apply_layer, block_size
@@ -135,9 +135,9 @@ class Stage(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, y: Float[Array, "b h w c"], moments: Moments, *, train: bool) -> Prologue:  # noqa: D102
+    def __call__(self, y: Float[Array, "b h w c"], moments: Moments | None, *, train: bool) -> Prologue:  # noqa: D102
         affine = None
-        if self.config.normalization == "batch":
+        if moments is not None:
             norm = BatchNorm(self.config.batch_norm_momentum)
             affine = norm(moments, count=math.prod(y.shape[:3]), train=train)
         elif self.config.normalization == "group":
@@ -167,8 +167,8 @@ class Convolution(nn.Module):
 
     @nn.compact
     def __call__(  # noqa: D102
-        self, x: Float[Array, "b h w c"], prologue: Prologue | None = None
-    ) -> tuple[Float[Array, "b h2 w2 f"], Moments]:
+        self, x: Shaped[Array, "b h w c"], prologue: Prologue | None = None
+    ) -> tuple[Float[Array, "b h2 w2 f"], Moments | None]:
         size, channels = self.config.kernel_size, x.shape[-1]
         ends = (self.features, channels) if self.transposed else (channels, self.features)
         kernel = self.param("kernel", nn.initializers.glorot_uniform(), (size, size, *ends))
@@ -182,7 +182,7 @@ class Convolution(nn.Module):
         positions = x.shape[1] * x.shape[2] // (1 if self.transposed else STRIDE**2)
         block = 0
         if self.execution.form == "matmul":
-            patches = positions * size**2 * ends[0] * x.dtype.itemsize
+            patches = positions * size**2 * ends[0] * jnp.dtype(self.config.dtype).itemsize
             block = block_size(x.shape[0] // shards, image_bytes=patches)
         affine, keys = prologue or (None, None)
         layer = functools.partial(
@@ -192,7 +192,8 @@ class Convolution(nn.Module):
             config=self.config if prologue else None,
             dtype=jnp.dtype(self.config.dtype),
         )
-        return apply_layer(layer, (affine, kernel, bias), x, keys, block=block, shards=shards)
+        moments = self.hidden and self.config.normalization == "batch"
+        return apply_layer(layer, (affine, kernel, bias), x, keys, block=block, shards=shards, moments=moments)
 
 
 def _convolve(
@@ -208,6 +209,8 @@ def _convolve(
     affine, kernel, bias = shared
     if config is not None:
         x = apply_prologue(Prologue(affine, keys), x, config=config)
+    if jnp.issubdtype(x.dtype, jnp.integer):
+        x = to_unit(x)
     return convolution(x.astype(dtype), kernel.astype(dtype), form=form) + bias.astype(dtype)
 
 
@@ -224,13 +227,13 @@ class TransposedConvolution(Convolution):
 
 
 class Encoder(nn.Module):
-    """Images in [0, 1] to the posterior."""
+    """Images to the posterior: uint8 pixels, which the first convolution scales as it reads them, or [0, 1]."""
 
     config: ModelConfig
     execution: Execution
 
     @nn.compact
-    def __call__(self, images: Float[Array, "b h w c"], *, train: bool) -> Posterior:  # noqa: D102
+    def __call__(self, images: Shaped[Array, "b h w c"], *, train: bool) -> Posterior:  # noqa: D102
         dtype = jnp.dtype(self.config.dtype)
         x, prologue = images, None
         for filters in self.config.stage_filters(images.shape[1]):
@@ -280,13 +283,13 @@ class VAE(nn.Module):
         self.encoder = Encoder(self.config, self.execution)
         self.decoder = Decoder(self.config, self.resolution, self.execution)
 
-    def __call__(self, images: Float[Array, "b h w c"], latent_key: PRNGKeyArray, *, train: bool) -> Output:
-        """Reconstructs images in [0, 1] from one draw of the posterior."""
+    def __call__(self, images: Shaped[Array, "b h w c"], latent_key: PRNGKeyArray, *, train: bool) -> Output:
+        """Reconstructs images, uint8 or in [0, 1], from one draw of the posterior."""
         posterior = self.encoder(images, train=train)
         return Output(self.decoder(posterior.sample(latent_key), train=train), posterior)
 
-    def encode(self, images: Float[Array, "b h w c"]) -> Posterior:
-        """The posterior of images in [0, 1], for evaluation."""
+    def encode(self, images: Shaped[Array, "b h w c"]) -> Posterior:
+        """The posterior of images, uint8 or in [0, 1], for evaluation."""
         return self.encoder(images, train=False)
 
     def decode(self, latents: Float[Array, "b z"]) -> Float[Array, "b h w c"]:

@@ -16,7 +16,7 @@ from facevae_jax import pictures
 from facevae_jax.data.batches import evaluation_rows
 from facevae_jax.errors import make_writable_directory
 from facevae_jax.latents.priors import LatentMoments, sample_prior
-from facevae_jax.models.vae import VAE, to_pixels, to_unit
+from facevae_jax.models.vae import VAE, to_pixels
 from facevae_jax.objective import Loss
 from facevae_jax.random import named_key
 from facevae_jax.training.sharding import replicated, split_along
@@ -84,7 +84,7 @@ def _in_batches(function: Callable[..., jax.Array], model: VAE, variables: Any, 
 
 @functools.partial(jax.jit, static_argnames="model")
 def _reconstruct(model: VAE, variables: Any, images: jax.Array) -> jax.Array:
-    posterior: Any = model.apply(variables, to_unit(images), method="encode")
+    posterior: Any = model.apply(variables, images, method="encode")
     return _decode(model, variables, posterior.mean)
 
 

@@ -64,7 +64,7 @@ def train_step(state: TrainState, images: UInt8[Array, "b h w c"], *, trainer: T
     def loss_function(params: Any) -> tuple[Float[Array, ""], tuple[Loss, Any]]:
         output, updates = trainer.model.apply(
             {"params": params, "batch_stats": state.batch_stats},
-            targets,
+            images,
             latent_key,
             train=True,
             mutable=["batch_stats"],
@@ -154,7 +154,7 @@ def evaluation_step(
     """Adds one batch of a split; rows where `valid` is false are padding and add nothing."""
     targets = to_unit(images)
     key = jax.random.fold_in(named_key(trainer.config.train.seed, "evaluate"), batch)
-    output: Any = trainer.model.apply(variables, targets, key, train=False)
+    output: Any = trainer.model.apply(variables, images, key, train=False)
     terms = image_terms(targets, output)
     mask = valid.astype(jnp.float32)
     mean, log_variance = output.posterior
