@@ -11,12 +11,13 @@ import pathlib
 import re
 import shlex
 import sys
+from typing import get_args
 
 from absl import flags
 
 from facevae_jax import command_line
 from facevae_jax.config import MAX_RESOLUTION, MIN_RESOLUTION, DataConfig, TrainConfig
-from facevae_jax.data import builder, layouts, records, tfds_layout
+from facevae_jax.data import builder, dataset, layouts, records, tfds_layout
 from facevae_jax.errors import UserError, expand_home
 
 DEFAULT_DATA_DIR = DataConfig.data_dir
@@ -31,7 +32,10 @@ def define_flags() -> None:
     flags.DEFINE_integer("resolution", None, "pixels along one side: a power of two from 32 to 1024")
     flags.DEFINE_string("data_dir", DEFAULT_DATA_DIR, "where prepared datasets are")
     flags.DEFINE_string("name", None, "name of the dataset; by default that of the layout, or of the TFDS dataset")
-    flags.DEFINE_integer("workers", None, "threads that convert images; by default as many as there are CPU cores")
+    flags.DEFINE_integer("workers", None, "threads that convert images; by default one more than there are CPU cores")
+    flags.DEFINE_enum(
+        "on_bad_image", "error", get_args(builder.Policy), "skip: leave images out that cannot be used, and list them"
+    )
     flags.DEFINE_bool("overwrite", False, "prepare anew what is prepared already")
     flags.DEFINE_string("attributes", None, "folder of the ffhq-features-dataset, for --layout=ffhq")
 
@@ -49,11 +53,12 @@ def main(arguments: list[str]) -> int | None:
             data_dir=values.data_dir,
             name=values.name,
             workers=values.workers,
+            on_bad_image=values.on_bad_image,
             overwrite=values.overwrite,
             attributes=values.attributes,
         )
     except KeyboardInterrupt:
-        print("stopped; nothing was written.", file=sys.stderr)
+        print("stopped: the same command goes on from what is done.", file=sys.stderr)
         return 130
     return None
 
@@ -66,6 +71,7 @@ def prepare(
     data_dir: str = DEFAULT_DATA_DIR,
     name: str | None = None,
     workers: int | None = None,
+    on_bad_image: builder.Policy = "error",
     overwrite: bool = False,
     attributes: str | None = None,
 ) -> None:
@@ -92,10 +98,10 @@ def prepare(
     if attributes and layout != "ffhq":
         raise UserError(f"--attributes is for --layout=ffhq: leave it out with --layout={layout}.")
 
-    target = builder.dataset_directory(data_dir, name=name, resolution=resolution)
+    target = dataset.dataset_directory(data_dir, name=name, resolution=resolution)
     if (target / records.INFO_FILE).is_file() and not overwrite:
         refuse_other_source(target, layout=layout, source=source)
-        counts = describe_counts(builder.split_sizes(target))
+        counts = describe_counts(dataset.split_sizes(target))
         print(f"already prepared: {target} ({counts}); --overwrite prepares it anew.")
     else:
         labels = _path(attributes) if attributes else None
@@ -103,24 +109,33 @@ def prepare(
         if layouts.TRAIN not in found.splits:
             counts = describe_counts({split: len(images) for split, images in found.splits.items()})
             raise UserError(f"--source={source!r} has no images to train on ({counts}): add some of the split train.")
-        for note in (*found.notes, *leftovers(target)):
+        for note in found.notes:
             print(f"note: {note}")
         prepared = builder.prepare_dataset(
-            found, data_dir=data_dir, name=name, resolution=resolution, workers=workers or available_cpus()
+            found,
+            data_dir=data_dir,
+            name=name,
+            resolution=resolution,
+            workers=workers or available_cpus() + 1,  # a thread that waits for the GIL leaves its core idle
+            on_bad_image=on_bad_image,
         )
+        if prepared.taken_over:
+            print(f"note: {prepared.taken_over} images were taken over from a run that was stopped.")
+        if prepared.bad:
+            print(f"note: {prepared.bad} images were left out: see {target / builder.BAD_IMAGES}.")
         if prepared.enlarged:
             total = sum(prepared.images.values())
             print(
                 f"note: {prepared.enlarged} of {total} images are smaller than {resolution} pixels and were enlarged."
             )
         print(f"prepared: {target} ({describe_counts(prepared.images)}; {prepared.images_per_second:.0f} images/s)")
-    images = builder.split_sizes(target).get("train", 0)
+    images = dataset.split_sizes(target).get("train", 0)
     print(f"next: {next_command(data_dir, name=name, resolution=resolution, images=images)}")
 
 
 def refuse_other_source(target: pathlib.Path, *, layout: str, source: str) -> None:
     """Raises a UserError where the dataset at `target` was prepared from something else."""
-    metadata = builder.read_metadata(target)
+    metadata = dataset.read_metadata(target)
     there = (metadata.get("layout"), metadata.get("source"))
     # FFHQ and CelebA are what they are, wherever they lie; folders and TFDS datasets differ by name.
     named = {"folder": _path(source).name, "tfds": source}.get(layout, there[1])
@@ -163,14 +178,6 @@ def _path(given: str) -> pathlib.Path:
 def describe_counts(images: dict[str, int]) -> str:
     """For example `16000 train, 2000 validation`."""
     return ", ".join(f"{count} {split}" for split, count in images.items())
-
-
-def leftovers(target: pathlib.Path) -> list[str]:
-    """A note on what runs that were killed have left beside the dataset."""
-    remains = sorted(target.parent.glob("incomplete.*"))
-    return [
-        f"{path} is left from a run that was killed: delete it, unless that run is still at work." for path in remains
-    ]
 
 
 def next_command(data_dir: str, *, name: str, resolution: int, images: int) -> str:

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from facevae_jax import prepare
-from facevae_jax.data import builder, records
+from facevae_jax.data import dataset, records
 from facevae_jax.errors import UserError
 from tests.conftest import assert_one_line_error, run_module
 
@@ -68,7 +68,7 @@ def test_command_from_images_to_the_next_command(faces, tmp_path):
     assert "python -m facevae_jax.main --config=configs/ffhq128.py --config.data.name=folder" in following
     assert f"--config.data.resolution=32 --config.data.data_dir={tmp_path}" in following
     assert "--config.train.batch_size=4 --workdir=/tmp/folder32" in following  # 128 would be refused: 5 images train
-    colours = {tuple(image[5, 5]) for image in builder.read_images(directory, "train")}
+    colours = {tuple(image[5, 5]) for image in dataset.read_images(directory, "train")}
     assert colours < {(i, 2 * i, 3 * i) for i in range(6)}
     again = run_module(MODULE, *flags)
     assert again.returncode == 0
@@ -148,18 +148,32 @@ def test_file_names_in_another_encoding(tmp_path):
     for name in (b"caf\xe9.png", b"b.png"):
         Image.new("RGB", (32, 32)).save(folder / os.fsdecode(name))
     prepare.prepare(layout="folder", source=str(folder), resolution=32, data_dir=str(tmp_path), workers=1)
-    directory = builder.find_dataset(tmp_path, name="folder", resolution=32)
-    assert builder.split_sizes(directory) == {"train": 1, "validation": 1}
+    directory = dataset.find_dataset(tmp_path, name="folder", resolution=32)
+    assert dataset.split_sizes(directory) == {"train": 1, "validation": 1}
 
 
-def test_remains_of_a_killed_run_and_enlarged_images_are_told(faces, tmp_path, capsys):
-    remains = tmp_path / "faces" / "64" / "incomplete.4242"
-    remains.mkdir(parents=True)
+def test_enlarged_images_are_told(faces, tmp_path, capsys):
     prepare.prepare(layout="folder", source=str(faces), resolution=64, data_dir=str(tmp_path), name="faces", workers=1)
     lines = capsys.readouterr().out.splitlines()
-    assert str(remains) in lines[0]
-    assert lines[1] == "note: 6 of 6 images are smaller than 64 pixels and were enlarged."
-    assert lines[2].startswith("prepared: ")
+    assert lines[0] == "note: 6 of 6 images are smaller than 64 pixels and were enlarged."
+    assert lines[1].startswith("prepared: ")
+
+
+def test_bad_images_are_an_error_or_left_out(tmp_path):
+    folder = tmp_path / "faces"
+    folder.mkdir()
+    for i in range(6):
+        Image.new("RGB", (40, 40)).save(folder / f"{i}.png")
+    (folder / "2.png").write_bytes(b"")
+    flags = ["--layout=folder", f"--source={folder}", "--resolution=32", f"--data_dir={tmp_path}"]
+    listed = tmp_path / "folder" / "32" / "incomplete" / "bad_images.jsonl"
+    assert_one_line_error(run_module(MODULE, *flags), "1 of 6 images", "2.png", str(listed), "--on_bad_image=skip")
+    assert listed.read_text().startswith('{"path": "2.png", "reason": "')
+    result = run_module(MODULE, *flags, "--on_bad_image=skip")
+    assert result.returncode == 0, result.stderr
+    directory = tmp_path / "folder" / "32" / "1.0.0"
+    assert f"note: 1 images were left out: see {directory / 'bad_images.jsonl'}." in result.stdout
+    assert "note: 5 images were taken over from a run that was stopped." in result.stdout
 
 
 def test_next_command_uses_the_config_that_exists(monkeypatch, tmp_path):
@@ -179,16 +193,16 @@ def test_next_command_uses_the_config_that_exists(monkeypatch, tmp_path):
 def test_tfds_layout(catalogue, capsys):
     prepare.prepare(layout="tfds", source="toy", resolution=32, data_dir=str(catalogue), workers=2)
     assert "note: toy has no validation split" in capsys.readouterr().out
-    directory = builder.find_dataset(catalogue, name="toy", resolution=32)
-    assert builder.split_sizes(directory) == {"train": 5, "validation": 1, "test": 6}
-    attributes = builder.read_attributes(directory, "test")
+    directory = dataset.find_dataset(catalogue, name="toy", resolution=32)
+    assert dataset.split_sizes(directory) == {"train": 5, "validation": 1, "test": 6}
+    attributes = dataset.read_attributes(directory, "test")
     assert {name: values.tolist() for name, values in attributes.items()} == {
         "depth": [0.0, 0.5, 1.0, 1.5, 2.0, 2.5],
         "smiling": [0.0, 0.0, 0.0, 1.0, 1.0, 1.0],
     }
-    kinds = builder.read_metadata(directory)["attributes"]
+    kinds = dataset.read_metadata(directory)["attributes"]
     assert kinds == [{"name": "depth", "kind": "continuous"}, {"name": "smiling", "kind": "binary"}]
-    assert [tuple(image[0, 0]) for image in builder.read_images(directory, "test")] == [
+    assert [tuple(image[0, 0]) for image in dataset.read_images(directory, "test")] == [
         (i, 2 * i, 3 * i) for i in range(6)
     ]
 

@@ -1,26 +1,28 @@
 """From an image file to the PNG bytes of a cropped, resized RGB image; many files at a time, in order."""
 
+import contextlib
 import io
 import itertools
 import pathlib
 import struct
 import warnings
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 from isal import isal_zlib
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from facevae_jax.data.parallel import map_in_order
-from facevae_jax.data.records import Record, reason
+from facevae_jax.data.records import INFO_FILE, Record, reason
 
 FORMATS = ("PNG", "JPEG", "WEBP")  # the only decoders that untrusted files reach
 RESIZE = "Pillow Lanczos, antialiased; images of four or more times the resolution first reduced to at least twice it"
 REDUCING_GAP = 2.0  # what RESIZE says; within 50 dB of Lanczos alone, at a sixth of its time for 1024 to 128 pixels
 PNG_COMPRESS_LEVEL = 1  # of ISA-L's 0 to 3: the others save no more
 PNG_FILTER_UP = 2
+MIN_SIDE = 8  # pixels
 WHITE = (255, 255, 255, 255)
 CHUNK_BYTES = 2**21  # of decoded output per task: enough work to hide the hand-over, little enough to stay small
 CHUNK_IMAGES = 16  # at most
@@ -54,7 +56,7 @@ def convert(file: pathlib.Path | Record, task: Task) -> Converted:
     try:
         source = io.BytesIO(file.read("image") if isinstance(file, Record) else file.read_bytes())
         with Image.open(source, formats=FORMATS) as image:
-            refuse_bomb(image)
+            check_size(image)
             if task.crop.size is None and task.crop.box is None:
                 # A JPEG is decoded at a half, a quarter or an eighth of its size where that is large enough.
                 image.draft(None, (int(REDUCING_GAP * task.resolution),) * 2)
@@ -63,14 +65,18 @@ def convert(file: pathlib.Path | Record, task: Task) -> Converted:
             size = (task.resolution, task.resolution)
             resized = cropped.resize(size, Image.Resampling.LANCZOS, reducing_gap=REDUCING_GAP)
             return Converted(encode_png(np.asarray(resized)), enlarged=cropped.width < task.resolution)
+    except UnidentifiedImageError:  # whose text has an address in it
+        return Converted(b"", failure=f"cannot identify a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image")
     except Exception as error:  # decoders raise almost anything on damaged files; the pass must reach the other files
         return Converted(b"", failure=reason(error))
 
 
-def refuse_bomb(image: Image.Image) -> None:
-    """Raises a ValueError for an opened image of more pixels than Pillow deems safe; alone it would only warn."""
+def check_size(image: Image.Image) -> None:
+    """Raises a ValueError for an opened image that is no picture, or of more pixels than Pillow deems safe."""
     limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and image.width * image.height > limit:
+    if min(image.size) < MIN_SIDE:
+        raise ValueError(f"{image.width}x{image.height} pixels: {MIN_SIDE} are the least along a side")
+    if limit is not None and image.width * image.height > limit:  # Pillow alone would warn
         raise ValueError(f"{image.width}x{image.height} pixels are over {limit}: perhaps a decompression bomb")
 
 
@@ -128,10 +134,19 @@ def crop_image(image: Image.Image, crop: Crop) -> Image.Image:
     return image.crop((left, top, left + side, top + side))
 
 
-def convert_all(
-    files: Iterable[pathlib.Path | Record], task: Task, *, threads: int
-) -> Generator[Converted, None, None]:
-    """Converts `files` by `threads` threads and yields the results in the order of `files`.
+def stamp(file: pathlib.Path | Record) -> tuple[int, ...]:
+    """Size and time of what is read; empty where there is nothing."""
+    path = pathlib.Path(file.directory, INFO_FILE) if isinstance(file, Record) else file
+    try:
+        status = path.stat()
+    except OSError:
+        return ()
+    return (status.st_size, status.st_mtime_ns, *(file[1:] if isinstance(file, Record) else ()))
+
+
+@contextlib.contextmanager
+def converting(files: Iterable[pathlib.Path | Record], task: Task, *, threads: int) -> Iterator[Iterator[Converted]]:
+    """Yields the results of converting `files` by `threads` threads, in the order of `files`.
 
     Decoding, resizing and compressing release the GIL. Memory does not grow with the number of files.
     """
@@ -140,10 +155,12 @@ def convert_all(
     def convert_chunk(chunk: tuple[pathlib.Path | Record, ...]) -> list[Converted]:
         return [convert(file, task) for file in chunk]
 
-    with warnings.catch_warnings():
+    with (
+        warnings.catch_warnings(),
+        contextlib.closing(map_in_order(convert_chunk, _chunks(files, images), threads=threads)) as chunks,
+    ):
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `convert` refuses what this is about
-        for results in map_in_order(convert_chunk, _chunks(files, images), threads=threads):
-            yield from results
+        yield itertools.chain.from_iterable(chunks)
 
 
 def _chunks(files: Iterable[pathlib.Path | Record], size: int) -> Iterator[tuple[pathlib.Path | Record, ...]]:

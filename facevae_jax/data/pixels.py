@@ -17,7 +17,7 @@ from jaxtyping import UInt8
 from tqdm import tqdm
 
 from facevae_jax.config import CHANNELS, DataConfig
-from facevae_jax.data import builder, synthetic
+from facevae_jax.data import dataset, synthetic
 from facevae_jax.errors import UserError, expand_home, make_writable_directory
 from facevae_jax.files import atomic_writer, write_json
 
@@ -48,8 +48,8 @@ def open_splits(config: DataConfig) -> Splits:
         sizes = {TRAIN: config.synthetic_train_images, VALIDATION: config.synthetic_validation_images}
         stores = {split: _open_synthetic(directory, split, images, config) for split, images in sizes.items()}
     else:
-        directory = builder.find_dataset(config.data_dir, name=config.name, resolution=config.resolution)
-        sizes = builder.split_sizes(directory)
+        directory = dataset.find_dataset(config.data_dir, name=config.name, resolution=config.resolution)
+        sizes = dataset.split_sizes(directory)
         if not sizes.get(TRAIN):
             raise UserError(f"config.data.name={config.name!r}: {directory} has no training images: prepare it anew.")
         stores = {
@@ -74,7 +74,7 @@ def _open_synthetic(directory: pathlib.Path, split: str, images: int, config: Da
 
 def _open_prepared(directory: pathlib.Path, split: str, images: int, config: DataConfig) -> np.ndarray:
     def decode() -> Iterator[np.ndarray]:
-        for image in builder.read_images(directory, split):
+        for image in dataset.read_images(directory, split):
             yield image[None]
 
     path = directory / "pixels" / f"{split}.npy"

@@ -3,9 +3,11 @@
 TFDS is imported where it is used: synthetic runs work where it is not installed.
 """
 
+import contextlib
 import functools
+import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from facevae_jax.errors import UserError
@@ -64,6 +66,33 @@ def open_split(directory: pathlib.Path, split: str) -> Any:
     return source
 
 
+@contextlib.contextmanager
+def writer(path: pathlib.Path) -> Iterator[Callable[[bytes], None]]:
+    """Yields what writes a record into a new ArrayRecord file, which is whole when the block has ended."""
+    from array_record.python import array_record_module
+
+    # One record a group, so that any can be read alone; PNGs cannot be compressed again.
+    opened = array_record_module.ArrayRecordWriter(os.fspath(path), "group_size:1,uncompressed")
+    try:
+        yield opened.write
+    finally:
+        opened.close()
+
+
+def encode_example(png: bytes, *, name: bytes, attributes: Mapping[str, float]) -> bytes:
+    """A serialized `tf.train.Example` with the features that TFDS reads: image, name, attributes/..."""
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    example = tf_example_pb2.Example()
+    features = example.features.feature
+    features["image"].bytes_list.value.append(png)
+    features["name"].bytes_list.value.append(name)
+    for attribute, value in attributes.items():
+        features[f"attributes/{attribute}"].float_list.value.append(value)
+    # Otherwise the order of the map's entries would change from process to process.
+    return example.SerializeToString(deterministic=True)
+
+
 def feature_bytes(example: bytes, feature: str) -> bytes:
     """One bytes feature of a serialized example."""
     return features_of(example)[feature].bytes_list.value[0]
@@ -77,7 +106,9 @@ def features_of(example: bytes) -> Any:
 
 
 def reason(error: BaseException) -> str:
-    """What an exception says, on one line."""
+    """What an exception says, on one line; of the system's errors, without the path."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     return " ".join(str(error).split()) or type(error).__name__
 
 
