@@ -177,6 +177,26 @@ def test_kill_9_at_any_moment(source, expected, tmp_path, kills):
     assert [path.name for path in published.parent.iterdir()] == [published.name]
 
 
+@pytest.mark.parametrize("replaced", [False, True])
+def test_killed_while_the_new_dataset_takes_the_place_of_the_old(source, expected, tmp_path, monkeypatch, replaced):
+    target = prepare(source, tmp_path, on_bad_image="skip").directory
+    rename = pathlib.Path.rename
+
+    def stop(path, new):
+        if path.name != target.name or new != target or replaced:
+            rename(path, new)
+        if new == target:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pathlib.Path, "rename", stop)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(source, tmp_path, on_bad_image="skip")
+    assert target.exists() == replaced
+    assert content(prepare(source, tmp_path, on_bad_image="skip").directory) == expected
+    assert [path.name for path in target.parent.iterdir()] == [target.name]
+
+
 def test_two_at_once_are_refused(source, tmp_path):
     folder = tmp_path / "toy" / str(RESOLUTION) / builder.INCOMPLETE
     folder.mkdir(parents=True)

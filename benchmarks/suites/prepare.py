@@ -50,7 +50,7 @@ class Measured(NamedTuple):
     """One run of the command."""
 
     seconds: float
-    peak_bytes: int  # resident, of the command and its workers together; what they share counts for each
+    peak_bytes: int  # resident, of the command
 
 
 def run(options: Options) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def run(options: Options) -> dict[str, Any]:
     record: dict[str, Any] = {
         "what": "the whole command `python -m facevae_jax.prepare` beside Pillow decoding the same files to RGB on one "
         "core: ratio_to_decoder = seconds / (decoder's seconds / cores); without_start takes the differences between "
-        f"all images and a {SMALLER}th of them, so that imports and starting workers drop out",
+        f"all images and a {SMALLER}th of them, so that imports drop out",
         "resolution": options.config.data.resolution,
         "cores": available_cpus(),
     }

@@ -70,8 +70,10 @@ def prepare_dataset(
     incomplete = target.parent / INCOMPLETE
     task = images.Task(layout.crop, resolution)
     with _lock(incomplete):
-        made, notes = incomplete / target.name, incomplete / "notes"
+        made, notes, old = incomplete / target.name, incomplete / "notes", incomplete / "old"
         try:
+            if old.exists():  # a pass was killed around the moment at which the new dataset takes the old one's place
+                shutil.rmtree(old) if target.exists() else old.rename(target)
             for folder in (made, notes):
                 folder.mkdir(exist_ok=True)
             outcome = convert_layout(layout, task, folder=made, notes=notes, name=name, workers=workers)
@@ -80,7 +82,7 @@ def prepare_dataset(
                 _list_bad(incomplete / BAD_IMAGES, bad)
                 raise _bad_images(outcome, layout, incomplete / BAD_IMAGES)
             _finish(made, outcome, layout, task, name=name)
-            _replace(target, made, old=incomplete / "old")
+            _replace(target, made, old=old)
         except (OSError, RuntimeError) as error:  # RuntimeError: array_record's
             raise UserError(
                 f"--data_dir={str(data_dir)!r}: {target} cannot be written ({records.reason(error)}): put that right "
