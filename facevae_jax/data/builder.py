@@ -19,7 +19,7 @@ from facevae_jax.data.conversion import BadImage, Outcome, convert_layout
 from facevae_jax.data.folders import some
 from facevae_jax.data.layouts import Layout
 from facevae_jax.errors import UserError, make_writable_directory
-from facevae_jax.files import atomic_writer
+from facevae_jax.files import atomic_writer, write_json
 
 BAD_IMAGES = "bad_images.jsonl"
 INCOMPLETE = "incomplete"  # beside the dataset, while it is made and after a pass that was stopped
@@ -174,6 +174,11 @@ def _finish(folder: pathlib.Path, outcome: Outcome, layout: Layout, task: images
         )
     )
     info.write_to_directory(folder)
+    notes = {shard.file_name(name): note for shard, note in outcome.shards}
+    write_json(
+        folder / dataset.CHECKSUMS,
+        {file.name: {"bytes": file.stat().st_size, "sha256": notes[file.name].sha256} for file in sorted(kept)},
+    )
     _flush(folder)
 
 

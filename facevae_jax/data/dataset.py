@@ -23,6 +23,7 @@ from facevae_jax.data.parallel import map_in_order
 from facevae_jax.errors import UserError, expand_home
 
 VERSION = "1.0.0"
+CHECKSUMS = "checksums.json"  # of the dataset: bytes and SHA-256 of every ArrayRecord file, by name
 READ_ROWS = 16  # rows fetched and decoded together
 
 
