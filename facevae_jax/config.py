@@ -33,7 +33,10 @@ class DataConfig:
     name: str = "synthetic"  # `synthetic` (drawn by the project) or the name of a prepared dataset: celeba, ffhq, ...
     data_dir: str = "~/tensorflow_datasets"  # where prepared datasets and pixel stores are
     resolution: int = 64  # pixels along one side; a power of two from 32 to 1024
-    feed: Literal["auto", "resident", "streamed"] = "auto"  # resident: the split lives in device memory
+    # resident: each device holds the split; sharded: a slice of it; streamed: batches come from the memory-mapped store
+    feed: Literal["auto", "resident", "sharded", "streamed"] = "auto"
+    flip: bool = False  # each image is mirrored left to right with probability 1/2 each time that it is trained on
+    dequantize: bool = False  # uniform noise of one grey level on the targets, so that bits/dim are a valid bound
     synthetic_train_images: int = 8192
     synthetic_validation_images: int = 1024
 

@@ -4,6 +4,7 @@ Per-image terms are additive, so training averages them over a batch and evaluat
 then makes the same figures of either. Sums run over pixels and latents, means over images only, and all is float32.
 """
 
+import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -42,6 +43,14 @@ def gaussian_kl(posterior: Posterior) -> Float[Array, "b z"]:
     mean, log_variance = posterior
     # expm1 keeps the difference of two near-equal numbers exact where the posterior is close to the prior.
     return 0.5 * (jnp.square(mean) + jnp.expm1(log_variance) - log_variance)
+
+
+def bits_per_dim(negative_elbo: float, *, dimensions: int) -> float:
+    """Bits per pixel value of 8-bit images, from the nats of a density over dequantized pixels in [0, 1].
+
+    An upper bound on the code length of the pixels only where the targets were dequantized (Theis et al. 2016).
+    """
+    return negative_elbo / (dimensions * math.log(2.0)) + 8.0
 
 
 def image_terms(images: Float[Array, "b h w c"], output: Output) -> ImageTerms:

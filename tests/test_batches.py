@@ -1,84 +1,87 @@
+import pathlib
+import re
 import threading
 
 import jax
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from facevae_jax.data.batches import (
-    BatchPlan,
-    ResidentFeed,
-    StreamedFeed,
-    batch_reader,
-    batch_rows,
-    evaluation_rows,
-)
+from facevae_jax.data.batches import Feed, ResidentFeed, StreamedFeed, batch_reader, gather_rows
+from facevae_jax.data.plan import BatchPlan
 from facevae_jax.training.sharding import make_mesh, replicated, split_along
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (50, 4, 4, 3), np.uint8)
 PLAN = BatchPlan(seed=3, images=50, batch_size=16)
 
 
-@settings(max_examples=20, deadline=None)
-@given(images=st.integers(1, 40), data=st.data(), seed=st.integers(0, 2**32 - 1), epoch=st.integers(0, 10**6))
-def test_an_epoch_sees_no_row_twice(images, data, seed, epoch):
-    batch_size = data.draw(st.integers(1, images))
-    steps = images // batch_size
-    rows = [batch_rows(seed=seed, step=epoch * steps + i, images=images, batch_size=batch_size) for i in range(steps)]
-    assert all(len(batch) == batch_size for batch in rows)
-    seen = np.concatenate(rows)
-    assert len(set(seen.tolist())) == len(seen)
-    assert seen.min() >= 0
-    assert seen.max() < images
-
-
-def test_epochs_and_seeds_differ_and_calls_do_not():
-    def rows(seed, step):
-        return batch_rows(seed=seed, step=step, images=50, batch_size=50).tolist()
-
-    assert rows(0, 7) == rows(0, 7)
-    assert rows(0, 7) != rows(0, 8)
-    assert rows(0, 7) != rows(1, 7)
-    assert rows(0, 0) != sorted(rows(0, 0))
-
-
-def test_rows_do_not_drift():
-    """A resumed run must see what the interrupted one would have: this order is part of the checkpoint's meaning."""
-    assert batch_rows(seed=0, step=5, images=10, batch_size=4).tolist() == [6, 9, 8, 5]
-
-
-def feeds(first_step, capacity=4):
+def streamed_feed(pixels=PIXELS, *, capacity=4, first_step=0) -> StreamedFeed:
     mesh = make_mesh()
-    resident = ResidentFeed(
-        PIXELS, PLAN, capacity=capacity, pixels_sharding=replicated(mesh), rows_sharding=split_along(mesh, 1)
-    )
-    streamed = StreamedFeed(PIXELS, PLAN, capacity=capacity, first_step=first_step, batch_sharding=split_along(mesh, 0))
-    return resident, streamed
+    shardings = {"batch_sharding": split_along(mesh, 0), "rows_sharding": split_along(mesh, 1)}
+    return StreamedFeed(pixels, PLAN, capacity=capacity, first_step=first_step, **shardings)
 
 
-def test_resident_and_streamed_feeds_give_the_same_batches():
+def feeds(first_step) -> dict[str, Feed]:
+    mesh = make_mesh()
+    rows = split_along(mesh, 1)
+    return {
+        "resident": ResidentFeed(PIXELS, PLAN, capacity=4, pixels_sharding=replicated(mesh), rows_sharding=rows),
+        "sharded": ResidentFeed(PIXELS, PLAN, capacity=4, pixels_sharding=split_along(mesh, 0), rows_sharding=rows),
+        "streamed": streamed_feed(first_step=first_step),
+    }
+
+
+def test_all_feeds_give_the_same_batches():
     get = jax.jit(lambda chunk, index: batch_reader(chunk)(index))
-    resident, streamed = feeds(first_step=5)
+    opened = feeds(first_step=5)
     try:
         for step, count in [(5, 4), (9, 1), (10, 3), (13, 4)]:
-            chunks = [feed.chunk(step, count) for feed in (resident, streamed)]
-            for index in range(count):
-                expected = PIXELS[PLAN.rows(step + index)]
-                for chunk in chunks:
-                    images = get(chunk, index)
-                    np.testing.assert_array_equal(images, expected)
-                    assert len(images.sharding.device_set) == 8
+            for feed in opened.values():
+                chunk = feed.chunk(step, count)
+                for index in range(count):
+                    batch = get(chunk, index)
+                    rows = PLAN.rows(step + index)[0]
+                    np.testing.assert_array_equal(batch.rows, rows)
+                    np.testing.assert_array_equal(batch.images, PIXELS[rows])
+                    assert len(chunk.rows.sharding.device_set) == 8
     finally:
-        streamed.close()
+        opened["streamed"].close()
+
+
+def test_each_device_holds_its_slice_and_never_the_split():
+    """50 images on 8 devices: 7 on each, of which the last has one; what travels is as large as a batch."""
+    sharding = split_along(make_mesh(), 0)
+    rows = split_along(make_mesh(), 1)
+    chunk = ResidentFeed(PIXELS, PLAN, capacity=4, pixels_sharding=sharding, rows_sharding=rows).chunk(0, 1)
+    shards = chunk.pixels.addressable_shards
+    assert {shard.data.shape for shard in shards} == {(7, 4, 4, 3)}
+    np.testing.assert_array_equal(np.concatenate([shard.data for shard in shards])[:50], PIXELS)
+    program = jax.jit(lambda chunk: batch_reader(chunk)(0).images * 2).lower(chunk).compile().as_text()
+    moved = re.findall(r"= u8\[(\d+),4,4,3\]\S* (?:all-|reduce-|collective-)", program)
+    assert moved
+    assert all(int(images) <= PLAN.batch_size for images in moved)
 
 
 def test_chunks_are_as_announced():
-    for feed in feeds(first_step=0):
+    for feed in feeds(first_step=0).values():
         chunk, announced = feed.chunk(0, 2), feed.abstract_chunk()
         for actual, expected in zip(jax.tree.leaves(chunk), jax.tree.leaves(announced), strict=True):
             assert (actual.shape, actual.dtype, actual.sharding) == (expected.shape, expected.dtype, expected.sharding)
         feed.close()
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self/smaps").exists(), reason="Linux tells how much of a file is mapped")
+def test_reading_a_store_leaves_none_of_it_mapped(tmp_path):
+    path = tmp_path / "train.npy"
+    np.save(path, np.full((500, 64, 64, 3), 7, np.uint8))  # 6 MB
+
+    def resident_kilobytes() -> int:
+        entry = pathlib.Path("/proc/self/smaps").read_text().split(str(path))[1]
+        return int(re.search(r"Rss:\s+(\d+) kB", entry).group(1))
+
+    pixels = np.load(path, mmap_mode="r")
+    assert (pixels[::2].sum(), resident_kilobytes() > 3000) == (250 * 64 * 64 * 3 * 7, True)
+    assert (gather_rows(pixels, np.array([3, 499])) == 7).all()
+    assert resident_kilobytes() < 100
 
 
 def test_a_fault_in_the_prefetch_thread_reaches_the_caller():
@@ -88,19 +91,8 @@ def test_a_fault_in_the_prefetch_thread_reaches_the_caller():
         def __getitem__(self, rows):
             raise OSError("the disk is gone")
 
-    mesh = make_mesh()
-    feed = StreamedFeed(Broken(), PLAN, capacity=2, first_step=0, batch_sharding=split_along(mesh, 0))  # type: ignore[arg-type]
+    feed = streamed_feed(Broken(), capacity=2)
     with pytest.raises(OSError, match="the disk is gone"):
         feed.chunk(0, 1)
     feed.close()
     assert not any(thread.name == "prefetch" for thread in threading.enumerate())
-
-
-@given(images=st.integers(1, 60), batch_size=st.integers(1, 20))
-def test_evaluation_sees_every_row_once(images, batch_size):
-    seen = []
-    for rows, valid in evaluation_rows(images=images, batch_size=batch_size):
-        assert len(rows) == len(valid) == batch_size
-        assert rows.max() < images
-        seen += rows[valid].tolist()
-    assert seen == list(range(images))

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from facevae_jax.config import ModelConfig, RunConfig
+from facevae_jax.data.batches import Batch
 from facevae_jax.models import blocks
 from facevae_jax.models.blocks import apply_layer, block_size
 from facevae_jax.models.vae import VAE, Execution, to_unit
@@ -106,9 +107,11 @@ def test_devices_exchange_gradients_once_a_step():
     mesh = make_mesh()
     trainer = Trainer(config, make_model(config), make_optimizer(config.train, total_steps=10))
     state = create_state(config, trainer.model, trainer.optimizer, mesh)
-    images = jax.ShapeDtypeStruct((64, 32, 32, 3), np.uint8, sharding=split_along(mesh, 0))
+    sharding = split_along(mesh, 0)
+    images = jax.ShapeDtypeStruct((64, 32, 32, 3), np.uint8, sharding=sharding)
+    batch = Batch(images, jax.ShapeDtypeStruct((64,), np.int32, sharding=sharding))
     step = jax.jit(functools.partial(train_step, trainer=trainer), out_shardings=(replicated(mesh), None))
-    program = step.lower(state, images).compile().as_text()
+    program = step.lower(state, batch).compile().as_text()
     bodies = [part for part in program.split("\n\n") if "while" in part.split("\n")[0] or "body" in part.split("\n")[0]]
     assert bodies
     collectives = ("all-reduce(", "all-gather(", "all-to-all(", "collective-permute(")

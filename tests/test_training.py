@@ -17,7 +17,7 @@ from facevae_jax.random import named_key
 from facevae_jax.training import evaluation
 from facevae_jax.training.checkpoints import Checkpoints
 from facevae_jax.training.evaluation import Evaluator
-from facevae_jax.training.loop import train
+from facevae_jax.training.loop import choose_feed, train
 from facevae_jax.training.restore import restore_model
 from facevae_jax.training.sharding import make_mesh
 from facevae_jax.training.state import create_state, make_model, make_optimizer, make_schedule
@@ -73,10 +73,44 @@ def test_stopping_and_resuming_changes_no_bit(finished, tiny_config, tmp_path, s
     assert losses(tmp_path) == losses(workdir)
 
 
-def test_the_streamed_feed_and_other_dispatch_lengths_change_no_bit(finished, tiny_config, tmp_path):
+@pytest.mark.parametrize("feed", ["sharded", "streamed"])
+def test_other_feeds_and_dispatch_lengths_change_no_bit(finished, tiny_config, tmp_path, feed):
     _, expected = finished
-    config = change(tiny_config, data={"feed": "streamed"}, train={"steps_per_dispatch": 7, "log_every_steps": 50})
+    config = change(tiny_config, data={"feed": feed}, train={"steps_per_dispatch": 7, "log_every_steps": 50})
     assert_same_trees(train(config, tmp_path), expected)
+
+
+def test_augmented_runs_resume_exactly(tiny_config, tmp_path, finished):
+    config = change(tiny_config, data={"flip": True, "dequantize": True})
+    expected = train(config, tmp_path / "a")
+    assert not np.array_equal(jax.tree.leaves(expected.params)[0], jax.tree.leaves(finished[1].params)[0])
+    train(config, tmp_path / "b", should_stop=lambda step: step >= 7)
+    resumed = train(change(config, data={"feed": "streamed"}), tmp_path / "b")
+    assert_same_trees(resumed, expected)
+    evaluations = [record for record in read_metrics(tmp_path / "a") if record["kind"] == "evaluation"]
+    for record in evaluations:
+        # The density of whole numbers 0 to 255 is that of the unit interval divided by 256 per pixel value.
+        nats = record["negative_elbo"] + 32 * 32 * 3 * math.log(256)
+        assert record["bits_per_dim"] == pytest.approx(nats / (32 * 32 * 3) / math.log(2))
+    assert not any("bits_per_dim" in record for record in read_metrics(finished[0]))
+
+
+@pytest.mark.parametrize(
+    ("budget", "devices", "kind"),
+    [(800, 1, "resident"), (799, 1, "streamed"), (100, 8, "sharded"), (99, 8, "streamed")],
+)
+def test_the_feed_is_the_fastest_that_fits(budget, devices, kind):
+    chosen, reason = choose_feed(800 * 2**20, budget=budget * 2**20, devices=devices)
+    assert chosen == kind
+    assert f"800 MiB, {budget} MiB a device" in reason
+
+
+def test_a_forced_feed_is_logged_with_the_choice_it_overrides(tiny_config, tmp_path, capsys):
+    train(change(tiny_config, data={"feed": "sharded"}, train={"steps": 1}), tmp_path)
+    assert (
+        "feed: sharded; 165 images: as config.data.feed says, though resident would be chosen"
+        in capsys.readouterr().out
+    )
 
 
 def test_a_finished_run_is_not_trained_further(finished, tiny_config):

@@ -10,7 +10,7 @@ from benchmarks.suites.options import Options
 from benchmarks.suites.timing import Case, rates
 from benchmarks.suites.training import FixedBatch, with_size
 from facevae_jax.config import RunConfig
-from facevae_jax.data.batches import device_memory_budget
+from facevae_jax.data.batches import free_device_memory
 
 BATCH_SIZES = (1, 4, 16, 64, 150, 256, 1024)
 RESOLUTIONS = (32, 64, 128, 256, 512)
@@ -78,7 +78,7 @@ def start(config: RunConfig, sizes: Mapping[int, dict[str, int]]) -> tuple[dict[
             left_out[str(x)] = str(error)
             continue
         program = FixedBatch(sized)
-        needed, free = program.bytes_needed, 2 * device_memory_budget()  # the budget is half of what is free
+        needed, free = program.bytes_needed, free_device_memory()
         if needed > free:
             left_out[f"from {x}"] = f"needs {needed / 2**30:.1f} GiB of {free / 2**30:.1f} GiB that a device has free"
             break

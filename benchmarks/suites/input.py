@@ -11,7 +11,8 @@ import numpy as np
 from benchmarks.suites.options import Options
 from benchmarks.suites.timing import Case, image_rates, rates
 from benchmarks.suites.training import random_pixels
-from facevae_jax.data.batches import PREFETCHED_CHUNKS, BatchPlan, Feed, ResidentFeed, StreamedFeed
+from facevae_jax.data.batches import PREFETCHED_CHUNKS, Feed, ResidentFeed, StreamedFeed
+from facevae_jax.data.plan import BatchPlan
 from facevae_jax.training.sharding import make_mesh, replicated, split_along
 
 
@@ -24,10 +25,11 @@ def run(options: Options) -> dict[str, Any]:
         path = pathlib.Path(folder, "pixels.npy")
         np.save(path, random_pixels(plan.images, config.data.resolution))
         pixels = np.load(path, mmap_mode="r")
-        resident = ResidentFeed(
-            pixels, plan, capacity=capacity, pixels_sharding=replicated(mesh), rows_sharding=split_along(mesh, 1)
+        rows = split_along(mesh, 1)
+        resident = ResidentFeed(pixels, plan, capacity=capacity, pixels_sharding=replicated(mesh), rows_sharding=rows)
+        streamed = StreamedFeed(
+            pixels, plan, capacity=capacity, first_step=0, batch_sharding=split_along(mesh, 0), rows_sharding=rows
         )
-        streamed = StreamedFeed(pixels, plan, capacity=capacity, first_step=0, batch_sharding=split_along(mesh, 0))
         try:
             cases = {
                 "resident": feed_case(resident, batch_size=batch_size, ahead=0),

@@ -1,13 +1,9 @@
-"""From (seed, step) to rows to images on the device, resident or streamed; there is no iterator state to save.
+"""From rows to images on the device: resident, sharded or streamed; all give the same batches, bit for bit."""
 
-Epoch e of a split of N images is a permutation drawn from (seed, e), cut into N // batch_size batches; the images left
-over are dropped for that epoch. Both feeds give the same batches, bit for bit.
-"""
-
-import functools
+import mmap
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -17,76 +13,39 @@ import psutil
 from jax.sharding import Sharding
 from jaxtyping import Array, Int, UInt8
 
-from facevae_jax.random import named_key
+from facevae_jax.data.plan import BatchPlan
 
 MAX_CHUNK_BYTES = 256 * 2**20  # of streamed pixels in one dispatch
 MAX_CHUNK_STEPS_ON_CPU = 4  # a CPU's steps are long, and a dispatch copies its whole chunk, used or not
+MAX_MAPPED_BYTES_ON_CPU = 2 * 2**30  # more would crowd out the machine's other memory, for a speed that streaming has
 PREFETCHED_CHUNKS = 2  # on the device, beside the one that is trained on
 
 
-def steps_per_epoch(images: int, batch_size: int) -> int:
-    """Whole batches in one pass over the split."""
-    return images // batch_size
+class Batch(NamedTuple):
+    """Images, and which rows of their split they are."""
 
-
-@functools.lru_cache(maxsize=2)  # an epoch and, around its end, the next
-def epoch_order(*, seed: int, epoch: int, images: int) -> Int[np.ndarray, " n"]:
-    """The order of the rows in one epoch, computed on the CPU where jax has one: the device is left to training."""
-    try:
-        device = jax.local_devices(backend="cpu")[0]
-    except RuntimeError:  # JAX_PLATFORMS names an accelerator alone
-        device = None
-    with jax.default_device(device):
-        key = jax.random.fold_in(named_key(seed, "shuffle"), epoch)
-        order = np.asarray(jax.random.permutation(key, images), np.int32)
-    order.setflags(write=False)
-    return order
-
-
-def batch_rows(*, seed: int, step: int, images: int, batch_size: int) -> Int[np.ndarray, " b"]:
-    """Rows of the global batch of a step; a pure function of its arguments."""
-    epoch, position = divmod(step, steps_per_epoch(images, batch_size))
-    order = epoch_order(seed=seed, epoch=epoch, images=images)
-    return order[position * batch_size : (position + 1) * batch_size]
-
-
-def evaluation_rows(*, images: int, batch_size: int) -> Iterator[tuple[Int[np.ndarray, " b"], np.ndarray]]:
-    """Every row once, in order, in batches of one size: (rows, which of them are not padding)."""
-    for start in range(0, images, batch_size):
-        rows = np.arange(start, start + batch_size, dtype=np.int32)
-        yield np.minimum(rows, images - 1), rows < images
+    images: UInt8[Array, "b h w c"]
+    rows: Int[Array, " b"]
 
 
 class Chunk(NamedTuple):
     """The batches of one dispatch, on the device."""
 
     pixels: UInt8[Array, "n h w c"] | tuple[UInt8[Array, "b h w c"], ...]  # the whole split, or the batches themselves
-    rows: Int[Array, "k b"] | None  # rows of each batch in the split; None where `pixels` are the batches
+    rows: Int[Array, "k b"]  # rows of each batch in the split
 
 
-def batch_reader(chunk: Chunk) -> Callable[[Array | int], UInt8[Array, "b h w c"]]:
-    """A function from a batch's number in the chunk to its images, to use inside one compiled function."""
+def batch_reader(chunk: Chunk) -> Callable[[Array | int], Batch]:
+    """A function from a batch's number in the chunk to the batch, to use inside one compiled function."""
     pixels, rows = chunk
-    if rows is not None:
-        return lambda index: pixels[rows[index]]
+    if not isinstance(pixels, tuple):
+        return lambda index: Batch(pixels[rows[index]], rows[index])
     batches = jnp.stack(pixels)
-    return lambda index: batches[index]
+    return lambda index: Batch(batches[index], rows[index])
 
 
 def _abstract(shape: tuple[int, ...], dtype: type, sharding: Sharding) -> Any:
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-
-
-class BatchPlan(NamedTuple):
-    """What decides which rows a step sees."""
-
-    seed: int
-    images: int
-    batch_size: int
-
-    def rows(self, step: int) -> Int[np.ndarray, " b"]:
-        """Rows of the batch of a step."""
-        return batch_rows(seed=self.seed, step=step, images=self.images, batch_size=self.batch_size)
 
 
 class Feed(Protocol):
@@ -108,38 +67,75 @@ class Feed(Protocol):
 
 
 class ResidentFeed:
-    """The split lives in device memory; only row numbers travel."""
+    """The split lives in device memory, whole on each device or a slice on each; only row numbers travel.
+
+    Where each device has a slice, it gives what it has of a batch and they exchange the rest: of each batch's uint8
+    pixels, never of the split.
+    """
 
     def __init__(
         self, pixels: np.ndarray, plan: BatchPlan, *, capacity: int, pixels_sharding: Sharding, rows_sharding: Sharding
     ) -> None:
-        """Copies `pixels` to the device; `rows_sharding` is for [capacity, batch] row numbers."""
+        """Copies `pixels` to the devices.
+
+        Args:
+          pixels: uint8 [N, R, R, 3].
+          plan: of the rows.
+          capacity: batches of a chunk.
+          pixels_sharding: of `pixels`, whole or along N.
+          rows_sharding: of row numbers [capacity, batch].
+        """
         self.capacity = capacity
         self._plan = plan
         self._rows_sharding = rows_sharding
-        self._pixels = jax.device_put(np.asarray(pixels), pixels_sharding)
+        self._pixels = _put_rows(pixels, pixels_sharding)
 
     def abstract_chunk(self) -> Chunk:  # noqa: D102
         rows = _abstract((self.capacity, self._plan.batch_size), np.int32, self._rows_sharding)
         return Chunk(_abstract(self._pixels.shape, np.uint8, self._pixels.sharding), rows)
 
     def chunk(self, step: int, count: int) -> Chunk:  # noqa: D102
-        rows = np.zeros((self.capacity, self._plan.batch_size), np.int32)
-        for index in range(count):
-            rows[index] = self._plan.rows(step + index)
-        return Chunk(self._pixels, jax.device_put(rows, self._rows_sharding))
+        return Chunk(self._pixels, _put_plan(self._plan, step, count, self.capacity, self._rows_sharding))
 
     def close(self) -> None:  # noqa: D102
         pass
+
+
+def _put_rows(pixels: np.ndarray, sharding: Sharding) -> UInt8[Array, "n h w c"]:
+    """The pixels on the devices; black images fill up the last slice, which no plan asks for."""
+    if sharding.is_fully_replicated:
+        return jax.device_put(np.asarray(pixels), sharding)  # on a CPU this is the memory map itself, not a copy
+    per_device = -(-len(pixels) // sharding.num_devices)
+    shape = (per_device * sharding.num_devices, *pixels.shape[1:])
+
+    def part(index: Any) -> np.ndarray:
+        held = np.asarray(pixels[index])
+        missing = per_device - len(held)
+        return np.pad(held, ((0, missing), (0, 0), (0, 0), (0, 0))) if missing else held
+
+    return jax.make_array_from_callback(shape, sharding, part)
+
+
+def _put_plan(plan: BatchPlan, step: int, count: int, capacity: int, sharding: Sharding) -> Int[Array, "k b"]:
+    rows = np.zeros((capacity, plan.batch_size), np.int32)
+    rows[:count] = plan.rows(step, count)
+    return jax.device_put(rows, sharding)
 
 
 class StreamedFeed:
     """A thread gathers the coming batches from the memory-mapped store, and sends them, while the device computes."""
 
     def __init__(
-        self, pixels: np.ndarray, plan: BatchPlan, *, capacity: int, first_step: int, batch_sharding: Sharding
+        self,
+        pixels: np.ndarray,
+        plan: BatchPlan,
+        *,
+        capacity: int,
+        first_step: int,
+        batch_sharding: Sharding,
+        rows_sharding: Sharding,
     ) -> None:
-        """Starts gathering at `first_step`; `batch_sharding` is for [batch, h, w, c]."""
+        """Starts gathering at `first_step`; the shardings are for [batch, h, w, c] and [capacity, batch]."""
         batch_bytes = plan.batch_size * int(np.prod(pixels.shape[1:]))
         if jax.default_backend() == "cpu":
             capacity = min(capacity, MAX_CHUNK_STEPS_ON_CPU)
@@ -148,6 +144,7 @@ class StreamedFeed:
         self._pixels = pixels
         self._plan = plan
         self._sharding = batch_sharding
+        self._rows_sharding = rows_sharding
         self._next_step = first_step
         self._queue: queue.Queue[jax.Array | Exception] = queue.Queue(PREFETCHED_CHUNKS * self.capacity)
         self._closed = threading.Event()
@@ -158,7 +155,7 @@ class StreamedFeed:
         while not self._closed.is_set():
             item: jax.Array | Exception
             try:
-                item = jax.device_put(np.asarray(self._pixels[self._plan.rows(step)]), self._sharding)
+                item = jax.device_put(gather_rows(self._pixels, self._plan.rows(step)[0]), self._sharding)
             except Exception as error:  # it is raised where the batch is asked for
                 item = error
             while not self._closed.is_set():
@@ -170,7 +167,8 @@ class StreamedFeed:
             step += 1
 
     def abstract_chunk(self) -> Chunk:  # noqa: D102
-        return Chunk((_abstract(self._shape, np.uint8, self._sharding),) * self.capacity, None)
+        rows = _abstract((self.capacity, self._plan.batch_size), np.int32, self._rows_sharding)
+        return Chunk((_abstract(self._shape, np.uint8, self._sharding),) * self.capacity, rows)
 
     def chunk(self, step: int, count: int) -> Chunk:  # noqa: D102
         if step != self._next_step:
@@ -182,21 +180,37 @@ class StreamedFeed:
                 raise item
             batches.append(item)
         self._next_step += count
-        unused = self.capacity - count
-        return Chunk((*batches, *batches[-1:] * unused), None)
+        rows = _put_plan(self._plan, step, count, self.capacity, self._rows_sharding)
+        return Chunk((*batches, *batches[-1:] * (self.capacity - count)), rows)
 
     def close(self) -> None:  # noqa: D102
         self._closed.set()
         self._thread.join()
 
 
-def device_memory_budget() -> int:
-    """Bytes of one device that a split may take: half of what is free, since the step needs the rest.
+def gather_rows(pixels: UInt8[np.ndarray, "n h w c"], rows: Int[np.ndarray, " b"]) -> UInt8[np.ndarray, "b h w c"]:
+    """A copy of some rows of a store, whose pages are then unmapped; they stay in the system's page cache.
 
-    Devices that report nothing (CPU) share the machine's memory, of which half is divided among them.
+    Otherwise the process would seem to grow to the size of the store, and be the first to go where memory is short.
     """
-    device = jax.local_devices()[0]
-    stats = device.memory_stats()
+    images = np.asarray(pixels[rows])
+    mapped = getattr(pixels, "_mmap", None)
+    if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
+    return images
+
+
+def free_device_memory() -> int:
+    """Bytes that one device has free; devices that report nothing (CPU) divide the machine's memory among them."""
+    stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
-        return (stats["bytes_limit"] - stats.get("bytes_in_use", 0)) // 2
-    return psutil.virtual_memory().available // 2 // jax.local_device_count()
+        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    return psutil.virtual_memory().available // jax.local_device_count()
+
+
+def device_memory_budget() -> int:
+    """Bytes of one device that a split may take: half of what is free, since the step needs the rest."""
+    budget = free_device_memory() // 2
+    if jax.default_backend() == "cpu":
+        budget = min(budget, MAX_MAPPED_BYTES_ON_CPU // jax.local_device_count())
+    return budget

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float32, Int, UInt8
 
 from facevae_jax.data.drawing import Canvas
+from facevae_jax.data.hashing import splitmix64
 from facevae_jax.data.portrait import Portrait
 
 VERSION = "1.0.0"  # of the drawing: a change of any pixel is another dataset, kept in another directory
@@ -74,8 +75,8 @@ def attributes(indices: Int[np.ndarray, " n"], *, seed: int = 0) -> dict[str, Fl
     index = np.asarray(indices).astype(np.uint64)
     values = {}
     for attribute in ATTRIBUTES:
-        key = _mix(_mix(np.array([seed % 2**64], np.uint64)) ^ _name_hash(attribute.name))
-        bits = _mix(_mix(index) ^ key) >> np.uint64(40)
+        key = splitmix64(splitmix64(np.array([seed % 2**64], np.uint64)) ^ _name_hash(attribute.name))
+        bits = splitmix64(splitmix64(index) ^ key) >> np.uint64(40)
         uniform = bits.astype(np.float32) * np.float32(2**-24)  # 24 bits: exact in float32, and below 1
         if attribute.frequency is None:
             uniform = np.float32(attribute.low) + np.float32(attribute.high - attribute.low) * uniform
@@ -118,14 +119,6 @@ def draw(attributes: Mapping[str, np.ndarray], *, resolution: int) -> UInt8[np.n
         Portrait(canvas, {name: value[rows, None, None] for name, value in values.items()}).draw()
         canvas.to_bytes(images[rows])
     return images
-
-
-def _mix(value: np.ndarray) -> np.ndarray:
-    """One step of splitmix64: a bijection of uint64 whose output bits look independent (Steele et al. 2014)."""
-    value = value + np.uint64(0x9E3779B97F4A7C15)
-    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return value ^ (value >> np.uint64(31))
 
 
 def _name_hash(name: str) -> np.uint64:

@@ -13,7 +13,8 @@ from jax.sharding import Mesh
 from jaxtyping import Float, UInt8
 
 from facevae_jax import pictures
-from facevae_jax.data.batches import evaluation_rows
+from facevae_jax.data.batches import Batch, gather_rows
+from facevae_jax.data.plan import evaluation_rows
 from facevae_jax.errors import make_writable_directory
 from facevae_jax.latents.priors import LatentMoments, sample_prior
 from facevae_jax.models.vae import VAE, to_pixels
@@ -55,8 +56,9 @@ class Evaluator:
         in_flight: list[EvaluationSums] = []
         batches = evaluation_rows(images=len(self._images), batch_size=self._trainer.config.train.batch_size)
         for number, (rows, valid) in enumerate(batches):
-            images, mask = jax.device_put((self._images[rows], valid), sharding)
-            sums = self._step(sums, state.evaluation_variables, images, mask, jnp.asarray(number, jnp.int32))
+            images, numbers, mask = jax.device_put((gather_rows(self._images, rows), rows, valid), sharding)
+            batch = Batch(images, numbers)
+            sums = self._step(sums, state.evaluation_variables, batch, mask, jnp.asarray(number, jnp.int32))
             in_flight.append(sums)
             if len(in_flight) > BATCHES_IN_FLIGHT:  # or a large split would queue up in device memory
                 jax.block_until_ready(in_flight.pop(0))

@@ -10,10 +10,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from facevae_jax.config import RunConfig
-from facevae_jax.data.batches import BatchPlan, Feed, ResidentFeed, StreamedFeed, device_memory_budget
+from facevae_jax.data.batches import Feed, ResidentFeed, StreamedFeed, device_memory_budget
 from facevae_jax.data.pixels import Splits, open_splits
+from facevae_jax.data.plan import BatchPlan
 from facevae_jax.errors import UserError, make_writable_directory
 from facevae_jax.models.vae import forward_flops
+from facevae_jax.objective import bits_per_dim
 from facevae_jax.training import workdir as workdirs
 from facevae_jax.training.checkpoints import Checkpoints
 from facevae_jax.training.evaluation import Evaluator, Painter
@@ -55,28 +57,37 @@ def check_split_size(config: RunConfig, images: int, mesh: Mesh) -> None:
 
 
 def make_feed(config: RunConfig, splits: Splits, mesh: Mesh, *, first_step: int) -> Feed:
-    """Resident where the split fits into device memory, streamed otherwise, or as the config forces it."""
+    """The feed that the config forces, or the fastest that the split fits: see `choose_feed`."""
     images, size, train = len(splits.train), splits.train.nbytes, config.train
     plan = BatchPlan(train.seed, images, train.batch_size)
-    plan.rows(first_step)  # compiles the shuffle now, not in the first step
-    budget = device_memory_budget()
-    kind = config.data.feed
-    if kind == "auto":
-        kind = "resident" if size <= budget else "streamed"
-    relation = "fit into" if size <= budget else "exceed"
-    say(f"feed: {kind}; {images:,} images of {size / 2**20:,.0f} MiB {relation} {budget / 2**20:,.0f} MiB a device")
+    kind, reason = choose_feed(size, budget=device_memory_budget(), devices=mesh.size)
+    if config.data.feed != "auto":
+        kind, reason = config.data.feed, f"as config.data.feed says, though {kind} would be chosen ({reason})"
+    say(f"feed: {kind}; {images:,} images: {reason}")
+    rows = split_along(mesh, 1)
     if kind == "streamed":
-        batch = split_along(mesh, 0)
         return StreamedFeed(
-            splits.train, plan, capacity=train.steps_per_dispatch, first_step=first_step, batch_sharding=batch
+            splits.train,
+            plan,
+            capacity=train.steps_per_dispatch,
+            first_step=first_step,
+            batch_sharding=split_along(mesh, 0),
+            rows_sharding=rows,
         )
+    pixels = split_along(mesh, 0) if kind == "sharded" else replicated(mesh)
     return ResidentFeed(
-        splits.train,
-        plan,
-        capacity=train.steps_per_dispatch,
-        pixels_sharding=replicated(mesh),
-        rows_sharding=split_along(mesh, 1),
+        splits.train, plan, capacity=train.steps_per_dispatch, pixels_sharding=pixels, rows_sharding=rows
     )
+
+
+def choose_feed(size: int, *, budget: int, devices: int) -> tuple[str, str]:
+    """The fastest feed that a split of `size` bytes fits, and why, given the bytes that a device has for it."""
+    given, slice_size = f"{size / 2**20:,.0f} MiB, {budget / 2**20:,.0f} MiB a device", -(-size // devices)
+    if size <= budget:
+        return "resident", f"{given}, into which all fit"
+    if slice_size <= budget:
+        return "sharded", f"{given}, into which a slice of {slice_size / 2**20:,.0f} MiB fits"
+    return "streamed", f"{given}, which even a slice of {slice_size / 2**20:,.0f} MiB exceeds"
 
 
 class Loop:
@@ -173,6 +184,8 @@ class Loop:
         loss, moments = jax.block_until_ready(self.evaluator(state))
         state = state.replace(latent_moments=moments)
         values = {name: float(value) for name, value in jax.device_get(loss)._asdict().items()}
+        if self.trainer.config.data.dequantize:
+            values["bits_per_dim"] = bits_per_dim(values["negative_elbo"], dimensions=self.trainer.dimensions)
         self.telemetry.write("evaluation", step, {"split": self.evaluation_split, **values})
         self.painter(state, step=step)
         values["seconds"] = time.perf_counter() - started
@@ -184,6 +197,8 @@ class Loop:
 def describe(values: dict[str, float]) -> str:
     """One line of the figures a reader wants."""
     line = f"loss {values['loss']:.2f}  mse {values['mse']:.5f}  kl {values['kl']:.2f} nats"
+    if "bits_per_dim" in values:
+        line += f"  {values['bits_per_dim']:.3f} bits/dim"
     if "images_per_second" in values:
         line += f"  {values['images_per_second']:,.0f} images/s"
     if "seconds" in values:

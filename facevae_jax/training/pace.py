@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 
 from facevae_jax.config import RunConfig
-from facevae_jax.data.batches import steps_per_epoch
+from facevae_jax.data.plan import steps_per_epoch
 from facevae_jax.training.step import Metrics
 
 DISPATCH_SECONDS = 3.0  # aimed at: long enough to hide what a dispatch costs, short enough to answer a signal

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int
 
 from facevae_jax.config import CHANNELS, RunConfig
-from facevae_jax.data.batches import Chunk, batch_reader
+from facevae_jax.data.augmentation import dequantize, random_flip
+from facevae_jax.data.batches import Batch, Chunk, batch_reader
 from facevae_jax.latents.priors import LatentMoments
 from facevae_jax.models.vae import VAE, to_unit
 from facevae_jax.objective import MIN_VARIANCE, Loss, fixed_variance, image_terms, kl_weight, negative_elbo
@@ -53,13 +54,21 @@ def estimate_variance(mse: Float[Array, ""], params: Any, trainer: Trainer) -> F
     return lax.stop_gradient(jnp.maximum(mse, MIN_VARIANCE))
 
 
-def train_step(state: TrainState, images: UInt8[Array, "b h w c"], *, trainer: Trainer) -> tuple[TrainState, Metrics]:
-    """One step of the optimiser on one global batch; its randomness is a function of (seed, step)."""
+def make_targets(batch: Batch, *, stream: str, step: Array | int, config: RunConfig) -> Float[Array, "b h w c"]:
+    """What the decoder is compared with: the images in [0, 1], dequantized if the config says so."""
+    if config.data.dequantize:
+        return dequantize(*batch, seed=config.train.seed, stream=stream, step=step)
+    return to_unit(batch.images)
+
+
+def train_step(state: TrainState, batch: Batch, *, trainer: Trainer) -> tuple[TrainState, Metrics]:
+    """One step of the optimiser on one global batch; its randomness is a function of (seed, step, row)."""
     config = trainer.config
+    images = random_flip(batch, seed=config.train.seed, step=state.step) if config.data.flip else batch.images
     weight = kl_weight(config.objective, state.step)
     latent_key = jax.random.fold_in(named_key(config.train.seed, "latent"), state.step)
     dropout_key = jax.random.fold_in(named_key(config.train.seed, "dropout"), state.step)
-    targets = to_unit(images)
+    targets = make_targets(Batch(images, batch.rows), stream="dequantize", step=state.step, config=config)
 
     def loss_function(params: Any) -> tuple[Float[Array, ""], tuple[Loss, Any]]:
         output, updates = trainer.model.apply(
@@ -145,16 +154,17 @@ class EvaluationSums(flax.struct.PyTreeNode):
 def evaluation_step(
     sums: EvaluationSums,
     variables: Any,
-    images: UInt8[Array, "b h w c"],
+    batch: Batch,
     valid: Bool[Array, " b"],
-    batch: Int[Array, ""],
+    number: Int[Array, ""],
     *,
     trainer: Trainer,
 ) -> EvaluationSums:
-    """Adds one batch of a split; rows where `valid` is false are padding and add nothing."""
-    targets = to_unit(images)
-    key = jax.random.fold_in(named_key(trainer.config.train.seed, "evaluate"), batch)
-    output: Any = trainer.model.apply(variables, images, key, train=False)
+    """Adds batch `number` of a split; rows where `valid` is false are padding and add nothing."""
+    # The same noise at every evaluation, so that evaluations compare.
+    targets = make_targets(batch, stream="dequantize evaluation", step=0, config=trainer.config)
+    key = jax.random.fold_in(named_key(trainer.config.train.seed, "evaluate"), number)
+    output: Any = trainer.model.apply(variables, batch.images, key, train=False)
     terms = image_terms(targets, output)
     mask = valid.astype(jnp.float32)
     mean, log_variance = output.posterior

@@ -17,6 +17,7 @@ FIXED_KEYS = (
     "data.resolution",
     "data.synthetic_train_images",
     "data.synthetic_validation_images",
+    "data.dequantize",
     "objective.likelihood",
     "objective.variance",
     "objective.r_loss_factor",
