@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+from collections.abc import Iterable, Sequence
 
 
 class UserError(Exception):
@@ -50,3 +51,16 @@ def make_writable_directory(path: str | os.PathLike[str], *, name: str) -> pathl
         message = f"{name}={str(path)!r} cannot be written to ({reason}): choose a directory you may write to."
         raise UserError(message) from error
     return directory
+
+
+def describe_entries(entries: Sequence[str]) -> str:
+    """What is in a folder, in a few words."""
+    if not entries:
+        return "found: nothing (0 entries)"
+    return f"found: {some(entries)} ({len(entries)} entries)"
+
+
+def some(names: Iterable[str], *, most: int = 3) -> str:
+    """The first few names."""
+    names = list(names)
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

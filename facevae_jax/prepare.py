@@ -3,7 +3,8 @@
     python -m facevae_jax.prepare --layout=celeba --source=DIR --resolution=64
 
 Layouts: `ffhq` (images1024x1024/ or thumbnails128x128/), `celeba` (img_align_celeba/ and its two lists), `folder` (any
-PNG, JPEG and WebP files), `tfds` (a dataset such as lfw that TFDS has prepared under --data_dir).
+PNG, JPEG and WebP files), each in a folder or in a .zip or .tar file that is not unpacked; `tfds` (a dataset such as
+lfw that TFDS has prepared under --data_dir).
 """
 
 import os
@@ -17,7 +18,8 @@ from absl import flags
 
 from facevae_jax import command_line
 from facevae_jax.config import MAX_RESOLUTION, MIN_RESOLUTION, DataConfig, TrainConfig
-from facevae_jax.data import builder, dataset, layouts, records, tfds_layout
+from facevae_jax.data import builder, celeba_layout, dataset, ffhq_layout, layouts, records, tfds_layout
+from facevae_jax.data.attributes import SUFFIXES, join_table
 from facevae_jax.errors import UserError, expand_home
 
 DEFAULT_DATA_DIR = DataConfig.data_dir
@@ -28,7 +30,9 @@ GENERAL_CONFIG = "configs/ffhq128.py"
 def define_flags() -> None:
     """Defines the flags; not at import, so that a test or a benchmark may import this module."""
     flags.DEFINE_string("layout", None, f"what the source looks like: {', '.join(layouts.LAYOUTS)}")
-    flags.DEFINE_string("source", None, "the folder of the images; for --layout=tfds the name of the dataset")
+    flags.DEFINE_string(
+        "source", None, "the folder, .zip or .tar file of the images; for --layout=tfds the name of the dataset"
+    )
     flags.DEFINE_integer("resolution", None, "pixels along one side: a power of two from 32 to 1024")
     flags.DEFINE_string("data_dir", DEFAULT_DATA_DIR, "where prepared datasets are")
     flags.DEFINE_string("name", None, "name of the dataset; by default that of the layout, or of the TFDS dataset")
@@ -37,7 +41,9 @@ def define_flags() -> None:
         "on_bad_image", "error", get_args(builder.Policy), "skip: leave images out that cannot be used, and list them"
     )
     flags.DEFINE_bool("overwrite", False, "prepare anew what is prepared already")
-    flags.DEFINE_string("attributes", None, "folder of the ffhq-features-dataset, for --layout=ffhq")
+    flags.DEFINE_string(
+        "attributes", None, "labels of your own, a CSV or JSON file; or for --layout=ffhq the ffhq-features-dataset"
+    )
 
 
 def main(arguments: list[str]) -> int | None:
@@ -83,7 +89,11 @@ def prepare(
     if layout not in layouts.LAYOUTS:
         raise UserError(f"--layout={layout or ''}: choose one of {', '.join(layouts.LAYOUTS)}.")
     if not source:
-        what = "the name of a TFDS dataset, such as lfw" if layout == "tfds" else "the folder of the images"
+        what = (
+            "the name of a TFDS dataset, such as lfw"
+            if layout == "tfds"
+            else "the folder of the images, or a .zip or .tar file"
+        )
         raise UserError(f"--source is missing: give {what}.")
     if resolution is None or resolution & (resolution - 1) or not MIN_RESOLUTION <= resolution <= MAX_RESOLUTION:
         given = "" if resolution is None else resolution
@@ -95,8 +105,8 @@ def prepare(
         )
     if workers is not None and workers < 1:
         raise UserError(f"--workers={workers}: choose at least 1.")
-    if attributes and layout != "ffhq":
-        raise UserError(f"--attributes is for --layout=ffhq: leave it out with --layout={layout}.")
+    if attributes and layout != "ffhq" and not is_table(attributes):
+        raise UserError(f"--attributes={attributes!r}: give a file {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}.")
 
     target = dataset.dataset_directory(data_dir, name=name, resolution=resolution)
     if (target / records.INFO_FILE).is_file() and not overwrite:
@@ -104,8 +114,12 @@ def prepare(
         counts = describe_counts(dataset.split_sizes(target))
         print(f"already prepared: {target} ({counts}); --overwrite prepares it anew.")
     else:
-        labels = _path(attributes) if attributes else None
-        found = open_layout(layout, source, resolution=resolution, data_dir=data_dir, attributes=labels)
+        labels = _path(attributes, name="--attributes") if attributes else None
+        table = labels if labels and is_table(labels.name) else None
+        features = None if table else labels
+        found = open_layout(layout, source, resolution=resolution, data_dir=data_dir, attributes=features)
+        if table:
+            found = join_table(found, table)
         if layouts.TRAIN not in found.splits:
             counts = describe_counts({split: len(images) for split, images in found.splits.items()})
             raise UserError(f"--source={source!r} has no images to train on ({counts}): add some of the split train.")
@@ -162,17 +176,22 @@ def open_layout(
     """
     match layout:
         case "ffhq":
-            return layouts.ffhq(_path(source), resolution=resolution, attributes=attributes)
+            return ffhq_layout.ffhq(_path(source), resolution=resolution, attributes=attributes)
         case "celeba":
-            return layouts.celeba(_path(source))
+            return celeba_layout.celeba(_path(source))
         case "folder":
             return layouts.folder(_path(source))
     return tfds_layout.tfds_dataset(source, data_dir=data_dir)
 
 
-def _path(given: str) -> pathlib.Path:
+def is_table(attributes: str) -> bool:
+    """Whether the flag --attributes names a table of labels, and not the ffhq-features-dataset."""
+    return attributes.lower().endswith(SUFFIXES)
+
+
+def _path(given: str, *, name: str = "--source") -> pathlib.Path:
     """Without `~` and `..`, so that its last part is a name."""
-    return pathlib.Path(os.path.abspath(expand_home(given, name="--source")))  # noqa: PTH100 - resolve() follows links
+    return pathlib.Path(os.path.abspath(expand_home(given, name=name)))  # noqa: PTH100 - resolve() follows links
 
 
 def describe_counts(images: dict[str, int]) -> str:

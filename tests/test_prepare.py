@@ -101,7 +101,7 @@ def test_resolutions(resolution, faces, tmp_path):
         ({"name": "../up"}, "--name='../up'"),
         ({"name": "synthetic"}, "--name='synthetic'"),
         ({"workers": 0}, "--workers=0"),
-        ({"attributes": "x"}, "--attributes is for --layout=ffhq"),
+        ({"attributes": "x"}, "--attributes='x': give a file .csv, .json or .jsonl"),
     ],
 )
 def test_impossible_flags(flags, message, faces, tmp_path):

@@ -16,9 +16,8 @@ import facevae_jax
 from facevae_jax.config import CHANNELS
 from facevae_jax.data import dataset, images, layouts, records
 from facevae_jax.data.conversion import BadImage, Outcome, convert_layout
-from facevae_jax.data.folders import some
 from facevae_jax.data.layouts import Layout
-from facevae_jax.errors import UserError, make_writable_directory
+from facevae_jax.errors import UserError, make_writable_directory, some
 from facevae_jax.files import atomic_writer, write_json
 
 BAD_IMAGES = "bad_images.jsonl"
@@ -191,7 +190,9 @@ def _provenance(layout: Layout, resolution: int) -> dict[str, Any]:
         "crop": layout.crop.description,
         "resize": images.RESIZE,
         "colour": "8-bit RGB, transparency over white, EXIF orientation applied, ICC profiles ignored",
-        "attributes": [attribute._asdict() for attribute in layout.attributes],
+        "attributes": [
+            {key: value for key, value in attribute._asdict().items() if value} for attribute in layout.attributes
+        ],
         "versions": {
             "facevae_jax": facevae_jax.__version__,
             "pillow": importlib.metadata.version("pillow"),

@@ -10,7 +10,7 @@ import json
 import os
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import PIL
@@ -38,7 +38,7 @@ class Shard(NamedTuple):
     split: str
     number: int  # from 0
     of: int  # shards of the split
-    members: tuple[SourceImage, ...]
+    members: Sequence[SourceImage]
 
     def file_name(self, dataset: str) -> str:
         """What TFDS calls the file."""
@@ -83,7 +83,7 @@ def plan_shards(layout: Layout, *, resolution: int) -> Iterator[Shard]:
     for split, members in layout.splits.items():
         starts = range(0, len(members), size)
         for number, start in enumerate(starts):
-            yield Shard(split, number, len(starts), tuple(members[start : start + size]))
+            yield Shard(split, number, len(starts), members[start : start + size])
 
 
 def convert_layout(

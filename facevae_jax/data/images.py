@@ -14,9 +14,12 @@ from isal import isal_zlib
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from facevae_jax.data.archives import TarMember, ZipMember
 from facevae_jax.data.parallel import map_in_order
-from facevae_jax.data.records import INFO_FILE, Record, reason
+from facevae_jax.data.records import Record, reason
+from facevae_jax.data.sources import read_file
 
+File = pathlib.Path | ZipMember | TarMember | Record
 FORMATS = ("PNG", "JPEG", "WEBP")  # the only decoders that untrusted files reach
 RESIZE = "Pillow Lanczos, antialiased; images of four or more times the resolution first reduced to at least twice it"
 REDUCING_GAP = 2.0  # what RESIZE says; within 50 dB of Lanczos alone, at a sixth of its time for 1024 to 128 pixels
@@ -51,10 +54,10 @@ class Converted(NamedTuple):
     failure: str = ""
 
 
-def convert(file: pathlib.Path | Record, task: Task) -> Converted:
+def convert(file: File, task: Task) -> Converted:
     """Decodes, turns upright (EXIF), converts to RGB, crops, resizes (see `RESIZE`) and encodes one image."""
     try:
-        source = io.BytesIO(file.read("image") if isinstance(file, Record) else file.read_bytes())
+        source = io.BytesIO(read_file(file) if isinstance(file, pathlib.Path) else file.read())
         with Image.open(source, formats=FORMATS) as image:
             check_size(image)
             if task.crop.size is None and task.crop.box is None:
@@ -134,25 +137,26 @@ def crop_image(image: Image.Image, crop: Crop) -> Image.Image:
     return image.crop((left, top, left + side, top + side))
 
 
-def stamp(file: pathlib.Path | Record) -> tuple[int, ...]:
-    """Size and time of what is read; empty where there is nothing."""
-    path = pathlib.Path(file.directory, INFO_FILE) if isinstance(file, Record) else file
+def stamp(file: File) -> tuple[int, ...]:
+    """What changes where the file does; empty where there is none."""
     try:
-        status = path.stat()
+        if not isinstance(file, pathlib.Path):
+            return file.stamp()
+        status = file.stat()
     except OSError:
         return ()
-    return (status.st_size, status.st_mtime_ns, *(file[1:] if isinstance(file, Record) else ()))
+    return status.st_size, status.st_mtime_ns
 
 
 @contextlib.contextmanager
-def converting(files: Iterable[pathlib.Path | Record], task: Task, *, threads: int) -> Iterator[Iterator[Converted]]:
+def converting(files: Iterable[File], task: Task, *, threads: int) -> Iterator[Iterator[Converted]]:
     """Yields the results of converting `files` by `threads` threads, in the order of `files`.
 
     Decoding, resizing and compressing release the GIL. Memory does not grow with the number of files.
     """
     images = max(1, min(CHUNK_IMAGES, CHUNK_BYTES // (3 * task.resolution**2)))
 
-    def convert_chunk(chunk: tuple[pathlib.Path | Record, ...]) -> list[Converted]:
+    def convert_chunk(chunk: tuple[File, ...]) -> list[Converted]:
         return [convert(file, task) for file in chunk]
 
     with (
@@ -163,7 +167,7 @@ def converting(files: Iterable[pathlib.Path | Record], task: Task, *, threads: i
         yield itertools.chain.from_iterable(chunks)
 
 
-def _chunks(files: Iterable[pathlib.Path | Record], size: int) -> Iterator[tuple[pathlib.Path | Record, ...]]:
+def _chunks(files: Iterable[File], size: int) -> Iterator[tuple[File, ...]]:
     iterator = iter(files)
     while chunk := tuple(itertools.islice(iterator, size)):
         yield chunk

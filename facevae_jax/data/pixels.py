@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 from tqdm import tqdm
 
 from facevae_jax.config import CHANNELS, DataConfig
@@ -45,8 +45,7 @@ def open_splits(config: DataConfig) -> Splits:
     if config.name == SYNTHETIC:
         data_dir = expand_home(config.data_dir, name="config.data.data_dir")
         directory = data_dir / SYNTHETIC / str(config.resolution) / synthetic.VERSION
-        sizes = {TRAIN: config.synthetic_train_images, VALIDATION: config.synthetic_validation_images}
-        stores = {split: _open_synthetic(directory, split, images, config) for split, images in sizes.items()}
+        stores = {split: _open_synthetic(directory, split, config) for split in (TRAIN, VALIDATION)}
     else:
         directory = dataset.find_dataset(config.data_dir, name=config.name, resolution=config.resolution)
         sizes = dataset.split_sizes(directory)
@@ -61,13 +60,20 @@ def open_splits(config: DataConfig) -> Splits:
     return Splits(stores[TRAIN], stores[evaluation_split], evaluation_split)
 
 
-def _open_synthetic(directory: pathlib.Path, split: str, images: int, config: DataConfig) -> np.ndarray:
-    start = SYNTHETIC_VALIDATION_START if split == VALIDATION else 0
+def synthetic_rows(config: DataConfig, split: str) -> Int[np.ndarray, " n"]:
+    """Which of the drawn faces are the rows of a split."""
+    if split == VALIDATION:
+        return SYNTHETIC_VALIDATION_START + np.arange(config.synthetic_validation_images)
+    return np.arange(config.synthetic_train_images)
+
+
+def _open_synthetic(directory: pathlib.Path, split: str, config: DataConfig) -> np.ndarray:
+    indices = synthetic_rows(config, split)
+    images = len(indices)
 
     def draw() -> Iterator[np.ndarray]:
         for first in range(0, images, SYNTHETIC_CHUNK):
-            indices = np.arange(start + first, start + min(first + SYNTHETIC_CHUNK, images))
-            yield synthetic.faces(indices, resolution=config.resolution)
+            yield synthetic.faces(indices[first : first + SYNTHETIC_CHUNK], resolution=config.resolution)
 
     return open_store(directory / f"{split}-{images}.npy", (images, config.resolution), draw, verb="drawing")
 

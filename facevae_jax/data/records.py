@@ -22,14 +22,24 @@ class Record(NamedTuple):
     split: str
     row: int
 
-    def read(self, feature: str) -> bytes:
-        """The encoded bytes of one feature."""
-        return feature_bytes(_cached_source(self.directory, self.split)[self.row], feature)
+    def read(self) -> bytes:
+        """The encoded image."""
+        return feature_bytes(read_record(self.directory, self.split, self.row), "image")
+
+    def stamp(self) -> tuple[int, ...]:
+        """Changes where the dataset does."""
+        status = pathlib.Path(self.directory, INFO_FILE).stat()
+        return status.st_size, status.st_mtime_ns, self.row
 
 
 @functools.lru_cache(maxsize=8)
 def _cached_source(directory: str, split: str) -> Sequence[bytes]:
     return open_split(pathlib.Path(directory), split)
+
+
+def read_record(directory: str | os.PathLike[str], split: str, row: int) -> bytes:
+    """One serialized example of a split, which stays open."""
+    return _cached_source(os.fspath(directory), split)[row]
 
 
 def open_info(directory: pathlib.Path) -> Any:

@@ -1,16 +1,16 @@
 """A dataset of the TFDS catalogue (lfw, celeb_a, ...) that is prepared on this machine, as a layout."""
 
+import functools
 import json
 import os
 import pathlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from facevae_jax.data import records
-from facevae_jax.data.folders import some
 from facevae_jax.data.layouts import (
     CELEBA_CROP,
     CELEBA_SIZE,
@@ -20,22 +20,24 @@ from facevae_jax.data.layouts import (
     UNKNOWN,
     VALIDATION,
     Attribute,
+    Images,
     Layout,
     SourceImage,
-    in_order,
-    split_by_hash,
+    validation_by_hash,
 )
-from facevae_jax.errors import UserError, expand_home
+from facevae_jax.errors import UserError, expand_home, some
 
 IMAGE = "image"
+
+Fields = dict[str, tuple[Attribute, Callable[[Any], Sequence[float]]]]  # by name in the records: what reads the values
 
 
 def tfds_dataset(source: str, *, data_dir: str | os.PathLike[str]) -> Layout:
     """The newest version of a TFDS dataset under `data_dir`, in ArrayRecord files.
 
     Its splits train, validation and test stay as they are, others are left out; without a `validation` split, a tenth
-    of `train` becomes one. Scalar features that are truth values or floats, alone or in `attributes`, become
-    attributes.
+    of `train` becomes one. Scalar features that are truth values, class labels or floats, alone or in
+    `attributes`, become attributes.
 
     Args:
       source: `name` or `name/config`.
@@ -53,25 +55,34 @@ def tfds_dataset(source: str, *, data_dir: str | os.PathLike[str]) -> Layout:
     if TRAIN not in info.splits:
         raise UserError(f"--source={source!r} has no split `train` ({some(info.splits)}): choose another.")
     fields = _attribute_fields(features)
-    splits: dict[str, list[SourceImage]] = {}
-    for split in (split for split in info.splits if split in SPLITS):
-        examples = records.open_split(directory, split)
-        for row in range(len(examples)):
-            labels = _labels(examples[row], fields) if fields else ()
-            record = records.Record(str(directory), split, row)
-            splits.setdefault(split, []).append(SourceImage(f"{split}/{row:06d}", record, labels))
+    splits: dict[str, Images] = {}
+    for split in (split for split in SPLITS if split in info.splits):
+        make = functools.partial(_image, directory, split, fields)
+        splits[split] = Images(np.arange(len(records.open_split(directory, split))), make)
     notes = []
     if VALIDATION not in splits:
-        splits.update(split_by_hash(splits[TRAIN]))
+        train = splits[TRAIN]
+        validates = validation_by_hash(_name(TRAIN, row) for row in range(len(train)))
+        for split, rows in ((TRAIN, np.flatnonzero(~validates)), (VALIDATION, np.flatnonzero(validates))):
+            splits[split] = Images(rows, functools.partial(_image, directory, TRAIN, fields))
         notes.append(f"{source} has no validation split: a tenth of its train split becomes one.")
     return Layout(
         kind="tfds",
         source=source,
-        splits=in_order(splits),
+        splits={split: splits[split] for split in SPLITS if splits.get(split)},
         attributes=tuple(attribute for attribute, _ in fields.values()),
         crop=CELEBA_CROP if image.shape[1::-1] == CELEBA_SIZE else CENTRE_SQUARE,
         notes=tuple(notes),
     )
+
+
+def _name(split: str, row: int) -> str:
+    return f"{split}/{row:06d}"
+
+
+def _image(directory: pathlib.Path, split: str, fields: Fields, row: int) -> SourceImage:
+    labels = _labels(records.read_record(directory, split, row), fields) if fields else ()
+    return SourceImage(_name(split, row), records.Record(str(directory), split, row), labels)
 
 
 def _find(source: str, data_dir: pathlib.Path) -> pathlib.Path:
@@ -109,25 +120,27 @@ def _find(source: str, data_dir: pathlib.Path) -> pathlib.Path:
     return newest
 
 
-def _attribute_fields(features: Mapping[str, Any]) -> dict[str, tuple[Attribute, Callable[[Any], list[float]]]]:
+def _attribute_fields(features: Mapping[str, Any]) -> Fields:
     """By name in the records: the attribute, and what reads its values."""
     nested = features.get("attributes")
     candidates = dict(features)
     if nested is not None and hasattr(nested, "items"):
         candidates |= {f"attributes/{key}": feature for key, feature in nested.items()}
-    fields: dict[str, tuple[Attribute, Callable[[Any], list[float]]]] = {}
+    fields: Fields = {}
     for path, feature in candidates.items():
         if hasattr(feature, "items") or feature.shape != ():
             continue
         name, dtype = path.rpartition("/")[2], np.dtype(feature.np_dtype)
-        if dtype == np.bool_:
+        if categories := tuple(getattr(feature, "names", None) or ()):
+            fields[path] = Attribute(name, "categorical", categories), lambda value: value.int64_list.value
+        elif dtype == np.bool_:
             fields[path] = Attribute(name, "binary"), lambda value: value.int64_list.value
         elif np.issubdtype(dtype, np.floating):
             fields[path] = Attribute(name, "continuous"), lambda value: value.float_list.value
     return fields
 
 
-def _labels(example: bytes, fields: Mapping[str, tuple[Attribute, Callable[[Any], list[float]]]]) -> tuple[float, ...]:
+def _labels(example: bytes, fields: Fields) -> tuple[float, ...]:
     features = records.features_of(example)
     values = (read(features[path]) if path in features else [] for path, (_, read) in fields.items())
     return tuple(float(value[0]) if value else UNKNOWN for value in values)

@@ -1,0 +1,118 @@
+"""CelebA, aligned and cropped, as its authors or Kaggle give it."""
+
+import csv
+import functools
+import io
+import pathlib
+from collections.abc import Mapping
+from typing import TypeVar
+
+import numpy as np
+
+from facevae_jax.data.layouts import (
+    CELEBA_CROP,
+    CELEBA_FOLDERS,
+    SPLITS,
+    TEST,
+    TRAIN,
+    VALIDATION,
+    Attribute,
+    Layout,
+    collect_notes,
+    in_order,
+    labelled_image,
+    wrong_source,
+)
+from facevae_jax.data.sources import Listing, Source, ignored_note, image_rows, open_source
+from facevae_jax.errors import UserError, some
+
+IMAGES, ATTRIBUTES, PARTITION = CELEBA_FOLDERS[0], "list_attr_celeba", "list_eval_partition"
+SPLIT_NAMES = {"0": TRAIN, "1": VALIDATION, "2": TEST}
+LABELS = {"1": 1.0, "-1": 0.0}
+
+Meaning = TypeVar("Meaning")
+
+
+def celeba(path: pathlib.Path) -> Layout:
+    """CelebA: `img_align_celeba/`, `list_attr_celeba.txt` and `list_eval_partition.txt`.
+
+    The two lists may be the CSV files of Kaggle's copy, and the three may lie in Img/, Anno/ and Eval/ as in the
+    authors' copy. The images may still be in `img_align_celeba.zip`, or everything in one archive.
+
+    Raises:
+      UserError: the source is not CelebA, or its lists are damaged or do not name all the images.
+    """
+    source = open_source(path)
+    listing, where = _images(source)
+    names, labels = _read_list(source, ATTRIBUTES, "Anno", LABELS)
+    _, partition = _read_list(source, PARTITION, "Eval", SPLIT_NAMES)
+    rows = image_rows(listing)
+    # In Kaggle's copy the images lie one folder deeper.
+    files = [listing.names[row].rpartition("/")[2] for row in rows]
+    for table, found in ((ATTRIBUTES, labels), (PARTITION, partition)):
+        missing = [name for name in files if name not in found]
+        if missing:
+            raise UserError(
+                f"--source={str(path)!r}: {len(missing)} of {len(files)} images are not in {table} "
+                f"({some(missing)}): download that list anew."
+            )
+    values = np.zeros((len(listing.names), len(names)), np.float32)
+    for row, name in zip(rows, files, strict=True):
+        values[row] = labels[name]
+    split_of = np.array([partition[name][0] for name in files])
+    absent = len(partition) - len(set(files))
+    note = f"{absent} of the {len(partition)} images of {PARTITION} are not in {where}: the rest is prepared."
+    make = functools.partial(labelled_image, listing, prefix=IMAGES, values=values)
+    return Layout(
+        kind="celeba",
+        source=path.name,
+        splits=in_order({split: rows[split_of == split] for split in SPLITS}, make),
+        attributes=tuple(Attribute(name, "binary") for name in names),
+        crop=CELEBA_CROP,
+        notes=collect_notes(*source.notes, ignored_note(listing), note if absent else ""),
+    )
+
+
+def _images(source: Source) -> tuple[Listing, pathlib.Path]:
+    """The files of the images, and where they are."""
+    for name in CELEBA_FOLDERS:
+        archive = source.path / f"{name}.zip"
+        if source.has_folder(name):
+            listing, where = source.files(name), source.path / name
+        elif archive.is_file():
+            inner = open_source(archive)
+            listing, where = inner.files(IMAGES if inner.has_folder(IMAGES) else ""), archive
+        else:
+            continue
+        if not len(image_rows(listing)):
+            raise wrong_source(source, expected="JPEG files such as 000001.jpg", layout="celeba", inside=name)
+        return listing, where
+    raise wrong_source(source, expected=f"{IMAGES}/", layout="celeba")
+
+
+def _read_list(
+    source: Source, stem: str, folder: str, meanings: Mapping[str, Meaning]
+) -> tuple[list[str], dict[str, tuple[Meaning, ...]]]:
+    """The columns of one of CelebA's lists, and its values by image file name."""
+    places = [f"{sub}{stem}{suffix}" for suffix in (".txt", ".csv") for sub in ("", f"{folder}/")]
+    name, content = next(((name, data) for name in places if (data := source.read(name)) is not None), ("", b""))
+    if not name:
+        raise wrong_source(source, expected=f"{stem}.txt", layout="celeba", remedy=f"put CelebA's {stem}.txt there")
+    lines = io.StringIO(content.decode("utf-8", "replace"), newline="")
+    is_csv = name.endswith(".csv")
+    rows = [row for row in (csv.reader(lines) if is_csv else map(str.split, lines)) if row]
+    columns: list[str] = []
+    if is_csv:
+        columns, rows = rows[0][1:] if rows else [], rows[1:]
+    elif stem == ATTRIBUTES:  # a line with the number of images, then the names
+        columns, rows = rows[1] if len(rows) > 1 else [], rows[2:]
+    width = len(columns) or 1
+    values = {}
+    for number, (image, *words) in enumerate(rows, start=1):
+        if len(words) != width or not all(word in meanings for word in words):
+            raise UserError(
+                f"{source.path / name}: the entry {number}, {image!r}, does not have {width} values out of "
+                f"{', '.join(meanings)}: download the list anew."
+            )
+        values[image] = tuple(meanings[word] for word in words)
+    return columns, values
