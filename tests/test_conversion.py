@@ -21,6 +21,7 @@ from PIL import Image
 
 from facevae_jax.data import builder, conversion, dataset, images, layouts
 from facevae_jax.errors import UserError
+from tests.conftest import assert_one_line_error
 
 RESOLUTION = 32
 PER_SHARD = 10
@@ -195,6 +196,74 @@ def test_killed_while_the_new_dataset_takes_the_place_of_the_old(source, expecte
     assert target.exists() == replaced
     assert content(prepare(source, tmp_path, on_bad_image="skip").directory) == expected
     assert [path.name for path in target.parent.iterdir()] == [target.name]
+
+
+def run_with_small_disk(tmp_path, command: str) -> subprocess.CompletedProcess:
+    """Runs a shell command with `tmp_path/disk` of 2 MB, in a mount namespace of its own; skips where it may not."""
+    (tmp_path / "disk").mkdir()
+    script = f"mount -t tmpfs -o size=2m tmpfs {tmp_path}/disk && touch {tmp_path}/mounted && {command}"
+    result = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    if not (tmp_path / "mounted").exists():
+        pytest.skip("this system does not let its users mount a small disk")
+    return result
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare, of util-linux")
+@pytest.mark.parametrize("fault", ["full", "read-only"])
+def test_a_full_and_a_read_only_disk(tmp_path, fault):
+    source = tmp_path / "faces"
+    source.mkdir()
+    for i in range(40):  # 3 MB of noise at 160 pixels, 6 MB as PNG of 256
+        noise = np.random.default_rng(i).integers(0, 256, (160, 160, 3), np.uint8)
+        Image.fromarray(noise).save(source / f"{i}.png")
+    prepare = f"{sys.executable} -m facevae_jax.prepare --layout=folder --source={source} --resolution=256"
+    if fault == "full":
+        rest = f"; code=$?; ls -R {tmp_path}/disk/folder; exit $code"
+    else:
+        prepare, rest = f"mount -o remount,ro {tmp_path}/disk && {prepare}", ""
+    result = run_with_small_disk(tmp_path, f"{prepare} --data_dir={tmp_path}/disk{rest}")
+    assert_one_line_error(result, f"{tmp_path}/disk", "No space left" if fault == "full" else "Read-only file system")
+    assert "dataset_info.json" not in result.stdout
+
+
+def test_a_folder_that_vanishes_in_the_middle(source, tmp_path, monkeypatch):
+    convert, left = images.convert, [40]
+
+    def remove_then_convert(file, task):
+        left[0] -= 1
+        if not left[0]:
+            shutil.rmtree(tmp_path / "out" / "toy")
+        return convert(file, task)
+
+    monkeypatch.setattr(images, "convert", remove_then_convert)
+    with pytest.raises(UserError, match=r"--data_dir=.*cannot be written .*run the same command again") as caught:
+        prepare(source, tmp_path / "out", workers=1, on_bad_image="skip")
+    assert "\n" not in str(caught.value)
+    assert not list((tmp_path / "out").rglob("dataset_info.json"))
+
+
+def test_a_source_that_vanishes_in_the_middle(source, tmp_path, monkeypatch):
+    copy = tmp_path / "faces"
+    shutil.copytree(source, copy)
+    convert, left = images.convert, [40]
+
+    def remove_then_convert(file, task):
+        left[0] -= 1
+        if not left[0]:
+            shutil.rmtree(copy)
+        return convert(file, task)
+
+    monkeypatch.setattr(images, "convert", remove_then_convert)
+    with pytest.raises(UserError, match=r"\d+ of 100 images cannot be used .*No such file or directory"):
+        prepare(copy, tmp_path / "out", workers=1)
+    assert not list((tmp_path / "out").rglob("dataset_info.json"))
 
 
 def test_two_at_once_are_refused(source, tmp_path):

@@ -48,13 +48,32 @@ def truncate(path):
     path.write_bytes(path.read_bytes()[:-5])
 
 
-@pytest.mark.parametrize("damage", [flip_byte, truncate, lambda path: path.unlink()])
-def test_a_damaged_store_is_made_anew(tmp_path, damage):
+def break_record(path):
+    path.with_suffix(".json").write_text("{")
+
+
+@pytest.mark.parametrize("damage", [flip_byte, truncate, break_record])
+def test_a_damaged_store_is_refused_by_name_until_it_is_deleted(tmp_path, damage):
     source, path = Source(), tmp_path / "train.npy"
     open_(path, source)
     damage(path)
+    for _ in range(2):  # being refused once must not make it good
+        with pytest.raises(UserError, match=r"train\.npy is damaged.*delete it") as caught:
+            open_(path, source)
+        assert "\n" not in str(caught.value)
+    assert source.asked == 1
+    path.unlink()
+    np.testing.assert_array_equal(open_(path, source), IMAGES)
+
+
+def test_a_store_without_record_or_of_another_shape_is_made_anew(tmp_path):
+    source, path = Source(), tmp_path / "train.npy"
+    open_(path, source)
+    path.with_suffix(".json").unlink()  # killed between the two
     np.testing.assert_array_equal(open_(path, source), IMAGES)
     assert source.asked == 2
+    shorter = Source((IMAGES[:7],))
+    np.testing.assert_array_equal(open_(path, shorter, images=7), IMAGES[:7])
 
 
 def test_a_copied_store_is_taken_after_its_bytes_were_checked(tmp_path):

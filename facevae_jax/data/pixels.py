@@ -1,7 +1,7 @@
 """The pixel store: a split decoded once to uint8 [N, R, R, 3] in a memory-mapped `.npy` file.
 
-Beside each `train.npy` lies a `train.json` with its checksum; it is written last, so a store without one, or one that
-no longer agrees with it, is made anew from the dataset.
+Beside each `train.npy` lies a `train.json` with its checksum; it is written last, so a store without one is made anew
+from the dataset. A store that no longer agrees with its checksum is refused.
 """
 
 import hashlib
@@ -90,13 +90,16 @@ def _open_prepared(directory: pathlib.Path, split: str, images: int, config: Dat
 def open_store(
     path: pathlib.Path, size: tuple[int, int], images: Callable[[], Iterable[np.ndarray]], *, verb: str
 ) -> UInt8[np.ndarray, "n r r 3"]:
-    """The store at `path`, memory-mapped, made from `images` where it is missing or damaged.
+    """The store at `path`, memory-mapped, made from `images` where it is missing.
 
     Args:
       path: of the `.npy` file.
       size: (images, resolution) that it must have.
       images: gives uint8 arrays [k, R, R, 3] in row order, from which the store is made.
       verb: what making it is called on the progress bar.
+
+    Raises:
+      UserError: the store is damaged, or there is no room for one.
     """
     count, resolution = size
     shape = (count, resolution, resolution, CHANNELS)
@@ -114,22 +117,31 @@ def _write_store(path: pathlib.Path, shape: tuple[int, ...], images: Iterable[np
             "choose another --config.data.data_dir or a smaller --config.data.resolution."
         )
     digest, rows = hashlib.sha256(), 0
-    with (
-        atomic_writer(path) as file,
-        tqdm(total=shape[0], desc=f"{verb} {path.stem}", unit="image", dynamic_ncols=True, disable=None) as progress,
-    ):
-        np.lib.format.write_array_header_1_0(
-            file, {"descr": np.lib.format.dtype_to_descr(np.dtype(np.uint8)), "fortran_order": False, "shape": shape}
-        )
-        for block in images:
-            data = np.ascontiguousarray(block).tobytes()
-            digest.update(data)
-            file.write(data)
-            rows += len(block)
-            progress.update(len(block))
-        if rows != shape[0]:
-            raise UserError(f"{path} needs {shape[0]} images, but the dataset gave {rows}: prepare the dataset anew.")
-    _write_record(path, shape, digest.hexdigest())
+    try:
+        with (
+            atomic_writer(path) as file,
+            tqdm(
+                total=shape[0], desc=f"{verb} {path.stem}", unit="image", dynamic_ncols=True, disable=None
+            ) as progress,
+        ):
+            header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.uint8)), "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            for block in images:
+                data = np.ascontiguousarray(block).tobytes()
+                digest.update(data)
+                file.write(data)
+                rows += len(block)
+                progress.update(len(block))
+            if rows != shape[0]:
+                raise UserError(
+                    f"{path} needs {shape[0]} images, but the dataset gave {rows}: prepare the dataset anew."
+                )
+        _write_record(path, shape, digest.hexdigest())
+    except OSError as error:
+        raise UserError(
+            f"config.data.data_dir: {path} cannot be written ({error.strerror or error}): put that right, or choose "
+            "another --config.data.data_dir."
+        ) from error
 
 
 def _write_record(path: pathlib.Path, shape: tuple[int, ...], sha256: str) -> None:
@@ -139,23 +151,32 @@ def _write_record(path: pathlib.Path, shape: tuple[int, ...], sha256: str) -> No
 
 
 def _is_whole(path: pathlib.Path, shape: tuple[int, ...]) -> bool:
-    """Whether the store is there, of this shape, and has the bytes that were written.
+    """Whether a whole store of this shape is there.
 
     The bytes are read only where the file's size or time differ from the record, so a start does not cost a pass over
     them.
+
+    Raises:
+      UserError: it is there, but does not have the bytes that were written.
     """
     try:
-        record = json.loads(path.with_suffix(".json").read_text())
         status = path.stat()
-        if record["shape"] != list(shape) or record["bytes"] != status.st_size:
+        record = json.loads(path.with_suffix(".json").read_text())
+        if record["shape"] != list(shape):
             return False
-        if record["modified_ns"] == status.st_mtime_ns:
+        if (record["bytes"], record["modified_ns"]) == (status.st_size, status.st_mtime_ns):
             return True
-        if _checksum(path) != record["sha256"]:
-            return False
-        _write_record(path, shape, record["sha256"])
-    except (OSError, ValueError, KeyError, TypeError):
+        whole = record["bytes"] == status.st_size and _checksum(path) == record["sha256"]
+    except FileNotFoundError:
         return False
+    except (OSError, ValueError, KeyError, TypeError):  # of the record, which only a whole one vouches for
+        whole = False
+    if not whole:
+        raise UserError(
+            f"{path} is damaged: it does not have the bytes that were written; find out why (the disk, another "
+            "program), then delete it, and it is made anew from the dataset."
+        )
+    _write_record(path, shape, record["sha256"])
     return True
 
 
