@@ -9,7 +9,7 @@ from tests.conftest import REPOSITORY
 
 # A module may import from its own layer and from those before it.
 LAYERS = (
-    ("errors", "files", "random", "config", "pictures", "startup"),
+    ("errors", "files", "random", "config", "pictures", "progress", "startup"),
     ("data",),
     ("models",),
     ("objective",),

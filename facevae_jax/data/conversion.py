@@ -21,6 +21,7 @@ from facevae_jax.config import CHANNELS
 from facevae_jax.data import images, records
 from facevae_jax.data.layouts import Layout, SourceImage
 from facevae_jax.files import write_json
+from facevae_jax.progress import progress_bar
 
 SHARD_BYTES = 2**28  # of decoded pixels
 
@@ -98,10 +99,9 @@ def convert_layout(
         found.append((shard, mark, read_finished(file, notes / f"{file.name}.json", mark)))
     files = (image.file for shard, _, note in found if note is None for image in shard.members)
     started, written = time.monotonic(), 0
-    # Without a terminal there is no bar: it would fill a log file.
     with (
         images.converting(files, task, threads=workers) as stream,
-        tqdm(total=sum(map(len, layout.splits.values())), unit="image", dynamic_ncols=True, disable=None) as progress,
+        progress_bar(total=sum(map(len, layout.splits.values()))) as progress,
     ):
         for shard, mark, note in found:
             if note is not None:
@@ -113,7 +113,7 @@ def convert_layout(
                 write_json(notes / f"{file.name}.json", note._asdict())
             outcome.shards.append((shard, note))
             written += (folder / shard.file_name(name)).stat().st_size
-            progress.set_postfix_str(f"{written / 1e6:,.0f} MB, {len(outcome.bad)} bad")
+            progress.set_postfix_str(f"{written / 1e6:,.0f} MB, {len(outcome.bad)} bad", refresh=False)
     outcome.seconds = time.monotonic() - started
     return outcome
 

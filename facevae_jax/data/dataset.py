@@ -7,6 +7,7 @@ where unknown).
 
 import functools
 import io
+import itertools
 import json
 import os
 import pathlib
@@ -142,5 +143,6 @@ def read_attributes(directory: pathlib.Path, split: str) -> dict[str, Float32[np
         features = records.features_of(example)
         return [features[f"attributes/{name}"].float_list.value[0] for name in names]
 
-    table = np.array(list(_read(directory, split, values)), np.float32)
+    table = np.fromiter(itertools.chain.from_iterable(_read(directory, split, values)), np.float32)
+    table = table.reshape(-1, len(names))
     return {name: table[:, column].copy() for column, name in enumerate(names)}

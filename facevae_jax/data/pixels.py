@@ -14,12 +14,12 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int, UInt8
-from tqdm import tqdm
 
 from facevae_jax.config import CHANNELS, DataConfig
 from facevae_jax.data import dataset, synthetic
 from facevae_jax.errors import UserError, expand_home, make_writable_directory
 from facevae_jax.files import atomic_writer, write_json
+from facevae_jax.progress import progress_bar
 
 TRAIN, VALIDATION = "train", "validation"
 SYNTHETIC = "synthetic"
@@ -120,9 +120,7 @@ def _write_store(path: pathlib.Path, shape: tuple[int, ...], images: Iterable[np
     try:
         with (
             atomic_writer(path) as file,
-            tqdm(
-                total=shape[0], desc=f"{verb} {path.stem}", unit="image", dynamic_ncols=True, disable=None
-            ) as progress,
+            progress_bar(total=shape[0], description=f"{verb} {path.stem}") as progress,
         ):
             header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.uint8)), "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
