@@ -1,6 +1,7 @@
-"""From images to a prepared dataset.
+"""From images to a prepared dataset, and whether one is whole.
 
     python -m facevae_jax.prepare --layout=celeba --source=DIR --resolution=64
+    python -m facevae_jax.prepare verify --name=celeba --resolution=64
 
 Layouts: `ffhq` (images1024x1024/ or thumbnails128x128/), `celeba` (img_align_celeba/ and its two lists), `folder` (any
 PNG, JPEG and WebP files), each in a folder or in a .zip or .tar file that is not unpacked; `tfds` (a dataset such as
@@ -16,9 +17,9 @@ from typing import get_args
 
 from absl import flags
 
-from facevae_jax import command_line
+from facevae_jax import command_line, verify
 from facevae_jax.config import MAX_RESOLUTION, MIN_RESOLUTION, DataConfig, TrainConfig
-from facevae_jax.data import builder, celeba_layout, dataset, ffhq_layout, layouts, records, tfds_layout
+from facevae_jax.data import builder, celeba_layout, dataset, ffhq_layout, layouts, parallel, records, tfds_layout
 from facevae_jax.data.attributes import SUFFIXES, join_table
 from facevae_jax.errors import UserError, expand_home
 
@@ -44,13 +45,18 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "attributes", None, "labels of your own, a CSV or JSON file; or for --layout=ffhq the ffhq-features-dataset"
     )
+    flags.DEFINE_string("output", None, "for verify: where its report is written; by default in the dataset's folder")
 
 
 def main(arguments: list[str]) -> int | None:
-    """Reads the flags and prepares the dataset."""
+    """Reads the flags and prepares the dataset, or verifies it."""
+    values = flags.FLAGS
+    if arguments == ["verify"]:
+        return _verify(values)
     if arguments:
         raise UserError(f"{arguments[0]!r} is not a flag: write --source={arguments[0]}.")
-    values = flags.FLAGS
+    if values.output is not None:
+        raise UserError(f"--output={values.output!r} is for verify: leave it out.")
     try:
         prepare(
             layout=values.layout,
@@ -65,6 +71,15 @@ def main(arguments: list[str]) -> int | None:
         )
     except KeyboardInterrupt:
         print("stopped: the same command goes on from what is done.", file=sys.stderr)
+        return 130
+    return None
+
+
+def _verify(values: flags.FlagValues) -> int | None:
+    try:
+        verify.verify(name=values.name, resolution=values.resolution, data_dir=values.data_dir, output=values.output)
+    except KeyboardInterrupt:
+        print("stopped.", file=sys.stderr)
         return 130
     return None
 
@@ -130,7 +145,7 @@ def prepare(
             data_dir=data_dir,
             name=name,
             resolution=resolution,
-            workers=workers or available_cpus() + 1,  # a thread that waits for the GIL leaves its core idle
+            workers=workers or parallel.available_cpus() + 1,  # a thread that waits for the GIL leaves its core idle
             on_bad_image=on_bad_image,
         )
         if prepared.taken_over:
@@ -212,11 +227,6 @@ def next_command(data_dir: str, *, name: str, resolution: int, images: int) -> s
         overrides.append(f"--config.train.batch_size={1 << (images.bit_length() - 1)}")
     words = [f"--config={config}", *overrides, f"--workdir=/tmp/{name}{resolution}"]
     return shlex.join(["python", "-m", "facevae_jax.main", *words])
-
-
-def available_cpus() -> int:
-    """The CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 if __name__ == "__main__":

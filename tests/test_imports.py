@@ -15,7 +15,7 @@ LAYERS = (
     ("objective",),
     ("latents",),
     ("training",),
-    ("command_line", "main", "prepare", "generate"),
+    ("command_line", "main", "prepare", "generate", "verify"),
 )
 PACKAGE = REPOSITORY / "facevae_jax"
 

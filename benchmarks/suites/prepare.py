@@ -20,8 +20,9 @@ from benchmarks.environment import REPOSITORY
 from benchmarks.suites.options import Options, Skipped
 from facevae_jax.data import synthetic
 from facevae_jax.data.images import FORMATS
+from facevae_jax.data.parallel import available_cpus
 from facevae_jax.errors import UserError
-from facevae_jax.prepare import available_cpus, open_layout
+from facevae_jax.prepare import open_layout
 
 NEEDED = ("tensorflow_datasets", "array_record")
 DRAWN_FACES, DRAWN_RESOLUTION = 8, 256

@@ -3,6 +3,7 @@
 import collections
 import concurrent.futures
 import contextlib
+import os
 from collections.abc import Callable, Generator, Iterable
 from typing import TypeVar
 
@@ -29,3 +30,8 @@ def map_in_order(
                 yield in_flight.popleft().result()
         while in_flight:
             yield in_flight.popleft().result()
+
+
+def available_cpus() -> int:
+    """The CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

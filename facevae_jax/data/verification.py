@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
-from tqdm import tqdm
 
 from facevae_jax import pictures
 from facevae_jax.config import CHANNELS
@@ -23,6 +22,7 @@ from facevae_jax.data.inspection import Row, SplitReader, StoreReader
 from facevae_jax.data.parallel import map_in_order
 from facevae_jax.errors import UserError, make_writable_directory
 from facevae_jax.files import atomic_writer, write_json
+from facevae_jax.progress import progress_bar
 
 REPORT, DUPLICATES = "report.json", "duplicates.jsonl"
 SPLIT_ORDER = ("train", "validation", "test")  # of two splits that share an image, the later one is spoilt
@@ -213,7 +213,7 @@ def _check_split(
     tiles = {row: np.full((side, side, CHANNELS), 255, np.uint8) for row in shown}  # white where damaged
     with (
         contextlib.closing(map_in_order(check, chunks, threads=threads)) as blocks,
-        tqdm(total=count, desc=f"checking {split}", unit="image", dynamic_ncols=True, disable=None) as progress,
+        progress_bar(total=count, description=f"checking {split}") as progress,
     ):
         for rows, block in zip(chunks, blocks, strict=True):
             fingerprints[rows.start : rows.stop] = block.fingerprints
