@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 from facevae_jax import pictures
+from facevae_jax import verify as command
 from facevae_jax.config import DataConfig
 from facevae_jax.data import builder, dataset, duplicates, layouts, pixels, records, synthetic, verification
 from facevae_jax.data.images import encode_png
 from facevae_jax.errors import UserError
-from facevae_jax.verify import verify
 from tests.conftest import assert_one_line_error, run_module
 
 MODULE = "facevae_jax.prepare"
@@ -325,10 +325,10 @@ def test_the_remedy_is_told(toy, capsys):
     data_dir = str(toy.parent.parent.parent)
     change_store(toy, lambda store: store.fill(0))
     with pytest.raises(UserError, match=r"toy/64/1\.0\.0: 1 problem \(pixels/train\.npy: .*delete .*pixels, which"):
-        verify(name="toy", resolution=R, data_dir=data_dir)
+        command.verify(name="toy", resolution=R, data_dir=data_dir)
     assert "pixel stores: pixels/train.npy is not whole, pixels/validation.npy is whole" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"--name=no --resolution=64: no such .*--name=toy --resolution=64\."):
-        verify(name="no", resolution=R, data_dir=data_dir)
+        command.verify(name="no", resolution=R, data_dir=data_dir)
 
 
 def test_command(toy, tmp_path):
