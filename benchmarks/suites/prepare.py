@@ -4,19 +4,15 @@ import importlib.util
 import io
 import pathlib
 import statistics
-import subprocess
-import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import psutil
 from PIL import Image
 
-from benchmarks.environment import REPOSITORY
+from benchmarks.processes import Measured, run_measured
 from benchmarks.suites.options import Options, Skipped
 from facevae_jax.data import synthetic
 from facevae_jax.data.images import FORMATS
@@ -27,7 +23,6 @@ from facevae_jax.prepare import open_layout
 NEEDED = ("tensorflow_datasets", "array_record")
 DRAWN_FACES, DRAWN_RESOLUTION = 8, 256
 NOISE = 2.0  # levels of 255, standard deviation: without it drawn faces compress far better than photographs
-POLL_SECONDS = 0.02
 SMALLER = 4  # memory is compared with that of so many times fewer images
 
 
@@ -45,13 +40,6 @@ KINDS = {
     "png_1024x1024": Kind("PNG", (1024, 1024), 200),  # as FFHQ's images
     "jpeg_1024x1024": Kind("JPEG", (1024, 1024), 1000),
 }
-
-
-class Measured(NamedTuple):
-    """One run of the command."""
-
-    seconds: float
-    peak_bytes: int  # resident, of the command
 
 
 def run(options: Options) -> dict[str, Any]:
@@ -131,48 +119,7 @@ def command(source: pathlib.Path, *, layout: str, resolution: int, data_dir: pat
       UserError: the command's own message, where it fails.
     """
     flags = {"layout": layout, "source": source, "resolution": resolution, "data_dir": data_dir, "name": "benchmark"}
-    arguments = [f"--{name}={value}" for name, value in flags.items()]
-    started = time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "facevae_jax.prepare", *arguments],
-        cwd=REPOSITORY,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    peak = 0
-
-    def watch() -> None:
-        nonlocal peak
-        while process.poll() is None:
-            peak = max(peak, resident_bytes(process.pid))
-            time.sleep(POLL_SECONDS)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    _, errors = process.communicate()
-    seconds = time.perf_counter() - started
-    watcher.join()
-    if process.returncode:
-        lines = errors.strip().splitlines() or [f"facevae_jax.prepare ended with status {process.returncode}"]
-        raise UserError(lines[-1].removeprefix("error: "))
-    return Measured(seconds, peak)
-
-
-def resident_bytes(pid: int) -> int:
-    """Resident memory of a process and its children."""
-    try:
-        parent = psutil.Process(pid)
-        return sum(_resident(process) for process in (parent, *parent.children(recursive=True)))
-    except psutil.NoSuchProcess:
-        return 0
-
-
-def _resident(process: psutil.Process) -> int:
-    try:
-        return process.memory_info().rss
-    except psutil.NoSuchProcess:  # it has just ended
-        return 0
+    return run_measured("facevae_jax.prepare", *(f"--{name}={value}" for name, value in flags.items()))
 
 
 def write_files(folder: pathlib.Path, kind: Kind) -> pathlib.Path:
