@@ -14,9 +14,12 @@ import signal
 import subprocess
 import sys
 import time
+from typing import NamedTuple
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from facevae_jax.data import builder, conversion, dataset, images, layouts
@@ -316,6 +319,9 @@ def odd_images() -> dict[str, bytes]:
             colour, "WEBP", save_all=True, append_images=[Image.new("RGB", (40, 40))], lossless=True
         ),
         "wrong_extension.jpg": encoded(colour, "PNG"),
+        "phone.jpg": encoded(colour, "MPO", save_all=True, append_images=[Image.new("RGB", (40, 40))]),
+        "moving.png": encoded(colour, "PNG", save_all=True, append_images=[Image.new("RGB", (40, 40))]),
+        "copy.png": encoded(colour.convert("RGBA"), "PNG"),  # the bytes of alpha.png
         "line\nbreak.png": encoded(colour, "PNG"),
         "bytes\udcff.png": encoded(colour, "PNG"),
         "thin.png": encoded(colour.resize((9, 400)), "PNG"),
@@ -355,14 +361,15 @@ def test_a_zoo_of_files(tmp_path):
         mutant = (good[:position] + change + good[position + 1 :], good[:position], good[position:])[i % 3]
         (folder / f"mutant{i:04d}.png").write_bytes(mutant)
     (folder / "broken_link.png").symlink_to(folder / "gone.png")
+    os.mkfifo(folder / "pipe.png")
     (folder / "._alpha.png").write_bytes(b"AppleDouble")
     (folder / "folder.png").mkdir()
     result = prepare(folder, tmp_path, on_bad_image="skip")
     reported = [json.loads(line) for line in (result.directory / builder.BAD_IMAGES).read_text().splitlines()]
     names = {entry["path"] for entry in reported}
     assert len(reported) == result.bad == len(names)
-    assert sum(result.images.values()) + len(names) == len(odd) + len(bad) + 1000 + 1
-    assert names >= {*bad, "broken_link.png"}
+    assert sum(result.images.values()) + len(names) == len(odd) + len(bad) + 1000 + 2
+    assert names >= {*bad, "broken_link.png", "pipe.png"}
     assert not names & {*odd}
     assert all(entry["reason"] and "0x" not in entry["reason"] for entry in reported)
     rows = {split: list(dataset.read_images(result.directory, split)) for split in result.images}
@@ -373,3 +380,27 @@ def test_a_zoo_of_files(tmp_path):
             expected = {"grey.png": 99, "grey16.png": 99, "bits.png": 255}.get(name, (10, 200, 30))
             if name in odd:
                 assert np.abs(pixels.astype(int) - expected).max() <= 3, name
+
+
+@settings(max_examples=300, deadline=None)
+@given(kind=st.sampled_from(["PNG", "JPEG", "WEBP"]), edits=st.lists(st.tuples(st.floats(0, 1), st.binary(max_size=8))))
+def test_whatever_the_bytes_there_is_an_image_or_a_reason(kind, edits):
+    data = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)), kind)
+    for place, written in edits:
+        at = int(place * len(data))
+        data = data[:at] + written + data[at + max(len(written), 3) :]
+
+    class Memory(NamedTuple):
+        data: bytes
+
+        def read(self) -> bytes:
+            return self.data
+
+    result = images.convert(Memory(data), images.Task(layouts.CENTRE_SQUARE, RESOLUTION))
+    assert bool(result.png) != bool(result.failure)
+    if result.png:
+        with Image.open(io.BytesIO(result.png)) as image:
+            assert (image.size, image.mode) == ((RESOLUTION, RESOLUTION), "RGB")
+            image.load()
+    else:
+        assert "\n" not in result.failure
