@@ -31,7 +31,8 @@ class DataConfig:
     """Which faces, at which size, and how they reach the device."""
 
     name: str = "synthetic"  # `synthetic` (drawn by the project) or the name of a prepared dataset: celeba, ffhq, ...
-    data_dir: str = "~/tensorflow_datasets"  # where prepared datasets and pixel stores are
+    data_dir: str = "~/tensorflow_datasets"  # where prepared datasets and pixel stores are; may be gs:// or s3://
+    cache_dir: str = "~/.cache/facevae_jax"  # where datasets of a remote data_dir are kept on this machine
     resolution: int = 64  # pixels along one side; a power of two from 32 to 1024
     # resident: each device holds the split; sharded: a slice of it; streamed: batches come from the memory-mapped store
     feed: Literal["auto", "resident", "sharded", "streamed"] = "auto"
@@ -42,6 +43,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check(bool(self.data_dir), "data.data_dir", self.data_dir, "a directory")
+        check(bool(self.cache_dir), "data.cache_dir", self.cache_dir, "a directory")
         check(bool(self.name), "data.name", self.name, "`synthetic` or the name of a prepared dataset")
         power_of_two = self.resolution > 0 and self.resolution & (self.resolution - 1) == 0
         allowed = f"a power of two from {MIN_RESOLUTION} to {MAX_RESOLUTION}"

@@ -96,14 +96,19 @@ def read_metadata(directory: pathlib.Path) -> dict[str, Any]:
         raise UserError(f"{directory} has no readable metadata.json: prepare the dataset anew.") from error
 
 
-def read_images(directory: pathlib.Path, split: str) -> Iterator[UInt8[np.ndarray, "r r 3"]]:
+def read_images(directory: pathlib.Path, split: str, rows: range | None = None) -> Iterator[UInt8[np.ndarray, "r r 3"]]:
     """The images of a split, in row order.
+
+    Args:
+      directory: of the dataset.
+      split: its name.
+      rows: consecutive rows, of which alone the files are needed; None: all.
 
     Raises:
       UserError: the split is not there, or cannot be read.
     """
     decode = functools.partial(_decode, directory=directory, split=split)
-    return _read(directory, split, decode)
+    return _read(directory, split, decode, rows)
 
 
 def _decode(example: bytes, *, directory: pathlib.Path, split: str) -> UInt8[np.ndarray, "r r 3"]:
@@ -116,15 +121,23 @@ def _decode(example: bytes, *, directory: pathlib.Path, split: str) -> UInt8[np.
         ) from error
 
 
-def _read(directory: pathlib.Path, split: str, decode: Callable[[bytes], Any]) -> Iterator[Any]:
-    """`decode` of every serialized example of a split in row order, decoded by threads: Pillow releases the GIL."""
-    source = records.open_split(pathlib.Path(directory), split)
+def _read(
+    directory: pathlib.Path, split: str, decode: Callable[[bytes], Any], rows: range | None = None
+) -> Iterator[Any]:
+    """`decode` of serialized examples of a split in row order, decoded by threads: Pillow releases the GIL."""
+    source = records.open_split(pathlib.Path(directory), split, rows)
+    wanted = range(len(source)) if rows is None else rows
 
     def decode_rows(start: int) -> list[Any]:
-        rows = range(start, min(start + READ_ROWS, len(source)))
-        return [decode(example) for example in source.__getitems__(rows)]
+        try:
+            examples = source.__getitems__(wanted[start : start + READ_ROWS])
+        except Exception as error:  # array_record raises several kinds
+            raise UserError(
+                f"{directory}: the split {split!r} cannot be read ({records.reason(error)}): prepare the dataset anew."
+            ) from error
+        return [decode(example) for example in examples]
 
-    starts = range(0, len(source), READ_ROWS)
+    starts = range(0, len(wanted), READ_ROWS)
     for results in map_in_order(decode_rows, starts, threads=os.cpu_count() or 1):
         yield from results
 

@@ -7,6 +7,7 @@ from jaxtyping import Float32
 
 from facevae_jax.config import DataConfig
 from facevae_jax.data import dataset, pixels, synthetic
+from facevae_jax.data.cache import local_dataset
 from facevae_jax.data.layouts import Attribute
 from facevae_jax.errors import UserError
 
@@ -39,7 +40,7 @@ def open_attributes(config: DataConfig, split: str) -> AttributeTable:
         drawn = synthetic.attributes(pixels.synthetic_rows(config, split))
         attributes = tuple(Attribute(attribute.name, attribute.kind) for attribute in synthetic.ATTRIBUTES)
         return AttributeTable(attributes, np.stack([drawn[attribute.name] for attribute in attributes], axis=1))
-    directory = dataset.find_dataset(config.data_dir, name=config.name, resolution=config.resolution)
+    directory = local_dataset(config)
     described = dataset.read_metadata(directory)["attributes"]
     attributes = tuple(
         Attribute(entry["name"], entry["kind"], tuple(entry.get("categories", ()))) for entry in described

@@ -17,6 +17,7 @@ from jaxtyping import Int, UInt8
 
 from facevae_jax.config import CHANNELS, DataConfig
 from facevae_jax.data import dataset, synthetic
+from facevae_jax.data.cache import local_dataset
 from facevae_jax.errors import UserError, expand_home, make_writable_directory
 from facevae_jax.files import atomic_writer, write_json
 from facevae_jax.progress import progress_bar
@@ -47,7 +48,7 @@ def open_splits(config: DataConfig) -> Splits:
         directory = data_dir / SYNTHETIC / str(config.resolution) / synthetic.VERSION
         stores = {split: _open_synthetic(directory, split, config) for split in (TRAIN, VALIDATION)}
     else:
-        directory = dataset.find_dataset(config.data_dir, name=config.name, resolution=config.resolution)
+        directory = local_dataset(config)
         sizes = dataset.split_sizes(directory)
         if not sizes.get(TRAIN):
             raise UserError(f"config.data.name={config.name!r}: {directory} has no training images: prepare it anew.")

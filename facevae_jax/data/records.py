@@ -3,8 +3,10 @@
 TFDS is imported where it is used: synthetic runs work where it is not installed.
 """
 
+import bisect
 import contextlib
 import functools
+import itertools
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -55,8 +57,26 @@ def open_info(directory: pathlib.Path) -> Any:
         raise UserError(f"{directory} is not a readable dataset ({reason(error)}): prepare it anew.") from error
 
 
-def open_split(directory: pathlib.Path, split: str) -> Any:
+class Part:
+    """Some files of a split, by the rows of the whole."""
+
+    def __init__(self, paths: Sequence[pathlib.Path], first_row: int) -> None:
+        """`first_row` is that of the first file."""
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+        self._source, self._first = ArrayRecordDataSource(list(map(os.fspath, paths))), first_row
+
+    def __getitem__(self, row: int) -> bytes:
+        return self._source[row - self._first]
+
+    def __getitems__(self, rows: Sequence[int]) -> list[bytes]:
+        return self._source.__getitems__([row - self._first for row in rows])
+
+
+def open_split(directory: pathlib.Path, split: str, rows: range | None = None) -> Any:
     """The serialized examples of `split`, by row; batches of rows by `__getitems__`.
+
+    Only the files of `rows`, which are consecutive, need to be there.
 
     Raises:
       UserError: there is no such split, or its files cannot be read.
@@ -67,13 +87,31 @@ def open_split(directory: pathlib.Path, split: str) -> Any:
         found = ", ".join(sorted(builder.info.splits)) or "none"
         raise UserError(f"{directory} has no split {split!r}: its splits are: {found}.")
     try:
-        source = builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
-        source[0]
+        if rows is None:
+            source = builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
+            source[0]
+        else:
+            info = builder.info.splits[split]
+            shards = shards_of(info.shard_lengths, rows)
+            names = sorted(info.filenames)
+            paths = [directory / names[number] for number in shards]
+            source = Part(paths, sum(info.shard_lengths[: shards.start]))
+            source[rows[0]]
     except Exception as error:  # array_record raises RuntimeError or ValueError, TFDS NotImplementedError
         raise UserError(
             f"{directory}: the split {split!r} cannot be read ({reason(error)}): prepare the dataset anew."
         ) from error
     return source
+
+
+def shards_of(lengths: Sequence[int], rows: range | None) -> range:
+    """Of a split's files, with so many rows each, those that hold the consecutive `rows`; all for None."""
+    if rows is None:
+        return range(len(lengths))
+    if not rows:
+        return range(0)
+    ends = list(itertools.accumulate(lengths))
+    return range(bisect.bisect_right(ends, rows[0]), bisect.bisect_right(ends, rows[-1]) + 1)
 
 
 @contextlib.contextmanager
