@@ -8,14 +8,14 @@ import os
 import pathlib
 import shutil
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
 import facevae_jax
 from facevae_jax.config import CHANNELS
 from facevae_jax.data import dataset, images, layouts, records
-from facevae_jax.data.conversion import BadImage, Outcome, convert_layout
+from facevae_jax.data.conversion import BadImage, Note, Outcome, convert_layout
 from facevae_jax.data.layouts import Layout
 from facevae_jax.errors import UserError, make_writable_directory, some
 from facevae_jax.files import atomic_writer, write_json
@@ -24,6 +24,14 @@ BAD_IMAGES = "bad_images.jsonl"
 INCOMPLETE = "incomplete"  # beside the dataset, while it is made and after a pass that was stopped
 
 Policy = Literal["error", "skip"]
+
+
+class Converter(Protocol):
+    """Converts all images of a layout, as `convert_layout` does."""
+
+    def __call__(  # noqa: D102
+        self, layout: Layout, task: images.Task, *, folder: pathlib.Path, notes: pathlib.Path, name: str, workers: int
+    ) -> Outcome: ...
 
 
 class Prepared(NamedTuple):
@@ -45,6 +53,7 @@ def prepare_dataset(
     resolution: int,
     workers: int,
     on_bad_image: Policy = "error",
+    convert: Converter = convert_layout,
 ) -> Prepared:
     """Converts every image of `layout` and writes the dataset; one that is there already is replaced at the end.
 
@@ -60,6 +69,7 @@ def prepare_dataset(
       workers: threads.
       on_bad_image: `error` publishes nothing where an image cannot be used; `skip` leaves it out and lists it in the
         dataset's bad_images.jsonl.
+      convert: what converts the images.
 
     Raises:
       UserError: images cannot be used, `data_dir` cannot be written to, or another process prepares this dataset.
@@ -75,11 +85,10 @@ def prepare_dataset(
                 shutil.rmtree(old) if target.exists() else old.rename(target)
             for folder in (made, notes):
                 folder.mkdir(exist_ok=True)
-            outcome = convert_layout(layout, task, folder=made, notes=notes, name=name, workers=workers)
-            bad = outcome.bad
-            if not outcome.counts.get(layouts.TRAIN) or (bad and on_bad_image == "error"):
-                _list_bad(incomplete / BAD_IMAGES, bad)
-                raise _bad_images(outcome, layout, incomplete / BAD_IMAGES)
+            outcome = convert(layout, task, folder=made, notes=notes, name=name, workers=workers)
+            if is_refused(outcome, on_bad_image):
+                list_bad(incomplete / BAD_IMAGES, outcome.bad)
+                raise bad_images(outcome, layout, incomplete / BAD_IMAGES)
             _finish(made, outcome, layout, task, name=name)
             _replace(target, made, old=old)
         except (OSError, RuntimeError) as error:  # RuntimeError: array_record's
@@ -88,10 +97,15 @@ def prepare_dataset(
                 f"and run the same command again, which goes on from what is done; or delete {incomplete}."
             ) from error
         shutil.rmtree(incomplete)
+    return summarize(target, outcome)
+
+
+def summarize(target: pathlib.Path, outcome: Outcome) -> Prepared:
+    """What the pass has written to `target`."""
     counts = {split: count for split, count in outcome.counts.items() if count}
     enlarged = sum(note.enlarged for _, note in outcome.shards)
     speed = (sum(counts.values()) - outcome.taken_over) / max(outcome.seconds, 1e-9)
-    return Prepared(target, counts, len(bad), enlarged, outcome.taken_over, speed)
+    return Prepared(target, counts, len(outcome.bad), enlarged, outcome.taken_over, speed)
 
 
 @contextlib.contextmanager
@@ -106,12 +120,19 @@ def _lock(folder: pathlib.Path) -> Iterator[None]:
         yield
 
 
-def _list_bad(path: pathlib.Path, bad: Sequence[BadImage]) -> None:
+def is_refused(outcome: Outcome, on_bad_image: Policy) -> bool:
+    """Whether too many images are bad for the dataset to be published."""
+    return not outcome.counts.get(layouts.TRAIN) or (bool(outcome.bad) and on_bad_image == "error")
+
+
+def list_bad(path: pathlib.Path, bad: Sequence[BadImage]) -> None:
+    """Writes a line of JSON about each."""
     with atomic_writer(path) as file:
         file.writelines(json.dumps(image._asdict()).encode() + b"\n" for image in bad)
 
 
-def _bad_images(outcome: Outcome, layout: Layout, listed: pathlib.Path) -> UserError:
+def bad_images(outcome: Outcome, layout: Layout, listed: pathlib.PurePath) -> UserError:
+    """The error that names the bad images, all of which are in the file `listed`."""
     total = sum(len(members) for members in layout.splits.values())
     first = some(f"{ascii(image.path)[1:-1]}: {image.reason}" for image in outcome.bad)
     skip = ", or leave them out with --on_bad_image=skip" if outcome.counts.get(layouts.TRAIN) else ""
@@ -123,17 +144,29 @@ def _bad_images(outcome: Outcome, layout: Layout, listed: pathlib.Path) -> UserE
 
 def _finish(folder: pathlib.Path, outcome: Outcome, layout: Layout, task: images.Task, *, name: str) -> None:
     """Leaves in the folder the shards that have images, TFDS's metadata and the list of bad images; nothing else."""
-    tfds = records.import_tfds()
-    splits: dict[str, list[tuple[pathlib.Path, int]]] = {}
-    for shard, note in outcome.shards:
-        if outcome.counts[shard.split]:
-            splits.setdefault(shard.split, []).append((folder / shard.file_name(name), note.images))
-    kept = {file for files in splits.values() for file, _ in files}
+    kept = published_shards(outcome, name=name)
     for path in folder.iterdir():
-        if path not in kept:
+        if path.name not in kept:
             path.unlink()
-    if bad := outcome.bad:
-        _list_bad(folder / BAD_IMAGES, bad)
+    write_metadata(folder, outcome, layout, task, name=name)
+    _flush(folder)
+
+
+def published_shards(outcome: Outcome, *, name: str) -> dict[str, tuple[str, Note]]:
+    """By file name, split and note of each shard of the splits that have images."""
+    counts = outcome.counts
+    return {shard.file_name(name): (shard.split, note) for shard, note in outcome.shards if counts[shard.split]}
+
+
+def write_metadata(folder: pathlib.Path, outcome: Outcome, layout: Layout, task: images.Task, *, name: str) -> None:
+    """Writes what a dataset has besides its shards, which need not be in this folder."""
+    tfds = records.import_tfds()
+    shards = published_shards(outcome, name=name)
+    splits: dict[str, list[Note]] = {}
+    for split, note in shards.values():
+        splits.setdefault(split, []).append(note)
+    if outcome.bad:
+        list_bad(folder / BAD_IMAGES, outcome.bad)
     features: dict[str, Any] = {
         "image": tfds.features.Image(shape=(task.resolution, task.resolution, CHANNELS), encoding_format="png"),
         "name": tfds.features.Text(doc="path of the source file"),
@@ -165,20 +198,16 @@ def _finish(folder: pathlib.Path, outcome: Outcome, layout: Layout, task: images
         tfds.core.splits.SplitDict(
             tfds.core.SplitInfo(
                 name=split,
-                shard_lengths=[images for _, images in files],
-                num_bytes=sum(file.stat().st_size for file, _ in files),
+                shard_lengths=[note.images for note in notes],
+                num_bytes=sum(note.size for note in notes),
                 filename_template=template.replace(split=split),
             )
-            for split, files in splits.items()
+            for split, notes in splits.items()
         )
     )
     info.write_to_directory(folder)
-    notes = {shard.file_name(name): note for shard, note in outcome.shards}
-    write_json(
-        folder / dataset.CHECKSUMS,
-        {file.name: {"bytes": file.stat().st_size, "sha256": notes[file.name].sha256} for file in sorted(kept)},
-    )
-    _flush(folder)
+    checksums = {file: {"bytes": note.size, "sha256": note.sha256} for file, (_, note) in sorted(shards.items())}
+    write_json(folder / dataset.CHECKSUMS, checksums)
 
 
 def _provenance(layout: Layout, resolution: int) -> dict[str, Any]:

@@ -51,6 +51,7 @@ class Note(NamedTuple):
 
     fingerprint: str  # of what went in
     sha256: str  # of the file
+    size: int  # of the file, in bytes
     images: int  # in the file
     enlarged: int
     bad: tuple[BadImage, ...]
@@ -112,7 +113,7 @@ def convert_layout(
                 note = write_shard(file, shard, stream, mark=mark, attributes=attributes, progress=progress)
                 write_json(notes / f"{file.name}.json", note._asdict())
             outcome.shards.append((shard, note))
-            written += (folder / shard.file_name(name)).stat().st_size
+            written += note.size
             progress.set_postfix_str(f"{written / 1e6:,.0f} MB, {len(outcome.bad)} bad", refresh=False)
     outcome.seconds = time.monotonic() - started
     return outcome
@@ -140,7 +141,7 @@ def write_shard(
             write(records.encode_example(result.png, name=os.fsencode(image.name), attributes=values))
             written += 1
             enlarged += result.enlarged
-    return Note(mark, file_sha256(file), written, enlarged, tuple(bad))
+    return Note(mark, file_sha256(file), file.stat().st_size, written, enlarged, tuple(bad))
 
 
 def fingerprint(shard: Shard, task: images.Task, attributes: list[str]) -> str:
@@ -154,11 +155,16 @@ def fingerprint(shard: Shard, task: images.Task, attributes: list[str]) -> str:
 def read_finished(file: pathlib.Path, note: pathlib.Path, mark: str) -> Note | None:
     """The note of a shard that a pass before has written; None where it has not, or it was something else."""
     try:
-        content = json.loads(note.read_bytes())
-        read = Note(**content | {"bad": tuple(BadImage(*entry) for entry in content["bad"])})
+        read = read_note(note)
         return read if read.fingerprint == mark and file_sha256(file) == read.sha256 else None
     except (OSError, ValueError, TypeError, KeyError):
         return None
+
+
+def read_note(path: pathlib.Path) -> Note:
+    """The note in a file; raises an OSError, ValueError, TypeError or KeyError where there is none, or half of one."""
+    content = json.loads(path.read_bytes())
+    return Note(**content | {"bad": tuple(BadImage(*entry) for entry in content["bad"])})
 
 
 def file_sha256(file: pathlib.Path) -> str:
