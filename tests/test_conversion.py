@@ -113,6 +113,24 @@ def test_a_pass_that_is_stopped_is_gone_on_with(source, expected, tmp_path, monk
     assert [path.name for path in result.directory.parent.iterdir()] == [result.directory.name]
 
 
+def test_nothing_is_imported_beside_the_threads(source, tmp_path):
+    """TFDS replaces `__import__` while it is imported, so that images failed whose decoder was imported meanwhile."""
+    code = (
+        "import builtins, pathlib, sys; from facevae_jax.data import builder, images, layouts\n"
+        "convert, usual, seen = images.convert, builtins.__import__, []\n"
+        "def check(file, task):\n"
+        "    seen.append('tensorflow_datasets' in sys.modules and builtins.__import__ is usual)\n"
+        "    return convert(file, task)\n"
+        "images.convert = check\n"
+        f"layout = layouts.folder(pathlib.Path({str(source)!r}))\n"
+        f"builder.prepare_dataset(layout, data_dir={str(tmp_path)!r}, name='toy', resolution={RESOLUTION}, workers=2, "
+        "on_bad_image='skip')\n"
+        "print(all(seen), len(seen))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert result.stdout == "True 100\n"
+
+
 def stopped(source: pathlib.Path, data_dir: pathlib.Path) -> pathlib.Path:
     """Converts everything, but does not publish it, because of the bad images; the folder of what was done."""
     with pytest.raises(UserError, match="2 of 100 images cannot be used"):

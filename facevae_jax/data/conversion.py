@@ -92,6 +92,7 @@ def convert_layout(
     layout: Layout, task: images.Task, *, folder: pathlib.Path, notes: pathlib.Path, name: str, workers: int
 ) -> Outcome:
     """Writes the shards of the dataset `name` into `folder`, and a note of each into `notes`."""
+    records.import_for_writing()
     attributes = [attribute.name for attribute in layout.attributes]
     outcome = Outcome([])
     found: list[tuple[Shard, str, Note | None]] = []

@@ -114,6 +114,21 @@ def shards_of(lengths: Sequence[int], rows: range | None) -> range:
     return range(bisect.bisect_right(ends, rows[0]), bisect.bisect_right(ends, rows[-1]) + 1)
 
 
+def import_for_writing() -> None:
+    """Imports all that is needed to write records; to be called before threads are started.
+
+    While TFDS is imported it replaces `builtins.__import__` for all threads, and what another thread imports meanwhile
+    fails: Pillow imports parts of itself when it meets the first image that needs them, and good images were reported
+    as bad ("Relative import statements not supported").
+
+    Raises:
+      UserError: TFDS is not installed.
+    """
+    import_tfds()
+    from array_record.python import array_record_module  # noqa: F401
+    from tensorflow_datasets.proto import tf_example_pb2  # noqa: F401
+
+
 @contextlib.contextmanager
 def writer(path: pathlib.Path) -> Iterator[Callable[[bytes], None]]:
     """Yields what writes a record into a new ArrayRecord file, which is whole when the block has ended."""
