@@ -8,19 +8,21 @@ PNG, JPEG and WebP files), each in a folder or in a .zip or .tar file that is no
 lfw that TFDS has prepared under --data_dir).
 """
 
+import functools
 import os
 import pathlib
 import re
 import shlex
 import sys
-from typing import get_args
+from typing import Any, get_args
 
 from absl import flags
 
 from facevae_jax import command_line, verify
 from facevae_jax.config import MAX_RESOLUTION, MIN_RESOLUTION, DataConfig, TrainConfig
-from facevae_jax.data import builder, celeba_layout, dataset, ffhq_layout, layouts, parallel, records, tfds_layout
+from facevae_jax.data import builder, celeba_layout, dataset, ffhq_layout, layouts, parallel, tfds_layout
 from facevae_jax.data.attributes import SUFFIXES, join_table
+from facevae_jax.data.locations import is_remote
 from facevae_jax.errors import UserError, expand_home
 
 DEFAULT_DATA_DIR = DataConfig.data_dir
@@ -45,6 +47,9 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "attributes", None, "labels of your own, a CSV or JSON file; or for --layout=ffhq the ffhq-features-dataset"
     )
+    flags.DEFINE_string(
+        "beam_options", None, "convert by Apache Beam with these options; empty: its defaults. See docs/beam.md"
+    )
     flags.DEFINE_string("output", None, "for verify: where its report is written; by default in the dataset's folder")
 
 
@@ -68,6 +73,7 @@ def main(arguments: list[str]) -> int | None:
             on_bad_image=values.on_bad_image,
             overwrite=values.overwrite,
             attributes=values.attributes,
+            beam_options=values.beam_options,
         )
     except KeyboardInterrupt:
         print("stopped: the same command goes on from what is done.", file=sys.stderr)
@@ -95,6 +101,7 @@ def prepare(
     on_bad_image: builder.Policy = "error",
     overwrite: bool = False,
     attributes: str | None = None,
+    beam_options: str | None = None,
 ) -> None:
     """Prepares a dataset and prints where it is and what to type next. The arguments are the flags.
 
@@ -122,12 +129,15 @@ def prepare(
         raise UserError(f"--workers={workers}: choose at least 1.")
     if attributes and layout != "ffhq" and not is_table(attributes):
         raise UserError(f"--attributes={attributes!r}: give a file {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}.")
+    if is_remote(data_dir):
+        refuse_remote(data_dir, layout=layout, beam_options=beam_options)
 
     target = dataset.dataset_directory(data_dir, name=name, resolution=resolution)
-    if (target / records.INFO_FILE).is_file() and not overwrite:
+    if dataset.is_published(target) and not overwrite:
         refuse_other_source(target, layout=layout, source=source)
         counts = describe_counts(dataset.split_sizes(target))
-        print(f"already prepared: {target} ({counts}); --overwrite prepares it anew.")
+        anew = "delete it to prepare it anew" if is_remote(data_dir) else "--overwrite prepares it anew"
+        print(f"already prepared: {target} ({counts}); {anew}.")
     else:
         labels = _path(attributes, name="--attributes") if attributes else None
         table = labels if labels and is_table(labels.name) else None
@@ -140,13 +150,9 @@ def prepare(
             raise UserError(f"--source={source!r} has no images to train on ({counts}): add some of the split train.")
         for note in found.notes:
             print(f"note: {note}")
-        prepared = builder.prepare_dataset(
-            found,
-            data_dir=data_dir,
-            name=name,
-            resolution=resolution,
-            workers=workers or parallel.available_cpus() + 1,  # a thread that waits for the GIL leaves its core idle
-            on_bad_image=on_bad_image,
+        convert = prepare_here if beam_options is None else functools.partial(prepare_by_beam, options=beam_options)
+        prepared = convert(
+            found, data_dir=data_dir, name=name, resolution=resolution, workers=workers, on_bad_image=on_bad_image
         )
         if prepared.taken_over:
             print(f"note: {prepared.taken_over} images were taken over from a run that was stopped.")
@@ -160,6 +166,32 @@ def prepare(
         print(f"prepared: {target} ({describe_counts(prepared.images)}; {prepared.images_per_second:.0f} images/s)")
     images = dataset.split_sizes(target).get("train", 0)
     print(f"next: {next_command(data_dir, name=name, resolution=resolution, images=images)}")
+
+
+def prepare_here(layout: layouts.Layout, *, workers: int | None, **options: Any) -> builder.Prepared:
+    """Prepares the dataset by threads of this process."""
+    # A thread that waits for the GIL leaves its core idle: hence one more.
+    return builder.prepare_dataset(layout, workers=workers or parallel.available_cpus() + 1, **options)
+
+
+def prepare_by_beam(layout: layouts.Layout, **options: Any) -> builder.Prepared:
+    """Prepares the dataset by a pipeline, which needs the extra `beam`."""
+    from facevae_jax.data import beam
+
+    return beam.prepare_dataset(layout, **options)
+
+
+def refuse_remote(data_dir: str, *, layout: str, beam_options: str | None) -> None:
+    """Raises a UserError where a dataset cannot be prepared at this URL."""
+    if beam_options is None:
+        raise UserError(
+            f"--data_dir={data_dir!r} is not a folder of this machine: choose one, or add --beam_options= (an empty "
+            "one converts on this machine and writes there)."
+        )
+    if layout == "tfds":
+        raise UserError(
+            f"--data_dir={data_dir!r}: --layout=tfds reads its source there: choose a folder of all workers."
+        )
 
 
 def refuse_other_source(target: pathlib.Path, *, layout: str, source: str) -> None:

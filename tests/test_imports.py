@@ -5,6 +5,8 @@ import pathlib
 import subprocess
 import sys
 
+from PIL import Image
+
 from tests.conftest import REPOSITORY
 
 # A module may import from its own layer and from those before it.
@@ -48,3 +50,20 @@ def test_training_imports_neither_tensorflow_nor_its_datasets():
     program = "import sys, facevae_jax.training.loop; print([m for m in sys.modules if m.startswith('tensorflow')])"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_preparation_on_one_machine_needs_no_beam(tmp_path):
+    (tmp_path / "faces").mkdir()
+    for i in range(2):
+        Image.new("RGB", (32, 32), (i, i, i)).save(tmp_path / "faces" / f"{i}.png")
+    program = (
+        "import sys; sys.modules['apache_beam'] = None\n"
+        "from facevae_jax import command_line, prepare; prepare.define_flags(); command_line.run(prepare.main)"
+    )
+    flags = ["--layout=folder", f"--source={tmp_path / 'faces'}", "--resolution=32", f"--data_dir={tmp_path}"]
+    for given, said in (([], "prepared: "), (["--overwrite", "--beam_options="], "")):
+        command = [sys.executable, "-c", program, *flags, *given]
+        result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY)
+        assert result.stdout.startswith(said), result.stderr
+    assert result.returncode == 2
+    assert result.stderr == 'error: --beam_options needs Apache Beam: pip install "facevae-jax[beam]".\n'

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from facevae_jax.config import DataConfig
 from facevae_jax.data import dataset
+from facevae_jax.data.locations import is_remote
 from facevae_jax.data.parallel import map_in_order
 from facevae_jax.data.records import INFO_FILE, reason, shards_of
 from facevae_jax.errors import UserError, make_writable_directory
@@ -35,11 +36,6 @@ class RecordFile(NamedTuple):
     name: str
     size: int
     sha256: str | None  # None: written by a version that kept no checksums
-
-
-def is_remote(data_dir: str) -> bool:
-    """Whether the datasets are in a bucket."""
-    return "://" in data_dir
 
 
 def local_dataset(config: DataConfig) -> pathlib.Path:

@@ -20,6 +20,7 @@ from jaxtyping import Float32, UInt8
 from PIL import Image
 
 from facevae_jax.data import records
+from facevae_jax.data.locations import location
 from facevae_jax.data.parallel import map_in_order
 from facevae_jax.errors import UserError, expand_home
 
@@ -29,8 +30,23 @@ READ_ROWS = 16  # rows fetched and decoded together
 
 
 def dataset_directory(data_dir: str | os.PathLike[str], *, name: str, resolution: int) -> pathlib.Path:
-    """Where this version of the project writes the dataset."""
-    return expand_home(data_dir, name="data_dir") / name / str(resolution) / VERSION
+    """Where this version of the project writes the dataset; `data_dir` may be a URL (see `locations.location`)."""
+    return location(data_dir) / name / str(resolution) / VERSION
+
+
+def is_published(directory: pathlib.Path) -> bool:
+    """Whether there is a dataset.
+
+    Raises:
+      UserError: that cannot be found out.
+    """
+    try:
+        return (directory / records.INFO_FILE).is_file()
+    except Exception as error:  # the library of each object store raises its own kinds; ImportError without one
+        raise UserError(
+            f"{directory} cannot be read ({records.reason(error)}): check its name and your rights, and of a URL that "
+            "its library is installed (gcsfs for gs://, s3fs for s3://, adlfs for az://)."
+        ) from error
 
 
 def prepared_datasets(data_dir: str | os.PathLike[str]) -> dict[str, dict[int, pathlib.Path]]:
@@ -91,7 +107,7 @@ def read_metadata(directory: pathlib.Path) -> dict[str, Any]:
       UserError: the dataset cannot be read.
     """
     try:
-        return json.loads((pathlib.Path(directory) / "metadata.json").read_bytes())
+        return json.loads((directory / "metadata.json").read_bytes())
     except (OSError, ValueError) as error:
         raise UserError(f"{directory} has no readable metadata.json: prepare the dataset anew.") from error
 
