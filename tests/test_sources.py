@@ -168,6 +168,15 @@ def test_links_bombs_and_damage_in_archives_are_bad_images(tmp_path):
     assert "2147483648 bytes are over" in reasons["large.png"]
 
 
+@pytest.mark.parametrize("suffix", [".zip", ".tar"])
+@pytest.mark.parametrize(
+    "layout", [layouts.folder, celeba_layout.celeba, lambda path: ffhq_layout.ffhq(path, resolution=64)]
+)
+def test_an_empty_archive(tmp_path, suffix, layout):
+    with pytest.raises(UserError, match=r"expected .*, found: nothing \(0 entries\)"):
+        layout(archive(tmp_path / f"a{suffix}", []))
+
+
 @pytest.mark.parametrize("damage", ["cut", "compressed", "text"])
 @pytest.mark.parametrize("suffix", [".zip", ".tar"])
 def test_archives_that_cannot_be_read(tmp_path, suffix, damage):

@@ -3,6 +3,7 @@
 import array
 import bisect
 import functools
+import itertools
 import pathlib
 import stat
 import tarfile
@@ -122,8 +123,8 @@ class Archive:
         # Of several by one name the last counts, as it does when they are unpacked.
         kept = [
             row
-            for row, after in zip(order, [*order[1:], None], strict=True)
-            if after is None or names[row] != names[after]
+            for row, after in itertools.pairwise([*order, None])
+            if row is not None and (after is None or names[row] != names[after])
         ]
         repeated = len(order) - len(kept)
         note = f"{repeated} files are in {path.name} more than once: the last of each counts."

@@ -133,7 +133,9 @@ def read_table(path: pathlib.Path) -> Table:
         attributes.append(found[0])
         values.append(found[1])
     if not attributes:
-        raise UserError(f"{_flag(path)} has no attributes: give a column for each beside the files' names.")
+        raise UserError(
+            f"{_flag(path)} has no attributes: give a column for each beside the files' names, with commas between."
+        )
     rows = {name: row for row, (name, _) in enumerate(records)}
     return Table(tuple(attributes), rows, np.stack(values, axis=1), tuple(notes))
 
