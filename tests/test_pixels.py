@@ -112,3 +112,10 @@ def test_synthetic_splits_are_drawn_by_index_and_disjoint(tmp_path):
     np.testing.assert_array_equal(splits.train[257:259], synthetic.faces(np.array([257, 258]), resolution=32))
     start = SYNTHETIC_VALIDATION_START
     np.testing.assert_array_equal(splits.evaluation, synthetic.faces(np.arange(start, start + 3), resolution=32))
+
+
+def test_drawn_faces_of_a_run_in_a_bucket_are_in_the_cache(tmp_path):
+    sizes = {"synthetic_train_images": 2, "synthetic_validation_images": 1}
+    config = DataConfig(data_dir="gs://bucket/data", cache_dir=str(tmp_path), resolution=32, **sizes)
+    assert open_splits(config).train.shape == (2, 32, 32, 3)
+    assert list(tmp_path.glob("synthetic/32/*/train-2.npy"))

@@ -18,6 +18,7 @@ from jaxtyping import Int, UInt8
 from facevae_jax.config import CHANNELS, DataConfig
 from facevae_jax.data import dataset, synthetic
 from facevae_jax.data.cache import local_dataset
+from facevae_jax.data.locations import is_remote
 from facevae_jax.errors import UserError, expand_home, make_writable_directory
 from facevae_jax.files import atomic_writer, write_json
 from facevae_jax.progress import progress_bar
@@ -44,7 +45,8 @@ def open_splits(config: DataConfig) -> Splits:
       UserError: the dataset is not prepared at this resolution, has no training images, or cannot be written to.
     """
     if config.name == SYNTHETIC:
-        data_dir = expand_home(config.data_dir, name="config.data.data_dir")
+        place = config.cache_dir if is_remote(config.data_dir) else config.data_dir
+        data_dir = expand_home(place, name="config.data.data_dir")
         directory = data_dir / SYNTHETIC / str(config.resolution) / synthetic.VERSION
         stores = {split: _open_synthetic(directory, split, config) for split in (TRAIN, VALIDATION)}
     else:
