@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import time
+import zlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -147,7 +148,8 @@ def write_shard(
 
 def fingerprint(shard: Shard, task: images.Task, attributes: list[str]) -> str:
     """Of all that decides the bytes of the shard's file: versions, what is done, each file's name, size and time."""
-    digest = hashlib.sha256(repr((facevae_jax.__version__, PIL.__version__, task, attributes)).encode())
+    versions = (facevae_jax.__version__, PIL.__version__, zlib.ZLIB_RUNTIME_VERSION)
+    digest = hashlib.sha256(repr((versions, images.PNG_STRATEGY, task, attributes)).encode())
     for image in shard.members:
         digest.update(repr((image.name, image.attributes, images.stamp(image.file))).encode())
     return digest.hexdigest()
