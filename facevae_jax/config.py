@@ -32,7 +32,7 @@ class DataConfig:
 
     name: str = "synthetic"  # `synthetic` (drawn by the project) or the name of a prepared dataset: celeba, ffhq, ...
     data_dir: str = "~/tensorflow_datasets"  # where prepared datasets and pixel stores are; may be gs:// or s3://
-    cache_dir: str = "~/.cache/facevae_jax"  # where datasets of a remote data_dir are kept on this machine
+    cache_dir: str = "~/.cache/facevae_jax/datasets"  # where datasets of a remote data_dir are kept on this machine
     resolution: int = 64  # pixels along one side; a power of two from 32 to 1024
     # resident: each device holds the split; sharded: a slice of it; streamed: batches come from the memory-mapped store
     feed: Literal["auto", "resident", "sharded", "streamed"] = "auto"
