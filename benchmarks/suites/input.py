@@ -28,7 +28,7 @@ def run(options: Options) -> dict[str, Any]:
         rows = split_along(mesh, 1)
         resident = ResidentFeed(pixels, plan, capacity=capacity, pixels_sharding=replicated(mesh), rows_sharding=rows)
         streamed = StreamedFeed(
-            pixels, plan, capacity=capacity, first_step=0, batch_sharding=split_along(mesh, 0), rows_sharding=rows
+            pixels, plan, capacity=capacity, first=0, batch_sharding=split_along(mesh, 0), rows_sharding=rows
         )
         try:
             cases = {
