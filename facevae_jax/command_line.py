@@ -19,11 +19,14 @@ def run(
     Exit codes: what `main` returns (None is 0); 2 and one line on standard error for a `UserError` or a bad flag.
     """
     try:
-        logging.set_verbosity(logging.ERROR)  # the libraries' notes would drown the run's own lines
+        logging.set_verbosity(
+            logging.FATAL
+        )  # what libraries log, also of errors that they raise, would drown our lines
         arguments = parse_flags(sys.argv, check_arguments)
         code = main(arguments)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if str(error):  # else another process tells
+            print(f"error: {error}", file=sys.stderr)
         code = 2
     sys.exit(code)
 

@@ -121,6 +121,7 @@ class TrainConfig:
 
     seed: int = 0
     batch_size: int = 128  # images in the global batch, over all devices
+    accumulation: int = 1  # parts that a batch is computed in, one after another, where it needs too much memory
     epochs: int = 30
     steps: int = 0  # optimiser steps; 0: as many as `epochs` make
     learning_rate: float = 5e-4
@@ -131,18 +132,23 @@ class TrainConfig:
     log_every_steps: int = 50
     evaluate_every_epochs: int = 1  # validation, pictures and a checkpoint; always after the last step too
     checkpoint_every_steps: int = 0  # between evaluations; 0: only at evaluations
+    max_skipped_steps: int = 20  # in a row whose loss or gradient was not finite, after which the run stops
+    watchdog_seconds: int = 600  # without a finished dispatch, after which the run ends; 0: never
     steps_per_dispatch: int = 64  # at most; fewer where one dispatch would last longer than about 3 s
     convolution: Literal["auto", "plain", "matmul"] = "auto"  # auto: matmul on CPU, plain elsewhere
     tensorboard: bool = False  # needs the extra `tensorboard`
 
     def __post_init__(self) -> None:
         check(0 <= self.seed < 2**32, "train.seed", self.seed, "from 0 to 2**32 - 1")
-        for key in ("batch_size", "epochs", "learning_rate", "log_every_steps", "evaluate_every_epochs"):
+        for key in ("batch_size", "accumulation", "epochs", "learning_rate", "log_every_steps"):
             check(getattr(self, key) > 0, f"train.{key}", getattr(self, key), "positive")
-        check(self.steps_per_dispatch > 0, "train.steps_per_dispatch", self.steps_per_dispatch, "positive")
-        for key in ("steps", "warmup_steps", "clip_norm", "checkpoint_every_steps"):
+        for key in ("evaluate_every_epochs", "max_skipped_steps", "steps_per_dispatch"):
+            check(getattr(self, key) > 0, f"train.{key}", getattr(self, key), "positive")
+        for key in ("steps", "warmup_steps", "clip_norm", "checkpoint_every_steps", "watchdog_seconds"):
             check(getattr(self, key) >= 0, f"train.{key}", getattr(self, key), "0 or positive")
         check(0 <= self.ema_decay < 1, "train.ema_decay", self.ema_decay, BELOW_ONE)
+        allowed = f"a divisor of config.train.batch_size={self.batch_size}"
+        check(self.batch_size % self.accumulation == 0, "train.accumulation", self.accumulation, allowed)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

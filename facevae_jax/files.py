@@ -1,10 +1,12 @@
 """Files that are whole or absent: written aside, flushed to the disk, then renamed."""
 
 import contextlib
+import fcntl
 import json
 import os
 import pathlib
 import secrets
+import socket
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
@@ -25,6 +27,25 @@ def atomic_writer(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(path: str | os.PathLike[str], *, wait: bool) -> Iterator[None]:
+    """Holds the lock `path` for this process; the system frees it when the process ends, however it ends.
+
+    Raises:
+      BlockingIOError: another process has it, and `wait` is False; its message is that process's note of who it is.
+    """
+    with open(path, "a+") as file:  # noqa: PTH123 - a mode that neither truncates nor needs the file
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise BlockingIOError(error.errno, file.read().strip()) from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:

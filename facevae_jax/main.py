@@ -3,6 +3,9 @@
 python -m facevae_jax.main --config=configs/quickstart.py --workdir=/tmp/quickstart
 
 Any setting is overridden by its path: --config.data.resolution=64 --config.model.latent_dim=32.
+
+On several hosts the same command runs once on each. Cloud TPU, GKE, Slurm and Open MPI tell it where the others are;
+elsewhere add --coordinator=HOST:PORT --processes=N --process_id=I. launch/ has a script for each.
 """
 
 import signal
@@ -16,6 +19,12 @@ from facevae_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, with overrides as --config.x.y=value.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run: checkpoints, pictures, metrics, config.json.")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "Of several processes: HOST:PORT of process 0.")
+_PROCESSES = flags.DEFINE_integer("processes", None, "How many processes the run has.", lower_bound=1)
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", lower_bound=0)
+_HEARTBEAT = flags.DEFINE_integer(
+    "heartbeat_seconds", 60, "A process that is silent for so long is dead, which ends the others.", lower_bound=1
+)
 
 
 def main(arguments: list[str]) -> int:
@@ -30,27 +39,20 @@ def main(arguments: list[str]) -> int:
         raise UserError("--config and --workdir are needed: --config=configs/quickstart.py --workdir=/tmp/quickstart.")
     config = read_config()
 
-    from facevae_jax.training import loop, telemetry  # after the config is checked: jax takes seconds to import
+    from facevae_jax import hosts  # after the config is checked: jax takes seconds to import
+    from facevae_jax.signals import StopSignals
+    from facevae_jax.training import loop, telemetry
 
     startup.keep_compiled_programs()
-
-    received: list[int] = []
-
-    def stop(number: int, frame: object) -> None:
-        received.append(number)
-        signal.signal(number, signal.default_int_handler)  # a second one raises KeyboardInterrupt
-        telemetry.say(f"{signal.Signals(number).name}: saving after this dispatch; once more ends at once")
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
-    try:
-        loop.train(config, workdir, should_stop=lambda step: bool(received), started=startup.process_start())
-    except KeyboardInterrupt:
-        telemetry.say("ended at once; the same command goes on from the last checkpoint")
-        return 128 + received[0]
-    if received:
-        telemetry.say(f"{signal.Signals(received[0]).name}: saved; the same command goes on from here")
-        return 128 + received[0]
+    hosts.join(
+        hosts.Cluster(_COORDINATOR.value, _PROCESSES.value, _PROCESS_ID.value), heartbeat_seconds=_HEARTBEAT.value
+    )
+    signals = StopSignals(telemetry.say)
+    loop.train(config, workdir, should_stop=lambda step: bool(signals.received()), started=startup.process_start())
+    (number,) = hosts.agree(signals.received())  # which only one of the processes may have had
+    if number:
+        telemetry.say(f"{signal.Signals(int(number)).name}: saved; the same command goes on from here")
+        return 128 + int(number)
     telemetry.say(f"done: pictures, checkpoints and metrics are in {workdir}")
     return 0
 

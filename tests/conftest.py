@@ -1,5 +1,6 @@
 """Eight virtual CPU devices, so that every test of training is one of sharded training too."""
 
+import dataclasses
 import os
 import pathlib
 import subprocess
@@ -38,6 +39,12 @@ def tiny_config(data_dir: pathlib.Path) -> RunConfig:
             batch_size=16, epochs=2, learning_rate=5e-3, warmup_steps=0, log_every_steps=1, steps_per_dispatch=4
         ),
     )
+
+
+def change(config: RunConfig, **sections) -> RunConfig:
+    """The config with some settings of some sections changed."""
+    replaced = {name: dataclasses.replace(getattr(config, name), **values) for name, values in sections.items()}
+    return dataclasses.replace(config, **replaced)
 
 
 def run_module(module: str, *arguments: object, devices: int = 1, timeout: float = 300) -> subprocess.CompletedProcess:

@@ -14,25 +14,25 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (50, 4, 4, 3), np.uint8)
 PLAN = BatchPlan(seed=3, images=50, batch_size=16)
 
 
-def streamed_feed(pixels=PIXELS, *, capacity=4, first_step=0) -> StreamedFeed:
+def streamed_feed(pixels=PIXELS, *, capacity=4, first=0) -> StreamedFeed:
     mesh = make_mesh()
     shardings = {"batch_sharding": split_along(mesh, 0), "rows_sharding": split_along(mesh, 1)}
-    return StreamedFeed(pixels, PLAN, capacity=capacity, first_step=first_step, **shardings)
+    return StreamedFeed(pixels, PLAN, capacity=capacity, first=first, **shardings)
 
 
-def feeds(first_step) -> dict[str, Feed]:
+def feeds(first) -> dict[str, Feed]:
     mesh = make_mesh()
     rows = split_along(mesh, 1)
     return {
         "resident": ResidentFeed(PIXELS, PLAN, capacity=4, pixels_sharding=replicated(mesh), rows_sharding=rows),
         "sharded": ResidentFeed(PIXELS, PLAN, capacity=4, pixels_sharding=split_along(mesh, 0), rows_sharding=rows),
-        "streamed": streamed_feed(first_step=first_step),
+        "streamed": streamed_feed(first=first),
     }
 
 
 def test_all_feeds_give_the_same_batches():
     get = jax.jit(lambda chunk, index: batch_reader(chunk)(index))
-    opened = feeds(first_step=5)
+    opened = feeds(first=5)
     try:
         for step, count in [(5, 4), (9, 1), (10, 3), (13, 4)]:
             for feed in opened.values():
@@ -62,7 +62,7 @@ def test_each_device_holds_its_slice_and_never_the_split():
 
 
 def test_chunks_are_as_announced():
-    for feed in feeds(first_step=0).values():
+    for feed in feeds(first=0).values():
         chunk, announced = feed.chunk(0, 2), feed.abstract_chunk()
         for actual, expected in zip(jax.tree.leaves(chunk), jax.tree.leaves(announced), strict=True):
             assert (actual.shape, actual.dtype, actual.sharding) == (expected.shape, expected.dtype, expected.sharding)

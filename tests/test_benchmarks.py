@@ -60,9 +60,11 @@ def test_flops_agree_with_xla():
     config = dataclasses.replace(PAPER, model=dataclasses.replace(PAPER.model, normalization="none", activation="relu"))
     model = VAE(config.model, config.data.resolution, Execution("plain"))
     image = jax.ShapeDtypeStruct((1, 128, 128, 3), jnp.float32)
-    key = jax.random.key(0)
-    variables = jax.eval_shape(lambda image: model.init(key, image, key, train=False), image)
-    lowered = jax.jit(lambda variables, image: model.apply(variables, image, key, train=False)).lower(variables, image)
+    key, noise = jax.random.key(0), jnp.zeros((1, config.model.latent_dim))
+    variables = jax.eval_shape(lambda image: model.init(key, image, noise, train=False), image)
+    lowered = jax.jit(lambda variables, image: model.apply(variables, image, noise, train=False)).lower(
+        variables, image
+    )
     counted = lowered.cost_analysis()["flops"]
     assert forward_flops(config.model, config.data.resolution) == pytest.approx(counted, rel=0.05)
 

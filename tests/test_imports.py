@@ -11,7 +11,7 @@ from tests.conftest import REPOSITORY
 
 # A module may import from its own layer and from those before it.
 LAYERS = (
-    ("errors", "files", "random", "config", "pictures", "progress", "startup"),
+    ("errors", "files", "random", "config", "pictures", "progress", "startup", "hosts", "signals"),
     ("data",),
     ("models",),
     ("objective",),

@@ -48,6 +48,7 @@ def workdir(tmp_path_factory, data_dir):
 
 def test_the_run_is_on_disk(workdir):
     assert {path.name for path in workdir.iterdir()} == {
+        ".lock",
         "checkpoints",
         "config.json",
         "metrics.jsonl",

@@ -8,13 +8,15 @@ from facevae_jax.models.vae import LOG_VARIANCE_RANGE, VAE, Execution, Posterior
 from tests.conftest import REPOSITORY
 from tests.test_config import load
 
+NOISE = jax.random.normal(jax.random.key(2), (2, 4))
+
 
 @pytest.fixture(scope="module")
 def lineage():
     config = RunConfig.from_config_dict(load(REPOSITORY / "configs/gdl128.py"))
     model = VAE(config.model, config.data.resolution, Execution("plain"))
     key = jax.random.key(0)
-    variables = jax.jit(lambda: model.init(key, jnp.zeros((1, 128, 128, 3)), key, train=False))()
+    variables = jax.jit(lambda: model.init(key, jnp.zeros((1, 128, 128, 3)), jnp.zeros((1, 200)), train=False))()
     return model, variables
 
 
@@ -107,7 +109,8 @@ def test_lineage_moves_its_running_statistics_as_keras(lineage):
     set_keras_weights(encoder, variables["params"]["encoder"], variables["batch_stats"]["encoder"])
     images = np.random.default_rng(1).uniform(size=(4, 128, 128, 3)).astype(np.float32)
     key = jax.random.key(1)
-    _, updates = model.apply(variables, images, key, train=True, mutable=["batch_stats"], rngs={"dropout": key})
+    noise = jnp.zeros((4, 200))
+    _, updates = model.apply(variables, images, noise, train=True, mutable=["batch_stats"], rngs={"dropout": key})
     encoder(images, training=True)
     keras_statistics = next(layer for layer in encoder.layers if type(layer).__name__ == "BatchNormalization")
     running = updates["batch_stats"]["encoder"]["Stage_0"]["BatchNorm_0"]  # before any dropout
@@ -122,10 +125,10 @@ def test_every_choice_reconstructs_in_range(normalization, activation):
     config = ModelConfig(latent_dim=4, normalization=normalization, activation=activation, dropout_rate=0.2)
     model = VAE(config, 32, Execution("matmul"))
     images = jax.random.uniform(jax.random.key(0), (2, 32, 32, 3))
-    variables = model.init(jax.random.key(1), images, jax.random.key(2), train=False)
+    variables = model.init(jax.random.key(1), images, NOISE, train=False)
     assert ("batch_stats" in variables) == (normalization == "batch")
     output, _ = model.apply(
-        variables, images, jax.random.key(2), train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(3)}
+        variables, images, NOISE, train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(3)}
     )
     assert output.reconstruction.shape == images.shape
     assert output.reconstruction.dtype == jnp.float32
@@ -137,13 +140,11 @@ def test_every_choice_reconstructs_in_range(normalization, activation):
 def test_bfloat16_keeps_parameters_and_outputs_in_float32():
     model = VAE(ModelConfig(latent_dim=4, dtype="bfloat16"), 32, Execution("plain"))
     images = jax.random.uniform(jax.random.key(0), (2, 32, 32, 3))
-    variables = model.init(jax.random.key(1), images, jax.random.key(2), train=False)
+    variables = model.init(jax.random.key(1), images, NOISE, train=False)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
-    output = model.apply(variables, images, jax.random.key(2), train=False)
+    output = model.apply(variables, images, NOISE, train=False)
     assert {leaf.dtype for leaf in jax.tree.leaves(output)} == {jnp.dtype("float32")}
-    exact = VAE(ModelConfig(latent_dim=4), 32, Execution("plain")).apply(
-        variables, images, jax.random.key(2), train=False
-    )
+    exact = VAE(ModelConfig(latent_dim=4), 32, Execution("plain")).apply(variables, images, NOISE, train=False)
     np.testing.assert_allclose(output.reconstruction, exact.reconstruction, atol=0.05)
     assert not np.array_equal(output.reconstruction, exact.reconstruction)  # it did compute in bfloat16
 
@@ -151,11 +152,11 @@ def test_bfloat16_keeps_parameters_and_outputs_in_float32():
 def test_dropout_acts_in_training_only():
     model = VAE(ModelConfig(latent_dim=4, dropout_rate=0.5, normalization="none"), 32, Execution("plain"))
     images = jax.random.uniform(jax.random.key(0), (2, 32, 32, 3))
-    variables = model.init(jax.random.key(1), images, jax.random.key(2), train=False)
+    variables = model.init(jax.random.key(1), images, NOISE, train=False)
 
     def encode(train, seed):
         rngs = {"dropout": jax.random.key(seed)}
-        return model.apply(variables, images, jax.random.key(2), train=train, rngs=rngs).posterior.mean
+        return model.apply(variables, images, NOISE, train=train, rngs=rngs).posterior.mean
 
     assert not np.allclose(encode(True, 0), encode(True, 1))
     np.testing.assert_array_equal(encode(False, 0), encode(False, 1))
@@ -163,18 +164,18 @@ def test_dropout_acts_in_training_only():
 
 def test_posterior_samples_have_its_moments():
     posterior = Posterior(jnp.full((50_000, 2), 3.0), jnp.full((50_000, 2), jnp.log(4.0)))
-    sample = posterior.sample(jax.random.key(0))
+    sample = posterior.sample(jax.random.normal(jax.random.key(0), posterior.mean.shape))
     np.testing.assert_allclose(sample.mean(axis=0), 3.0, atol=0.05)
     np.testing.assert_allclose(sample.std(axis=0), 2.0, rtol=0.02)
 
 
 def test_log_variance_is_bounded():
     model = VAE(ModelConfig(latent_dim=4), 32, Execution("plain"))
-    images = jnp.ones((1, 32, 32, 3))
-    variables = model.init(jax.random.key(1), images, jax.random.key(2), train=False)
+    images = jnp.ones((2, 32, 32, 3))
+    variables = model.init(jax.random.key(1), images, NOISE, train=False)
     head = variables["params"]["encoder"]["log_variance"]
     head["kernel"], head["bias"] = 1e6 * head["kernel"], 1e6 * jnp.array([1.0, -1.0, 1.0, -1.0])
-    output = model.apply(variables, images, jax.random.key(2), train=False)
+    output = model.apply(variables, images, NOISE, train=False)
     log_variance = output.posterior.log_variance
     assert (float(log_variance.min()), float(log_variance.max())) == LOG_VARIANCE_RANGE
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(output))

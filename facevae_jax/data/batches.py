@@ -51,14 +51,14 @@ def _abstract(shape: tuple[int, ...], dtype: type, sharding: Sharding) -> Any:
 class Feed(Protocol):
     """Where a dispatch gets its batches."""
 
-    capacity: int  # batches of a chunk; a shorter dispatch leaves the rest unused
+    capacity: int  # batches of a chunk, in whole steps; a shorter dispatch leaves the rest unused
 
     def abstract_chunk(self) -> Chunk:
         """Shapes, dtypes and shardings of what `chunk` gives, to compile for."""
         ...
 
-    def chunk(self, step: int, count: int) -> Chunk:
-        """The batches of steps `step` to `step + count - 1`; steps are asked for in order."""
+    def chunk(self, first: int, count: int) -> Chunk:
+        """`count` batches of the plan from number `first` on; they are asked for in order."""
         ...
 
     def close(self) -> None:
@@ -88,23 +88,40 @@ class ResidentFeed:
         self.capacity = capacity
         self._plan = plan
         self._rows_sharding = rows_sharding
-        self._pixels = _put_rows(pixels, pixels_sharding)
+        self._pixels = _put_split(pixels, pixels_sharding)
 
     def abstract_chunk(self) -> Chunk:  # noqa: D102
         rows = _abstract((self.capacity, self._plan.batch_size), np.int32, self._rows_sharding)
         return Chunk(_abstract(self._pixels.shape, np.uint8, self._pixels.sharding), rows)
 
-    def chunk(self, step: int, count: int) -> Chunk:  # noqa: D102
-        return Chunk(self._pixels, _put_plan(self._plan, step, count, self.capacity, self._rows_sharding))
+    def chunk(self, first: int, count: int) -> Chunk:  # noqa: D102
+        return Chunk(self._pixels, _put_plan(self._plan, first, count, self.capacity, self._rows_sharding))
 
     def close(self) -> None:  # noqa: D102
         pass
 
 
-def _put_rows(pixels: np.ndarray, sharding: Sharding) -> UInt8[Array, "n h w c"]:
+def put(array: np.ndarray, sharding: Sharding) -> Array:
+    """An array that all processes have on the devices, of which each process sends its own devices' parts."""
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+def put_rows(
+    pixels: UInt8[np.ndarray, "n h w c"], rows: Int[np.ndarray, " b"], sharding: Sharding
+) -> UInt8[Array, "b h w c"]:
+    """Rows of a store on the devices, of which each process reads those for its own devices."""
+    shape = (len(rows), *pixels.shape[1:])
+
+    def part(index: Any) -> np.ndarray:
+        return gather_rows(pixels, rows[index[0]])
+
+    return jax.make_array_from_callback(shape, sharding, part)
+
+
+def _put_split(pixels: np.ndarray, sharding: Sharding) -> UInt8[Array, "n h w c"]:
     """The pixels on the devices; black images fill up the last slice, which no plan asks for."""
     if sharding.is_fully_replicated:
-        return jax.device_put(np.asarray(pixels), sharding)  # on a CPU this is the memory map itself, not a copy
+        return put(np.asarray(pixels), sharding)  # on a CPU this is the memory map itself, not a copy
     per_device = -(-len(pixels) // sharding.num_devices)
     shape = (per_device * sharding.num_devices, *pixels.shape[1:])
 
@@ -116,10 +133,10 @@ def _put_rows(pixels: np.ndarray, sharding: Sharding) -> UInt8[Array, "n h w c"]
     return jax.make_array_from_callback(shape, sharding, part)
 
 
-def _put_plan(plan: BatchPlan, step: int, count: int, capacity: int, sharding: Sharding) -> Int[Array, "k b"]:
+def _put_plan(plan: BatchPlan, first: int, count: int, capacity: int, sharding: Sharding) -> Int[Array, "k b"]:
     rows = np.zeros((capacity, plan.batch_size), np.int32)
-    rows[:count] = plan.rows(step, count)
-    return jax.device_put(rows, sharding)
+    rows[:count] = plan.rows(first, count)
+    return put(rows, sharding)
 
 
 class StreamedFeed:
@@ -131,31 +148,32 @@ class StreamedFeed:
         plan: BatchPlan,
         *,
         capacity: int,
-        first_step: int,
+        first: int,
         batch_sharding: Sharding,
         rows_sharding: Sharding,
     ) -> None:
-        """Starts gathering at `first_step`; the shardings are for [batch, h, w, c] and [capacity, batch]."""
+        """Starts gathering at batch `first`; the shardings are for [batch, h, w, c] and [capacity, batch]."""
         batch_bytes = plan.batch_size * int(np.prod(pixels.shape[1:]))
         if jax.default_backend() == "cpu":
             capacity = min(capacity, MAX_CHUNK_STEPS_ON_CPU)
-        self.capacity = max(1, min(capacity, MAX_CHUNK_BYTES // batch_bytes))
+        steps = max(1, min(capacity, MAX_CHUNK_BYTES // batch_bytes) // plan.parts)
+        self.capacity = steps * plan.parts
         self._shape = (plan.batch_size, *pixels.shape[1:])
         self._pixels = pixels
         self._plan = plan
         self._sharding = batch_sharding
         self._rows_sharding = rows_sharding
-        self._next_step = first_step
+        self._next = first
         self._queue: queue.Queue[jax.Array | Exception] = queue.Queue(PREFETCHED_CHUNKS * self.capacity)
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._gather, args=(first_step,), name="prefetch", daemon=True)
+        self._thread = threading.Thread(target=self._gather, args=(first,), name="prefetch", daemon=True)
         self._thread.start()
 
-    def _gather(self, step: int) -> None:
+    def _gather(self, number: int) -> None:
         while not self._closed.is_set():
             item: jax.Array | Exception
             try:
-                item = jax.device_put(gather_rows(self._pixels, self._plan.rows(step)[0]), self._sharding)
+                item = put_rows(self._pixels, self._plan.rows(number)[0], self._sharding)
             except Exception as error:  # it is raised where the batch is asked for
                 item = error
             while not self._closed.is_set():
@@ -164,23 +182,23 @@ class StreamedFeed:
                     break
                 except queue.Full:
                     continue
-            step += 1
+            number += 1
 
     def abstract_chunk(self) -> Chunk:  # noqa: D102
         rows = _abstract((self.capacity, self._plan.batch_size), np.int32, self._rows_sharding)
         return Chunk((_abstract(self._shape, np.uint8, self._sharding),) * self.capacity, rows)
 
-    def chunk(self, step: int, count: int) -> Chunk:  # noqa: D102
-        if step != self._next_step:
-            raise ValueError(f"the streamed feed is at step {self._next_step}, not {step}")
+    def chunk(self, first: int, count: int) -> Chunk:  # noqa: D102
+        if first != self._next:
+            raise ValueError(f"the streamed feed is at batch {self._next}, not {first}")
         batches: list[jax.Array] = []
         for _ in range(count):
             item = self._queue.get()
             if isinstance(item, Exception):
                 raise item
             batches.append(item)
-        self._next_step += count
-        rows = _put_plan(self._plan, step, count, self.capacity, self._rows_sharding)
+        self._next += count
+        rows = _put_plan(self._plan, first, count, self.capacity, self._rows_sharding)
         return Chunk((*batches, *batches[-1:] * (self.capacity - count)), rows)
 
     def close(self) -> None:  # noqa: D102

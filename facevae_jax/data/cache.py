@@ -5,7 +5,6 @@ that is stopped is gone on with.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import pathlib
@@ -20,7 +19,7 @@ from facevae_jax.data.locations import is_remote
 from facevae_jax.data.parallel import map_in_order
 from facevae_jax.data.records import INFO_FILE, reason, shards_of
 from facevae_jax.errors import UserError, make_writable_directory
-from facevae_jax.files import atomic_writer
+from facevae_jax.files import atomic_writer, locked
 from facevae_jax.progress import progress_bar
 
 THREADS = 8  # that fetch; they wait for the network, not for the processor
@@ -67,7 +66,7 @@ def fetch_dataset(config: DataConfig, rows: Mapping[str, range] | None = None) -
     parent = home / urllib.parse.quote(config.data_dir, safe="") / config.name / str(config.resolution)
     make_writable_directory(parent, name="config.data.cache_dir")
     directory = parent / version
-    with _lock(parent / f"{version}.lock"):
+    with locked(parent / f"{version}.lock", wait=True):  # one process of this host fetches, the others find it done
         if not _agrees(directory, small):
             # Another dataset has taken its place: neither its files nor pixel stores made of them are of use.
             shutil.rmtree(directory, ignore_errors=True)
@@ -198,11 +197,3 @@ class _Damaged(Exception):
 def _write(path: pathlib.Path, content: bytes) -> None:
     with atomic_writer(path) as file:
         file.write(content)
-
-
-@contextlib.contextmanager
-def _lock(path: pathlib.Path) -> Iterator[None]:
-    """Held by one process of this host; the others wait, and find the dataset fetched."""
-    with path.open("wb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

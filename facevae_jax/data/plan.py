@@ -63,11 +63,13 @@ class BatchPlan(NamedTuple):
     seed: int
     images: int
     batch_size: int
+    parts: int = 1  # batches that one optimiser step takes
 
-    def rows(self, step: int, count: int = 1) -> Int[np.ndarray, "count b"]:
-        """Rows of the global batches of `count` steps from `step` on."""
-        steps = np.arange(step, step + count)
-        epochs, batches = np.divmod(steps, steps_per_epoch(self.images, self.batch_size))
+    def rows(self, batch: int, count: int = 1) -> Int[np.ndarray, "count b"]:
+        """Rows of `count` global batches from number `batch` on; step s takes `parts` from number s x `parts` on."""
+        numbers = np.arange(batch, batch + count)
+        per_epoch = self.parts * steps_per_epoch(self.images, self.parts * self.batch_size)
+        epochs, batches = np.divmod(numbers, per_epoch)
         positions = batches[:, None] * self.batch_size + np.arange(self.batch_size)
         rows = [
             shuffled_rows(positions[epochs == epoch].ravel(), seed=self.seed, epoch=int(epoch), images=self.images)

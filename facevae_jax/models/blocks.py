@@ -28,18 +28,21 @@ class Moments(NamedTuple):
     total: Float[Array, " f"]
     square: Float[Array, " f"]
 
+    def over(self, axis: str) -> "Moments":
+        """The sums over all devices along a mesh axis, exchanged as one array."""
+        return Moments(*lax.psum(jnp.stack(self), axis))
+
 
 class Grid(NamedTuple):
-    """How a batch is cut: shards x blocks x images of a block; and whether its moments are taken."""
+    """How a batch is cut: blocks x images of a block; and whether its moments are taken."""
 
-    shards: int
     blocks: int
     block: int
     moments: bool
 
 
 def apply_layer(
-    layer: Layer, shared: Any, x: Shaped[Array, "b ..."], extras: Any, *, block: int, shards: int, moments: bool
+    layer: Layer, shared: Any, x: Shaped[Array, "b ..."], extras: Any, *, block: int, moments: bool
 ) -> tuple[Float[Array, "b h w f"], Moments | None]:
     """`layer` of a batch and, with `moments`, those of what it gives.
 
@@ -49,13 +52,12 @@ def apply_layer(
       x: the input of each image; integers, such as pixels, have no gradient.
       extras: a tree of arrays [b, ...] without gradients, such as keys.
       block: images at a time; 0 is the whole batch at once, left to XLA.
-      shards: the batch is cut into as many equal parts, one a device, each of which goes block by block.
       moments: whether they are needed.
     """
     if not block:
         y = layer(shared, x, extras)
         return y, _moments(y) if moments else None
-    return _blocked(layer, Grid(shards, x.shape[0] // shards // block, block, moments), shared, x, extras)
+    return _blocked(layer, Grid(x.shape[0] // block, block, moments), shared, x, extras)
 
 
 def block_size(batch: int, *, image_bytes: int) -> int:
@@ -71,24 +73,13 @@ def _moments(y: Float[Array, "b h w f"]) -> Moments:
 
 
 def _cut(tree: Any, grid: Grid) -> Any:
-    """[b, ...] -> [blocks, shards, images of a block, ...], so that no array leaves its device; 1 shard has no axis."""
-
-    def cut(a: Array) -> Array:
-        if grid.shards == 1:
-            return a.reshape(grid.blocks, grid.block, *a.shape[1:])
-        return a.reshape(grid.shards, grid.blocks, grid.block, *a.shape[1:]).swapaxes(0, 1)
-
-    return jax.tree.map(cut, tree)
+    """[b, ...] -> [blocks, images of a block, ...]."""
+    return jax.tree.map(lambda a: a.reshape(grid.blocks, grid.block, *a.shape[1:]), tree)
 
 
-def _join(y: Array, grid: Grid) -> Array:
+def _join(y: Array) -> Array:
     """The inverse of `_cut`."""
-    y = y if grid.shards == 1 else y.swapaxes(0, 1)
-    return y.reshape(-1, *y.shape[2 if grid.shards == 1 else 3 :])
-
-
-def _each_shard(function: Callable[..., Any], grid: Grid) -> Callable[..., Any]:
-    return function if grid.shards == 1 else jax.vmap(function)
+    return y.reshape(-1, *y.shape[2:])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -97,8 +88,8 @@ def _blocked(layer: Layer, grid: Grid, shared: Any, x: Array, extras: Any) -> tu
         y = layer(shared, x, extras)
         return y, _moments(y) if grid.moments else None
 
-    y, moments = lax.map(lambda block: _each_shard(one, grid)(*block), _cut((x, extras), grid))
-    return _join(y, grid), jax.tree.map(lambda sums: jnp.sum(sums.reshape(-1, sums.shape[-1]), axis=0), moments)
+    y, moments = lax.map(lambda block: one(*block), _cut((x, extras), grid))
+    return _join(y), jax.tree.map(lambda sums: jnp.sum(sums, axis=0), moments)
 
 
 def _forward(layer: Layer, grid: Grid, shared: Any, x: Array, extras: Any) -> tuple[Any, Any]:
@@ -118,14 +109,9 @@ def _backward(layer: Layer, grid: Grid, residuals: Any, gradients: tuple[Array, 
         of_shared, *of_x = jax.vjp(lambda shared, x=x: layer(shared, x, extras), *primals)[1](of_y)
         return jax.tree.map(jnp.add, sums, of_shared), of_x
 
-    # One sum a shard until the end: the devices exchange the gradients once, not once a block.
-    axes = () if grid.shards == 1 else (grid.shards,)
-    zeros = jax.tree.map(lambda a: jnp.zeros((*axes, *a.shape), a.dtype), shared)
-    cut = _cut((x, extras, y, of_y), grid)
-    of_shared, of_x = lax.scan(lambda sums, block: _each_shard(one, grid)(sums, *block), zeros, cut)
-    if axes:
-        of_shared = jax.tree.map(lambda sums: jnp.sum(sums, axis=0), of_shared)
-    return of_shared, _join(of_x[0], grid) if smooth else None, None
+    zeros = jax.tree.map(jnp.zeros_like, shared)
+    of_shared, of_x = lax.scan(lambda sums, block: one(sums, *block), zeros, _cut((x, extras, y, of_y), grid))
+    return of_shared, _join(of_x[0]) if smooth else None, None
 
 
 _blocked.defvjp(_forward, _backward)

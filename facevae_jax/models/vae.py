@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, PRNGKeyArray, Shaped, UInt8, UInt32
+from jaxtyping import Array, Float, Shaped, UInt8, UInt32
 
 from facevae_jax.config import CHANNELS, ModelConfig
 from facevae_jax.models.blocks import Moments, apply_layer, block_size
@@ -43,9 +43,9 @@ class Posterior(NamedTuple):
     mean: Float[Array, "b z"]
     log_variance: Float[Array, "b z"]
 
-    def sample(self, key: PRNGKeyArray) -> Float[Array, "b z"]:
-        """mean + exp(log_variance / 2) * eps with eps from N(0, I) (Kingma & Welling 2013, section 2.4)."""
-        return self.mean + jnp.exp(0.5 * self.log_variance) * jax.random.normal(key, self.mean.shape)
+    def sample(self, noise: Float[Array, "b z"]) -> Float[Array, "b z"]:
+        """mean + exp(log_variance / 2) * noise, which is drawn from N(0, I) (Kingma & Welling 2013, section 2.4)."""
+        return self.mean + jnp.exp(0.5 * self.log_variance) * noise
 
 
 class Output(NamedTuple):
@@ -129,30 +129,35 @@ class GroupNorm(nn.Module):
         return Affine(scale, self.param("bias", nn.initializers.zeros, (channels,)))
 
 
+class Execution(NamedTuple):
+    """How the model is computed; it changes the speed alone."""
+
+    form: Form
+    axis: str | None = None  # mesh axis along which devices have parts of a training batch; None: this one has it all
+
+
 class Stage(nn.Module):
     """What follows a hidden convolution: normalisation, activation, dropout, as a `Prologue` of the next layer."""
 
     config: ModelConfig
+    execution: Execution
 
     @nn.compact
     def __call__(self, y: Float[Array, "b h w c"], moments: Moments | None, *, train: bool) -> Prologue:  # noqa: D102
-        affine = None
+        affine, axis = None, self.execution.axis if train else None
+        devices = lax.axis_size(axis) if axis else 1
         if moments is not None:
             norm = BatchNorm(self.config.batch_norm_momentum)
-            affine = norm(moments, count=math.prod(y.shape[:3]), train=train)
+            moments = moments.over(axis) if axis else moments
+            affine = norm(moments, count=devices * math.prod(y.shape[:3]), train=train)
         elif self.config.normalization == "group":
             affine = GroupNorm()(y.shape[-1])
         keys = None
         if train and self.config.dropout_rate:
-            keys = jax.random.key_data(jax.random.split(self.make_rng("dropout"), y.shape[0]))
+            keys = jax.random.key_data(jax.random.split(self.make_rng("dropout"), devices * y.shape[0]))
+            if axis:  # this device's part of what one device would draw
+                keys = lax.dynamic_slice_in_dim(keys, lax.axis_index(axis) * y.shape[0], y.shape[0])
         return Prologue(affine, keys)
-
-
-class Execution(NamedTuple):
-    """How convolutions are computed; it changes the speed alone."""
-
-    form: Form
-    shards: int = 1  # devices that the batch is cut among
 
 
 class Convolution(nn.Module):
@@ -178,12 +183,11 @@ class Convolution(nn.Module):
             # instead is rounding noise, which Adam would scale up to full steps: a random walk that depends on the
             # number of devices and that the running mean follows too late.
             bias = lax.stop_gradient(bias)
-        shards = self.execution.shards if x.shape[0] % self.execution.shards == 0 else 1
         positions = x.shape[1] * x.shape[2] // (1 if self.transposed else STRIDE**2)
         block = 0
         if self.execution.form == "matmul":
             patches = positions * size**2 * ends[0] * jnp.dtype(self.config.dtype).itemsize
-            block = block_size(x.shape[0] // shards, image_bytes=patches)
+            block = block_size(x.shape[0], image_bytes=patches)
         affine, keys = prologue or (None, None)
         layer = functools.partial(
             _convolve,
@@ -193,7 +197,7 @@ class Convolution(nn.Module):
             dtype=jnp.dtype(self.config.dtype),
         )
         moments = self.hidden and self.config.normalization == "batch"
-        return apply_layer(layer, (affine, kernel, bias), x, keys, block=block, shards=shards, moments=moments)
+        return apply_layer(layer, (affine, kernel, bias), x, keys, block=block, moments=moments)
 
 
 def _convolve(
@@ -238,7 +242,7 @@ class Encoder(nn.Module):
         x, prologue = images, None
         for filters in self.config.stage_filters(images.shape[1]):
             x, moments = StridedConvolution(filters, self.config, self.execution)(x, prologue)
-            prologue = Stage(self.config)(x, moments, train=train)
+            prologue = Stage(self.config, self.execution)(x, moments, train=train)
         if prologue is not None:
             x = apply_prologue(prologue, x, config=self.config)
         x = x.astype(dtype).reshape(x.shape[0], -1)
@@ -267,7 +271,7 @@ class Decoder(nn.Module):
         prologue = None
         for hidden in reversed(filters[:-1]):
             x, moments = TransposedConvolution(hidden, self.config, self.execution)(x, prologue)
-            prologue = Stage(self.config)(x, moments, train=train)
+            prologue = Stage(self.config, self.execution)(x, moments, train=train)
         x, _ = TransposedConvolution(CHANNELS, self.config, self.execution, hidden=False)(x, prologue)
         return nn.sigmoid(x.astype(jnp.float32))
 
@@ -283,10 +287,10 @@ class VAE(nn.Module):
         self.encoder = Encoder(self.config, self.execution)
         self.decoder = Decoder(self.config, self.resolution, self.execution)
 
-    def __call__(self, images: Shaped[Array, "b h w c"], latent_key: PRNGKeyArray, *, train: bool) -> Output:
-        """Reconstructs images, uint8 or in [0, 1], from one draw of the posterior."""
+    def __call__(self, images: Shaped[Array, "b h w c"], noise: Float[Array, "b z"], *, train: bool) -> Output:
+        """Reconstructs images, uint8 or in [0, 1], from one draw of the posterior; `noise` is from N(0, I)."""
         posterior = self.encoder(images, train=train)
-        return Output(self.decoder(posterior.sample(latent_key), train=train), posterior)
+        return Output(self.decoder(posterior.sample(noise), train=train), posterior)
 
     def encode(self, images: Shaped[Array, "b h w c"]) -> Posterior:
         """The posterior of images, uint8 or in [0, 1], for evaluation."""

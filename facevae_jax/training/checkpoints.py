@@ -1,21 +1,30 @@
 """Checkpoints: asynchronous, the latest two and the best one, and parameters alone for sampling."""
 
+import contextlib
 import dataclasses
+import functools
+import json
 import math
 import pathlib
-from typing import Any
+import shutil
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from facevae_jax import hosts
 from facevae_jax.errors import UserError, make_writable_directory
+from facevae_jax.training.checksums import checksums
 from facevae_jax.training.state import TrainState
 
 DIRECTORY = "checkpoints"
+DAMAGED = "damaged_checkpoints"
 LATEST_KEPT = 2
 BEST_KEPT = 1
 STATE = "state"
+RECORD = "record"  # JSON: checksums of the state's fields, and whether the step's evaluation was finished
 
 
 def _loss(metrics: dict[str, float]) -> float:
@@ -24,75 +33,186 @@ def _loss(metrics: dict[str, float]) -> float:
 
 def has_checkpoint(workdir: pathlib.Path) -> bool:
     """Whether the workdir holds a finished checkpoint, without opening any."""
-    return any(path.name.isdigit() for path in (workdir / DIRECTORY).glob("*"))
+    return bool(steps_in(workdir / DIRECTORY))
+
+
+class Restored(NamedTuple):
+    """What a run goes on from."""
+
+    state: TrainState
+    evaluated: bool  # False where the evaluation of its step was cut short
+
+
+class DamagedError(UserError):
+    """A checkpoint that cannot be restored, or does not hold what was saved."""
 
 
 class Checkpoints:
     """The checkpoints of one workdir; use as a context manager, so that the last save is finished at the end."""
 
     def __init__(self, workdir: pathlib.Path, *, read_only: bool = False) -> None:
-        """Opens the workdir's checkpoints.
-
-        `max_to_keep` with `best_fn` would delete the newest steps, and resuming would lose work; the policy below
-        keeps the latest whatever their score.
+        """Opens the workdir's checkpoints; scores that are damaged are set aside, unless `read_only`.
 
         Raises:
           UserError: the directory cannot be written to, or the scores of its checkpoints cannot be read.
         """
-        directory = (workdir / DIRECTORY).absolute()
+        self._directory = (workdir / DIRECTORY).absolute()
+        self._aside = (workdir / DAMAGED).absolute()
+        self._read_only = read_only
+        self._moved: list[str] = []  # a line for each checkpoint that was set aside
         if not read_only:  # Orbax finds out in a thread of its own, for which the others then wait ten minutes
-            make_writable_directory(directory, name="--workdir's checkpoints")
+            hosts.together(self._prepare)
+        self._manager = self._open()
+
+    def _prepare(self) -> None:
+        if hosts.is_main():
+            make_writable_directory(self._directory, name="--workdir's checkpoints")
+            for step in steps_in(self._directory):
+                score = self.path(step) / "metrics"
+                if not _is_json(score / "metrics"):
+                    self._set_aside(score, f"{step}-score", f"{score} cannot be read")
+
+    def _open(self) -> ocp.CheckpointManager:
+        """Orbax's manager.
+
+        `max_to_keep` with `best_fn` would delete the newest steps, and resuming would lose work; the policy below
+        keeps the latest whatever their score.
+        """
         best = BestN(get_metric_fn=_loss, reverse=True, n=BEST_KEPT, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=AnyPreservationPolicy([LatestN(LATEST_KEPT), best]),
             best_fn=_loss,
             best_mode="min",
-            enable_async_checkpointing=not read_only,
-            read_only=read_only,
-            create=not read_only,
+            enable_async_checkpointing=not self._read_only,
+            read_only=self._read_only,
+            create=False,
         )
-        handlers = {STATE: ocp.PyTreeCheckpointHandler()}
+        handlers = {STATE: ocp.PyTreeCheckpointHandler(), RECORD: ocp.JsonCheckpointHandler()}
         try:
-            self._manager = ocp.CheckpointManager(directory, options=options, item_handlers=handlers)
+            return ocp.CheckpointManager(self._directory, options=options, item_handlers=handlers)
         except ValueError as error:  # JSON that is none
             reason = " ".join(str(error).split())
-            message = f"{directory}/*/metrics cannot be read ({reason}): move the damaged checkpoint away."
+            message = f"{self._directory}/*/metrics cannot be read ({reason}): move the damaged checkpoint away."
             raise UserError(message) from error
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._manager.close()
+        with self._explained():
+            self._manager.close()
 
-    def latest_step(self) -> int | None:
-        """Step of the newest checkpoint, None where there is none."""
-        return self._manager.latest_step()
+    def wait(self) -> None:
+        """Waits until what was saved is on the disk.
+
+        Raises:
+          UserError: it could not be written.
+        """
+        with self._explained():
+            self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turns what writing raises, of this save or of the one before, into one line."""
+        try:
+            yield
+        except Exception as error:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise UserError(
+                f"{self._directory}: a checkpoint could not be written ({reason}): mend that, and the same command "
+                "goes on from the last one."
+            ) from error
+
+    def steps(self) -> list[int]:
+        """Steps that have a checkpoint, the newest first."""
+        return sorted(self._manager.all_steps(), reverse=True)
 
     def best_step(self) -> int | None:
-        """Step of the checkpoint with the lowest validation loss; the newest where none has a score."""
-        best = self._manager.best_step()
-        return self.latest_step() if best is None else best
+        """Step of the checkpoint with the lowest validation loss; None where none has a score."""
+        return self._manager.best_step()
 
-    def save(self, state: TrainState, *, step: int, loss: float | None) -> None:
-        """Starts to save; returns when the arrays are copied. `loss` is the evaluation's, None where none was made."""
+    def path(self, step: int) -> pathlib.Path:
+        """Where the checkpoint of a step is."""
+        return self._directory / str(step)
+
+    def save(self, state: TrainState, *, step: int, loss: float | None, evaluated: bool = True) -> None:
+        """Starts to save; returns when the arrays are copied.
+
+        Args:
+          state: to save.
+          step: its number.
+          loss: of the step's evaluation; None where none was made.
+          evaluated: False where there should have been an evaluation that was cut short.
+
+        Raises:
+          UserError: this checkpoint or the one before could not be written.
+        """
         if step in self._manager.all_steps():
             return  # Orbax would answer the same, silently
         tree = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
-        arguments = ocp.args.Composite(**{STATE: ocp.args.PyTreeSave(tree)})
+        record = {"checksums": checksums(tree), "evaluated": evaluated}
+        items = {STATE: ocp.args.PyTreeSave(tree), RECORD: ocp.args.JsonSave(record)}
+        hosts.together(functools.partial(self._check_room, tree))
         scored = loss is not None and math.isfinite(loss)  # Orbax would take NaN for the best
-        self._manager.save(step, args=arguments, metrics={"loss": loss} if scored else None)
+        with self._explained():
+            self._manager.save(step, args=ocp.args.Composite(**items), metrics={"loss": loss} if scored else None)
 
-    def restore(self, abstract: TrainState, *, step: int) -> TrainState:
-        """The whole state of a step, with the shapes and shardings of `abstract`."""
+    def _check_room(self, tree: dict[str, Any]) -> None:
+        """Raises a UserError where a checkpoint has no room: what fails half-way is Orbax's to tell, at length."""
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+        free = shutil.disk_usage(self._directory).free
+        if hosts.is_main() and needed > free:
+            raise UserError(
+                f"{self._directory}: a checkpoint takes up to {needed / 1e6:,.1f} MB, {free / 1e6:,.1f} MB are free: "
+                "make room, and the same command goes on from the last one."
+            )
+
+    def restore_newest(self, abstract: TrainState) -> tuple[Restored | None, list[str]]:
+        """The newest checkpoint that is whole, and a line for each that is not; None without any.
+
+        The damaged ones are moved away, to be looked at, and because their steps are saved again.
+
+        Raises:
+          DamagedError: none of the checkpoints is whole.
+        """
         tree = {field.name: getattr(abstract, field.name) for field in dataclasses.fields(abstract)}
-        return type(abstract)(**self.restore_tree(tree, step=step, partial=False))
+        damaged: dict[int, str] = {}
+        for step in self.steps():
+            try:
+                restored = hosts.together(functools.partial(self.restore_tree, tree, step=step, partial=False))
+            except (DamagedError, hosts.ElsewhereError) as error:
+                damaged[step] = str(error)
+            else:
+                self._set_all_aside(damaged)
+                return Restored(type(abstract)(**restored), self._record(step).get("evaluated", True)), self._moved
+        if damaged:
+            newest = next(iter(damaged.values()))
+            raise DamagedError(f"{newest}; no other checkpoint is whole: put back a copy, or take a new workdir.")
+        return None, self._moved
+
+    def _set_all_aside(self, damaged: dict[int, str]) -> None:
+        if damaged:
+            self._manager.close()
+
+            def move() -> None:
+                for step, reason in damaged.items():
+                    if hosts.is_main():
+                        self._set_aside(self.path(step), str(step), f"{reason}; the one before is used")
+
+            hosts.together(move)
+            self._manager = self._open()
+
+    def _set_aside(self, path: pathlib.Path, name: str, reason: str) -> None:
+        self._aside.mkdir(exist_ok=True)
+        to = self._aside / f"{name}-{sum(1 for _ in self._aside.iterdir())}"
+        path.rename(to)
+        self._moved.append(f"{reason}, and it was moved to {to}")
 
     def restore_tree(self, abstract: dict[str, Any], *, step: int, partial: bool) -> dict[str, Any]:
         """Fields of a step's state: all of them, or with `partial` only those named in `abstract`.
 
         Raises:
-          UserError: the checkpoint cannot be read.
+          DamagedError: the checkpoint cannot be read, or does not hold what was saved.
         """
         arguments = ocp.args.PyTreeRestore(
             item=abstract,
@@ -102,14 +222,38 @@ class Checkpoints:
             ),
             partial_restore=partial,
         )
+        directory = self.path(step)
         try:
-            return self._manager.restore(step, args=ocp.args.Composite(**{STATE: arguments}))[STATE]
+            saved = self._record(step).get("checksums")
+            restored = self._manager.restore(step, args=ocp.args.Composite(**{STATE: arguments}))[STATE]
+            found = checksums(restored)
         except MemoryError:
             raise
         except Exception as error:  # what a damaged checkpoint raises depends on which of its files is damaged
-            directory = pathlib.Path(self._manager.directory) / str(step)
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            message = (
-                f"{directory} cannot be restored ({reason}): if it is damaged, move it away to use the one before."
-            )
-            raise UserError(message) from error
+            raise DamagedError(f"{directory} cannot be restored ({reason})") from error
+        differing = [name for name, values in found.items() if saved is not None and saved.get(name) != values]
+        if differing:
+            raise DamagedError(f"{directory} is damaged: {', '.join(differing)} differ from what was saved")
+        return restored
+
+    def _record(self, step: int) -> dict[str, Any]:
+        if not (self.path(step) / RECORD).exists():  # written by a version that kept none
+            return {}
+        return self._manager.restore(step, args=ocp.args.Composite(**{RECORD: ocp.args.JsonRestore()}))[RECORD]
+
+
+def steps_in(directory: pathlib.Path) -> list[int]:
+    """Steps that have a finished checkpoint in a folder, without opening any."""
+    return sorted(int(path.name) for path in directory.glob("*") if path.name.isdigit())
+
+
+def _is_json(path: pathlib.Path) -> bool:
+    """Whether a file holds JSON, or is not there."""
+    try:
+        json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return True

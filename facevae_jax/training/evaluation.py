@@ -7,13 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, UInt8
 
 from facevae_jax import pictures
-from facevae_jax.data.batches import Batch, gather_rows
+from facevae_jax.data.batches import Batch, put, put_rows
 from facevae_jax.data.plan import evaluation_rows
 from facevae_jax.errors import make_writable_directory
 from facevae_jax.latents.priors import LatentMoments, sample_prior
@@ -36,6 +35,7 @@ SHOWN_FACES = 24  # three rows of originals, each above its reconstructions
 COLUMNS = 8
 PIXELS_AT_ONCE = 64 * 128**2  # of pictures decoded together: 64 of 128x128, one of 1024x1024
 BATCHES_IN_FLIGHT = 2
+ASK_EVERY = 8  # batches, whether to go on
 
 
 class Evaluator:
@@ -48,17 +48,26 @@ class Evaluator:
         self._mesh = mesh
         self._step = jax.jit(functools.partial(evaluation_step, trainer=trainer))
         self._finish = jax.jit(functools.partial(finish_evaluation, trainer=trainer))
+        latent_dim = trainer.config.model.latent_dim
+        self._start = jax.jit(lambda: EvaluationSums.zeros(latent_dim), out_shardings=replicated(mesh))
+        self._batch_size = trainer.config.train.batch_size // trainer.config.train.accumulation
 
-    def __call__(self, state: TrainState) -> tuple[Loss, LatentMoments]:
-        """The split's loss and the moments of its latents; every image counts once, whatever the batch size."""
-        sums = jax.device_put(EvaluationSums.zeros(self._trainer.config.model.latent_dim), replicated(self._mesh))
+    def __call__(
+        self, state: TrainState, goes_on: Callable[[], bool] = lambda: True
+    ) -> tuple[Loss, LatentMoments] | None:
+        """The split's loss and the moments of its latents; every image counts once, whatever the batch size.
+
+        None as soon as `goes_on`, which is asked every few batches, says so.
+        """
+        sums = self._start()
         sharding = split_along(self._mesh, 0)
         in_flight: list[EvaluationSums] = []
-        batches = evaluation_rows(images=len(self._images), batch_size=self._trainer.config.train.batch_size)
+        batches = evaluation_rows(images=len(self._images), batch_size=self._batch_size)
         for number, (rows, valid) in enumerate(batches):
-            images, numbers, mask = jax.device_put((gather_rows(self._images, rows), rows, valid), sharding)
-            batch = Batch(images, numbers)
-            sums = self._step(sums, state.evaluation_variables, batch, mask, jnp.asarray(number, jnp.int32))
+            if number % ASK_EVERY == 0 and not goes_on():
+                return None
+            batch = Batch(put_rows(self._images, rows, sharding), put(rows, sharding))
+            sums = self._step(sums, state.evaluation_variables, batch, put(valid, sharding), np.int32(number))
             in_flight.append(sums)
             if len(in_flight) > BATCHES_IN_FLIGHT:  # or a large split would queue up in device memory
                 jax.block_until_ready(in_flight.pop(0))
@@ -115,7 +124,8 @@ class Painter:
 
     def __exit__(self, *exception: object) -> None:
         self._writer.shutdown()
-        self._finish()
+        if exception[0] is None:  # else that is what the user should hear of
+            self._finish()
 
     def __call__(self, state: TrainState, *, step: int) -> None:
         """Draws reconstructions and samples from both priors, and has them written.
@@ -124,7 +134,11 @@ class Painter:
           OSError: the pictures before could not be written.
         """
         self._finish()
-        model, variables = self._trainer.model, state.evaluation_variables
+        # This process's own copy: the others draw nothing.
+        model = self._trainer.model
+        variables, moments = jax.tree.map(
+            lambda leaf: leaf.addressable_data(0), (state.evaluation_variables, state.latent_moments)
+        )
         reconstructions = reconstruct(model, variables, self._originals)
         rows = [
             np.concatenate([part[start : start + COLUMNS] for part in (self._originals, reconstructions)])
@@ -135,7 +149,7 @@ class Painter:
         grids = {"reconstructions": pictures.grid(shown, columns=columns)}
         key = named_key(self._trainer.config.train.seed, "pictures")
         for prior in ("standard", "gaussian"):
-            latents = np.asarray(sample_prior(prior, key, SHOWN_SAMPLES, state.latent_moments))
+            latents = np.asarray(sample_prior(prior, key, SHOWN_SAMPLES, moments))
             grids[f"samples_{prior}"] = pictures.grid(decode(model, variables, latents), columns=COLUMNS)
         for name, image in grids.items():
             path = self._directory / f"{name}_{step:08d}.png"

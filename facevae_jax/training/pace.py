@@ -1,8 +1,10 @@
 """When a run logs, evaluates and saves, how long a dispatch is, and the figures in between."""
 
+import math
 from typing import NamedTuple
 
 import jax
+import numpy as np
 
 from facevae_jax.config import RunConfig
 from facevae_jax.data.plan import steps_per_epoch
@@ -28,6 +30,10 @@ class Schedule(NamedTuple):
         total = train.steps or epoch * train.epochs
         return cls(total, train.log_every_steps, evaluate, train.checkpoint_every_steps or evaluate)
 
+    def evaluates(self, step: int) -> bool:
+        """Whether there is an evaluation after `step` steps."""
+        return step > 0 and (step % self.evaluate_every == 0 or step == self.total)
+
     def next_boundary(self, step: int) -> int:
         """The next step after `step` at which something other than training happens."""
         cadences = (self.log_every, self.evaluate_every, self.checkpoint_every)
@@ -47,14 +53,17 @@ class Window:
         self._seconds += seconds
 
     def fetch(self, batch_size: int) -> dict[str, float]:
-        """Means over the steps of the window and images/s, and empties it."""
+        """Means over the window's steps that were not skipped, how many were, and images/s; empties it."""
         fetched = [(jax.device_get(metrics), count) for metrics, count in self._parts]
-        steps = sum(count for _, count in fetched)
+        skipped = np.concatenate([metrics.skipped[:count] for metrics, count in fetched])
+        steps = len(skipped)
         flat = [{**metrics.loss._asdict(), "gradient_norm": metrics.gradient_norm} for metrics, _ in fetched]
-        values = {
-            name: float(sum(part[name][:count].sum() for part, (_, count) in zip(flat, fetched, strict=True)) / steps)
-            for name in flat[0]
-        }
+        values = {}
+        for name in flat[0]:
+            all_steps = np.concatenate([part[name][:count] for part, (_, count) in zip(flat, fetched, strict=True)])
+            learned = all_steps[skipped == 0]
+            values[name] = float(learned.mean(dtype=np.float64)) if len(learned) else math.nan
+        values["skipped"] = int(skipped.sum())
         values["images_per_second"] = steps * batch_size / self._seconds
         self._parts, self._seconds = [], 0.0
         return values

@@ -14,7 +14,7 @@ from facevae_jax.latents.priors import LatentMoments
 from facevae_jax.models.convolution import choose_form
 from facevae_jax.models.vae import VAE, Execution
 from facevae_jax.random import named_key
-from facevae_jax.training.sharding import replicated
+from facevae_jax.training.sharding import DATA_AXIS, replicated
 
 # Learned from here; a trained model's is around 0.01, which Adam would not reach from 1 in a short run.
 INITIAL_DECODER_VARIANCE = 0.05
@@ -51,8 +51,8 @@ class TrainState(flax.struct.PyTreeNode):
 
 def make_model(config: RunConfig) -> VAE:
     """The model of a run, with convolutions in the form for this platform."""
-    execution = Execution(choose_form(config.train.convolution), shards=jax.device_count())
-    return VAE(config.model, config.data.resolution, execution)
+    axis = DATA_AXIS if jax.device_count() > 1 else None
+    return VAE(config.model, config.data.resolution, Execution(choose_form(config.train.convolution), axis))
 
 
 def make_schedule(config: TrainConfig, *, total_steps: int) -> optax.Schedule:
@@ -80,7 +80,7 @@ def _initial_state(config: RunConfig, model: VAE, optimizer: optax.GradientTrans
     latent_dim = config.model.latent_dim
     image = jnp.zeros((1, config.data.resolution, config.data.resolution, CHANNELS))
     key = named_key(config.train.seed, "initialise")
-    variables = model.init({"params": key}, image, key, train=False)
+    variables = model.init({"params": key}, image, jnp.zeros((1, latent_dim)), train=False)
     params = dict(variables["params"])
     if config.objective.likelihood == "gaussian" and config.objective.variance == "learned":
         params["decoder_log_variance"] = jnp.log(INITIAL_DECODER_VARIANCE)

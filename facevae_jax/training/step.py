@@ -1,6 +1,7 @@
 """One optimiser step, many of them in one dispatch, and the evaluation of one batch: pure functions of arrays."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -8,7 +9,9 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jax.flatten_util import ravel_pytree
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from facevae_jax.config import CHANNELS, RunConfig
 from facevae_jax.data.augmentation import dequantize, random_flip
@@ -17,6 +20,7 @@ from facevae_jax.latents.priors import LatentMoments
 from facevae_jax.models.vae import VAE, to_unit
 from facevae_jax.objective import MIN_VARIANCE, Loss, fixed_variance, image_terms, kl_weight, negative_elbo
 from facevae_jax.random import named_key
+from facevae_jax.training.sharding import DATA_AXIS, make_mesh
 from facevae_jax.training.state import DecoderVariance, TrainState
 
 DECODER_VARIANCE_MOMENTUM = 0.99  # of the running mean over training batches
@@ -27,6 +31,7 @@ class Metrics(NamedTuple):
 
     loss: Loss
     gradient_norm: Float[Array, ""]
+    skipped: Float[Array, ""]  # 1 where it was not finite, so that nothing was learned; else 0
 
 
 class Trainer(NamedTuple):
@@ -61,47 +66,124 @@ def make_targets(batch: Batch, *, stream: str, step: Array | int, config: RunCon
     return to_unit(batch.images)
 
 
-def train_step(state: TrainState, batch: Batch, *, trainer: Trainer) -> tuple[TrainState, Metrics]:
-    """One step of the optimiser on one global batch; its randomness is a function of (seed, step, row)."""
-    config = trainer.config
+class StepInput(NamedTuple):
+    """What a step computes gradients for: the parts of a batch, stacked; every device has its slice of each part."""
+
+    images: UInt8[Array, "p b h w c"]
+    rows: Int[Array, "p b"]
+    noise: Float[Array, "p b z"]  # from N(0, I)
+
+
+def _gradients(
+    state: TrainState, batch: Batch, noise: Float[Array, "b z"], part: Array | int, *, trainer: Trainer
+) -> tuple[Any, Loss, Any]:
+    """This device's gradients, and the loss and the new batch statistics of all devices, of one part of a batch.
+
+    The gradients' sum over the devices is that of the loss.
+    """
+    config, axis = trainer.config, trainer.model.execution.axis
     images = random_flip(batch, seed=config.train.seed, step=state.step) if config.data.flip else batch.images
     weight = kl_weight(config.objective, state.step)
-    latent_key = jax.random.fold_in(named_key(config.train.seed, "latent"), state.step)
     dropout_key = jax.random.fold_in(named_key(config.train.seed, "dropout"), state.step)
+    if config.train.accumulation > 1:
+        dropout_key = jax.random.fold_in(dropout_key, part)
     targets = make_targets(Batch(images, batch.rows), stream="dequantize", step=state.step, config=config)
 
     def loss_function(params: Any) -> tuple[Float[Array, ""], tuple[Loss, Any]]:
         output, updates = trainer.model.apply(
             {"params": params, "batch_stats": state.batch_stats},
             images,
-            latent_key,
+            noise,
             train=True,
             mutable=["batch_stats"],
             rngs={"dropout": dropout_key},
         )
         terms = image_terms(targets, output)
-        mse = jnp.mean(terms.squared_error)
+        means = jnp.concatenate([jnp.mean(terms.squared_error)[None], jnp.mean(terms.kl, axis=0)])
+        means = lax.pmean(means, axis) if axis else means
+        mse = means[0]
         loss = negative_elbo(
             mse,
-            jnp.mean(terms.kl, axis=0),
+            means[1:],
             variance=estimate_variance(mse, params, trainer),
             kl_weight=weight,
             dimensions=trainer.dimensions,
             config=config.objective,
         )
-        return loss.loss, (loss, updates.get("batch_stats", {}))
+        # Every device has the whole loss: each answers for its share.
+        share = loss.loss / lax.axis_size(axis) if axis else loss.loss
+        return share, (loss, updates.get("batch_stats", {}))
 
     gradients, (loss, batch_stats) = jax.grad(loss_function, has_aux=True)(state.params)
+    return gradients, loss, batch_stats
+
+
+def _mean_gradients(state: TrainState, given: StepInput, *, trainer: Trainer) -> tuple[Any, Loss, Any]:
+    """The gradients of a step: the mean over the parts, computed one after another, and the sum over the devices."""
+    parts, axis = trainer.config.train.accumulation, trainer.model.execution.axis
+
+    def one(part: Array | int) -> tuple[Any, Loss, Any]:
+        images, rows, noise = (array[part] for array in given)
+        return _gradients(state, Batch(images, rows), noise, part, trainer=trainer)
+
+    if parts == 1:
+        gradients, loss, batch_stats = one(0)
+    else:
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(lambda: one(0)))
+        sums = lax.fori_loop(0, parts, lambda part, sums: jax.tree.map(jnp.add, sums, one(part)), zeros)
+        gradients, loss, batch_stats = jax.tree.map(lambda total: total / parts, sums)
+    if axis:
+        # As one array, once a step: what an exchange costs between processes is mostly its beginning.
+        flat, unravel = ravel_pytree(gradients)
+        gradients = unravel(lax.psum(flat, axis))
+    return gradients, loss, batch_stats
+
+
+def _on_each_device(function: Callable[..., Any], given: Any, *, cut_axis: int) -> Callable[..., Any]:
+    """`function` of (replicated tree, `given`), run by every device on its slices of `given` along `cut_axis`.
+
+    What it gives must be the same on all devices; what they exchange is written in it, and nothing else is sent.
+    """
+    specs = jax.tree.map(lambda _: PartitionSpec(*[None] * cut_axis, DATA_AXIS), given)
+    # Without the check a psum's gradient is a psum, on which `_gradients` and the batch normalisation rely.
+    return jax.shard_map(
+        function, mesh=make_mesh(), in_specs=(PartitionSpec(), specs), out_specs=PartitionSpec(), check_vma=False
+    )
+
+
+def train_step(
+    state: TrainState, read: Callable[[Array | int], Batch], *, trainer: Trainer
+) -> tuple[TrainState, Metrics]:
+    """One step of the optimiser on one global batch; its randomness is a function of (seed, step, row).
+
+    A step whose loss or gradient is not finite changes nothing but the step's number.
+
+    Args:
+      state: before the step; where many steps go in one dispatch it is donated.
+      read: from the number of a part of the batch to that part, of `config.train.accumulation` parts.
+      trainer: what is needed beside arrays.
+    """
+    config = trainer.config.train
+    parts = [read(part) for part in range(config.accumulation)]
+    key = jax.random.fold_in(named_key(config.seed, "latent"), state.step)
+    noise = jax.random.normal(
+        key, (config.accumulation, config.batch_size // config.accumulation, trainer.config.model.latent_dim)
+    )
+    given = StepInput(jnp.stack([part.images for part in parts]), jnp.stack([part.rows for part in parts]), noise)
+    compute: Callable[..., Any] = functools.partial(_mean_gradients, trainer=trainer)
+    if trainer.model.execution.axis:
+        compute = _on_each_device(compute, given, cut_axis=1)
+    gradients, loss, batch_stats = compute(state, given)
+    norm = optax.tree.norm(gradients)
     updates, opt_state = trainer.optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     averaged = state.averaged
     if averaged is not None:
         # A short average to begin with, or the random initialisation would stay in it for thousands of steps.
-        decay = jnp.minimum(config.train.ema_decay, (1.0 + state.step) / (10.0 + state.step))
+        decay = jnp.minimum(config.ema_decay, (1.0 + state.step) / (10.0 + state.step))
         averaged = optax.incremental_update({"params": params, "batch_stats": batch_stats}, averaged, 1.0 - decay)
     running, momentum = state.decoder_variance, DECODER_VARIANCE_MOMENTUM
-    state = state.replace(
-        step=state.step + 1,
+    advanced = state.replace(
         params=params,
         batch_stats=batch_stats,
         opt_state=opt_state,
@@ -111,25 +193,31 @@ def train_step(state: TrainState, batch: Batch, *, trainer: Trainer) -> tuple[Tr
             weight=momentum * running.weight + (1 - momentum),
         ),
     )
-    return state, Metrics(loss, optax.tree.norm(gradients))
+    finite = jnp.isfinite(loss.loss) & jnp.isfinite(norm)
+    state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), advanced, state)
+    return state.replace(step=state.step + 1), Metrics(loss, norm, jnp.where(finite, 0.0, 1.0))
 
 
 def train_steps(
     state: TrainState, chunk: Chunk, count: Int[Array, ""], *, trainer: Trainer, capacity: int
 ) -> tuple[TrainState, Metrics]:
-    """The first `count` batches of `chunk`, one step each, in one dispatch.
+    """The first `count` steps' batches of `chunk`, in one dispatch.
 
     `count` is a traced number, so one compiled program serves every length up to `capacity`. Returns the metrics as
     arrays [capacity], of which the first `count` are filled.
     """
-    one = functools.partial(train_step, trainer=trainer)
+    parts = trainer.config.train.accumulation
     batch = batch_reader(chunk)
-    shapes = jax.eval_shape(one, state, jax.eval_shape(lambda: batch(0)))[1]
+
+    def one(state: TrainState, index: Array | int) -> tuple[TrainState, Metrics]:
+        return train_step(state, lambda part: batch(index * parts + part), trainer=trainer)
+
+    shapes = jax.eval_shape(one, state, 0)[1]
     history = jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape), leaf.dtype), shapes)
 
     def body(index: Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
         state, history = carry
-        state, metrics = one(state, batch(index))
+        state, metrics = one(state, index)
         return state, jax.tree.map(lambda all_steps, value: all_steps.at[index].set(value), history, metrics)
 
     return lax.fori_loop(0, count, body, (state, history))
@@ -151,6 +239,32 @@ class EvaluationSums(flax.struct.PyTreeNode):
         return cls(scalar, scalar, vector, vector, jnp.zeros((latent_dim, latent_dim)))
 
 
+def _evaluation_sums(
+    variables: Any, given: tuple[Batch, Float[Array, "b z"], Bool[Array, " b"]], *, trainer: Trainer
+) -> EvaluationSums:
+    """What the valid images of a batch add; of several devices each has a slice of it."""
+    batch, noise, valid = given
+    # The same noise at every evaluation, so that evaluations compare.
+    targets = make_targets(batch, stream="dequantize evaluation", step=0, config=trainer.config)
+    output: Any = trainer.model.apply(variables, batch.images, noise, train=False)
+    terms = image_terms(targets, output)
+    mask = valid.astype(jnp.float32)
+    mean, log_variance = output.posterior
+    weighted = mean * mask[:, None]
+    variance = jnp.sum(jnp.exp(log_variance) * mask[:, None], axis=0)
+    sums = EvaluationSums(
+        images=jnp.sum(mask),
+        # where, not a product: padding may hold anything, and 0 x NaN is NaN.
+        squared_error=jnp.sum(jnp.where(valid, terms.squared_error, 0.0)),
+        kl=jnp.sum(jnp.where(valid[:, None], terms.kl, 0.0), axis=0),
+        latent=jnp.sum(weighted, axis=0),
+        # In full float32: the accelerators' default precision would be lost where the mean's square is subtracted.
+        latent_square=jnp.matmul(weighted.T, mean, precision=lax.Precision.HIGHEST) + jnp.diag(variance),
+    )
+    axis = trainer.model.execution.axis
+    return lax.psum(sums, axis) if axis else sums
+
+
 def evaluation_step(
     sums: EvaluationSums,
     variables: Any,
@@ -161,26 +275,12 @@ def evaluation_step(
     trainer: Trainer,
 ) -> EvaluationSums:
     """Adds batch `number` of a split; rows where `valid` is false are padding and add nothing."""
-    # The same noise at every evaluation, so that evaluations compare.
-    targets = make_targets(batch, stream="dequantize evaluation", step=0, config=trainer.config)
     key = jax.random.fold_in(named_key(trainer.config.train.seed, "evaluate"), number)
-    output: Any = trainer.model.apply(variables, batch.images, key, train=False)
-    terms = image_terms(targets, output)
-    mask = valid.astype(jnp.float32)
-    mean, log_variance = output.posterior
-    weighted = mean * mask[:, None]
-    variance = jnp.sum(jnp.exp(log_variance) * mask[:, None], axis=0)
-    return EvaluationSums(
-        images=sums.images + jnp.sum(mask),
-        # where, not a product: padding may hold anything, and 0 x NaN is NaN.
-        squared_error=sums.squared_error + jnp.sum(jnp.where(valid, terms.squared_error, 0.0)),
-        kl=sums.kl + jnp.sum(jnp.where(valid[:, None], terms.kl, 0.0), axis=0),
-        latent=sums.latent + jnp.sum(weighted, axis=0),
-        # In full float32: the accelerators' default precision would be lost where the mean's square is subtracted.
-        latent_square=sums.latent_square
-        + jnp.matmul(weighted.T, mean, precision=lax.Precision.HIGHEST)
-        + jnp.diag(variance),
-    )
+    given = batch, jax.random.normal(key, (len(batch.rows), trainer.config.model.latent_dim)), valid
+    compute: Callable[..., Any] = functools.partial(_evaluation_sums, trainer=trainer)
+    if trainer.model.execution.axis:
+        compute = _on_each_device(compute, given, cut_axis=0)
+    return jax.tree.map(jnp.add, sums, compute(variables, given))
 
 
 def finish_evaluation(

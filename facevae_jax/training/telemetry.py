@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import pathlib
 import sys
 import time
@@ -10,6 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from facevae_jax import hosts
 from facevae_jax.errors import UserError
 from facevae_jax.files import atomic_writer
 
@@ -17,22 +19,40 @@ METRICS_FILE = "metrics.jsonl"
 
 
 def say(line: str) -> None:
-    """Prints a line above the progress bar."""
-    tqdm.write(line, file=sys.stdout)
-    sys.stdout.flush()
+    """Prints a line above the progress bar, in process 0 alone."""
+    if hosts.is_main():
+        tqdm.write(line, file=sys.stdout)
+        sys.stdout.flush()
+
+
+def say_error(line: str) -> None:
+    """Prints a line on standard error, in any process."""
+    tqdm.write(f"error: {line}", file=sys.stderr)
+    sys.stderr.flush()
 
 
 class Telemetry:
     """The record of one run; use as a context manager."""
 
     def __init__(
-        self, workdir: pathlib.Path, *, first_step: int, total_steps: int, batch_size: int, tensorboard: bool
+        self,
+        workdir: pathlib.Path,
+        *,
+        first_step: int,
+        total_steps: int,
+        batch_size: int,
+        tensorboard: bool,
+        silent: bool = False,
     ) -> None:
-        """Opens the record; what a killed run wrote beyond the checkpoint it resumes from is dropped."""
-        self._path = workdir / METRICS_FILE
-        _drop_after(self._path, first_step)
-        self._file = open(self._path, "a", buffering=1)  # noqa: SIM115, PTH123 - closed in __exit__
-        self._board = _open_tensorboard(workdir, first_step) if tensorboard else None
+        """Opens the record; what a killed run wrote beyond the checkpoint it resumes from is dropped.
+
+        A `silent` one writes and shows nothing: of several processes one does that for all.
+        """
+        path = workdir / METRICS_FILE if not silent else pathlib.Path(os.devnull)
+        if not silent:
+            _drop_after(path, first_step)
+        self._file = open(path, "a", buffering=1)  # noqa: SIM115, PTH123 - closed in __exit__
+        self._board = _open_tensorboard(workdir, first_step) if tensorboard and not silent else None
         self._batch_size = batch_size
         self._bar = tqdm(
             total=total_steps * batch_size,
@@ -40,7 +60,8 @@ class Telemetry:
             unit="image",
             unit_scale=True,
             dynamic_ncols=True,
-            disable=None,  # without a terminal there is no bar: it would fill a log file, and the lines say the same
+            disable=silent
+            or None,  # without a terminal there is no bar: it would fill a log file, and the lines say the same
         )
         self._steps_left = total_steps - first_step
         self._training_seconds = 0.0

@@ -1,15 +1,19 @@
 """The workdir's `config.json`: what a run was started with, and what may change when it is resumed."""
 
+import contextlib
 import json
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
+from facevae_jax import files
 from facevae_jax.config import RunConfig, flatten
 from facevae_jax.errors import UserError
 from facevae_jax.files import write_json
 from facevae_jax.training.checkpoints import has_checkpoint
 
 CONFIG_FILE = "config.json"
+LOCK_FILE = ".lock"
 # Keys that decide, beside all of `model`, what the loss means, without which the best checkpoint is not the best, and
 # which rows a step sees, without which a step is no position in an epoch.
 FIXED_KEYS = (
@@ -42,6 +46,24 @@ def read_config(workdir: pathlib.Path) -> RunConfig:
         raise UserError(message) from error
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path} cannot be read ({error}): was it written by another version?") from error
+
+
+@contextlib.contextmanager
+def locked(workdir: pathlib.Path) -> Iterator[None]:
+    """Keeps other runs out of the workdir until this one ends, however it ends.
+
+    Raises:
+      UserError: another run is there.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(files.locked(workdir / LOCK_FILE, wait=False))
+        except BlockingIOError as error:
+            raise UserError(
+                f"--workdir={str(workdir)!r} is in use by {error.strerror}: wait for that run, stop it, or take "
+                "another workdir."
+            ) from error
+        yield
 
 
 def claim(workdir: pathlib.Path, config: RunConfig) -> list[str]:
