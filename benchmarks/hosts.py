@@ -62,18 +62,19 @@ def start(command: list[str]) -> subprocess.Popen[str]:
 
 
 def finish(command: list[str]) -> tuple[float, float]:
-    """Runs to the end; (images/s of the last logged window, seconds from the first step to the end)."""
-    rate = first = 0.0
+    """Runs to the end; (median images/s of the logged windows, seconds from the first step to the end)."""
+    first = 0.0
+    rates = []
     with start(command) as process:
         assert process.stdout is not None
         for line in process.stdout:
             first = time.perf_counter() if FIRST_STEP in line else first
             if found := RATE.search(line):
-                rate = float(found.group(2).replace(",", ""))
+                rates.append(float(found.group(2).replace(",", "")))
         ended = time.perf_counter()
     if process.returncode:
         raise UserError(f"{' '.join(command)} ended with exit code {process.returncode}.")
-    return rate, ended - first
+    return statistics.median(rates), ended - first
 
 
 def seconds_to_stop(words: list[str], after: float) -> float:

@@ -1,6 +1,7 @@
 """Files that are whole or absent: written aside, flushed to the disk, then renamed."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -9,6 +10,11 @@ import secrets
 import socket
 from collections.abc import Iterator
 from typing import Any, BinaryIO
+
+from absl import logging
+
+# What a file system that keeps no locks answers.
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
 
 
 @contextlib.contextmanager
@@ -33,6 +39,8 @@ def atomic_writer(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 def locked(path: str | os.PathLike[str], *, wait: bool) -> Iterator[None]:
     """Holds the lock `path` for this process; the system frees it when the process ends, however it ends.
 
+    On a file system without locks it warns and holds none.
+
     Raises:
       BlockingIOError: another process has it, and `wait` is False; its message is that process's note of who it is.
     """
@@ -42,6 +50,10 @@ def locked(path: str | os.PathLike[str], *, wait: bool) -> Iterator[None]:
         except BlockingIOError as error:
             file.seek(0)
             raise BlockingIOError(error.errno, file.read().strip()) from error
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            logging.warning("%s: this file system keeps no locks; nothing stops a second run here", path)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()

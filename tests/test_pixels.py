@@ -1,5 +1,7 @@
 import json
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -34,7 +36,21 @@ def test_a_store_is_made_once_and_memory_mapped(tmp_path):
         assert isinstance(store, np.memmap)
         np.testing.assert_array_equal(store, IMAGES)
     assert source.asked == 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["train.json", "train.npy"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["train.json", "train.lock", "train.npy"]
+
+
+def test_of_several_that_need_a_store_one_makes_it_and_the_others_wait(tmp_path):
+    source = Source()
+
+    def slow():
+        for block in source():
+            time.sleep(0.2)
+            yield block
+
+    with ThreadPoolExecutor(3) as pool:
+        for store in pool.map(lambda _: open_(tmp_path / "train.npy", slow), range(3)):
+            np.testing.assert_array_equal(store, IMAGES)
+    assert source.asked == 1
 
 
 def flip_byte(path):
@@ -93,14 +109,14 @@ def test_a_store_cut_short_is_never_taken_for_whole(tmp_path):
     path = tmp_path / "train.npy"
     with pytest.raises(KeyboardInterrupt):
         open_(path, dies)
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["train.lock"]
     np.testing.assert_array_equal(open_(path, Source()), IMAGES)
 
 
 def test_missing_images_are_reported(tmp_path):
     with pytest.raises(UserError, match="needs 10 images, but the dataset gave 7"):
         open_(tmp_path / "train.npy", Source((IMAGES[:7],)))
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["train.lock"]
 
 
 def test_synthetic_splits_are_drawn_by_index_and_disjoint(tmp_path):

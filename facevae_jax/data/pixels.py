@@ -20,7 +20,7 @@ from facevae_jax.data import dataset, synthetic
 from facevae_jax.data.cache import local_dataset
 from facevae_jax.data.locations import is_remote
 from facevae_jax.errors import UserError, expand_home, make_writable_directory
-from facevae_jax.files import atomic_writer, write_json
+from facevae_jax.files import atomic_writer, locked, write_json
 from facevae_jax.progress import progress_bar
 
 TRAIN, VALIDATION = "train", "validation"
@@ -107,12 +107,14 @@ def open_store(
     count, resolution = size
     shape = (count, resolution, resolution, CHANNELS)
     if not _is_whole(path, shape):
-        _write_store(path, shape, images(), verb=verb)
+        make_writable_directory(path.parent, name="config.data.data_dir")
+        with locked(path.with_suffix(".lock"), wait=True):  # one process makes it, the others find it made
+            if not _is_whole(path, shape):
+                _write_store(path, shape, images(), verb=verb)
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
 def _write_store(path: pathlib.Path, shape: tuple[int, ...], images: Iterable[np.ndarray], *, verb: str) -> None:
-    make_writable_directory(path.parent, name="config.data.data_dir")
     needed, free = math.prod(shape), shutil.disk_usage(path.parent).free
     if needed > free:
         raise UserError(
