@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import tempfile
 from collections.abc import Iterable, Sequence
 
 
@@ -41,11 +42,10 @@ def make_writable_directory(path: str | os.PathLike[str], *, name: str) -> pathl
       UserError: the directory cannot be made or written to.
     """
     directory = expand_home(path, name=name)
-    probe = directory / f".writable-{os.getpid()}"
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=directory):  # a name of its own: process numbers repeat across hosts
+            pass
     except OSError as error:
         reason = error.strerror or error
         message = f"{name}={str(path)!r} cannot be written to ({reason}): choose a directory you may write to."
