@@ -4,6 +4,7 @@ JAX's own runtime does the work (`jax.distributed`, one program on many controll
 """
 
 import os
+import re
 import socket
 import sys
 import time
@@ -136,6 +137,15 @@ def together(function: Callable[[], T]) -> T:
         raise mistake
     number, message = next(iter(failed.items()))
     raise ElsewhereError(f"process {number} of {jax.process_count()}: {message}")
+
+
+def is_runtime_error(error: Exception) -> bool:
+    """Whether JAX's runtime raised this, as it does where a collective cannot reach a process any more.
+
+    The error of an operation that fails before it is dispatched in the background comes as a plain ValueError
+    ("UNKNOWN: Gloo AllGather failed: ... Connection closed by peer"); the status it begins with tells it from ours.
+    """
+    return isinstance(error, jax.errors.JaxRuntimeError) or bool(re.match(r"[A-Z][A-Z_]+: ", str(error)))
 
 
 def leave(code: int) -> NoReturn:

@@ -71,24 +71,30 @@ class Group:
             if member.poll() is None:
                 member.send_signal(number)
 
-    def wait(self) -> tuple[int, int]:
-        """Waits for all; (which process failed first, its exit code), or (0, 0)."""
-        first = None
+    def wait(self) -> int:
+        """Waits for all; the exit code of the one that failed first, or 0."""
+        failures: dict[int, int] = {}  # process to exit code, in the order they were noticed
         deadline = float("inf")
-        while any(member.poll() is None for member in self.members):
-            failed = [(n, m.returncode) for n, m in enumerate(self.members) if m.poll() not in (None, 0)]
-            if failed and first is None:
-                first = failed[0]
-                print(f"process {first[0]} of {len(self.members)} {describe(first[1])}", file=sys.stderr, flush=True)
-                if first[1] == 2:
-                    deadline = time.monotonic() + END_SECONDS
+        running = True
+        while running:
+            running = any(member.poll() is None for member in self.members)
+            for number, member in enumerate(self.members):
+                if member.returncode and number not in failures:
+                    failures[number] = member.returncode
+                    print(
+                        f"process {number} of {len(self.members)} {describe(member.returncode)}",
+                        file=sys.stderr,
+                        flush=True,
+                    )
+                    if member.returncode == 2:
+                        deadline = min(deadline, time.monotonic() + END_SECONDS)
             if time.monotonic() > deadline:
                 self.send(signal.SIGKILL)
-            time.sleep(0.05)
+            if running:
+                time.sleep(0.05)
         for reader in self.readers:
             reader.join()
-        failed = [(n, m.returncode) for n, m in enumerate(self.members) if m.returncode]
-        return first or (failed[0] if failed else (0, 0))
+        return next(iter(failures.values()), 0)
 
 
 def _schedule(pid: int) -> None:
@@ -131,7 +137,7 @@ def main() -> int:
     code = 0
     for attempt in range(arguments.restarts + 1):
         group.append(Group(command, processes=arguments.processes, devices=arguments.devices))
-        _, code = group[-1].wait()
+        code = group[-1].wait()
         if stopped:  # those that had nothing to save yet ended by the signal itself
             return 128 + stopped[0] if code else 0
         if code in FINAL:

@@ -194,7 +194,8 @@ def test_after_a_kill_the_launcher_starts_all_again_to_the_same_bits(pair, warm_
         assert launcher.wait(timeout=60) == 0
     said = "".join(rest)
     assert f"process {victim} of 2 was ended by SIGKILL" in said
-    assert "lost the others after step" in said or "another task died" in said
+    assert "lost the others after step" in said or "another task died" in said, said
+    assert "Traceback" not in said or victim == 0  # without its coordinator a process is ended by JAX itself
     assert re.search(r"resuming from step \d", said)
     assert record(tmp_path, STEPS) == record(pair[0], STEPS)
 

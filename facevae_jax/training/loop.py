@@ -277,7 +277,7 @@ def run_beside_others(run: Callable[[], TrainState], watchdog: Watchdog) -> Trai
                 say_error(str(error))
             hosts.leave(2)
         who = f"process {jax.process_index()} of {jax.process_count()}"
-        if isinstance(error, jax.errors.JaxRuntimeError):
+        if hosts.is_runtime_error(error):
             reason = " ".join(str(error).split())[:200]
             say_error(
                 f"{who} lost the others after step {watchdog.step:,} ({reason}): start all again, the same command "
