@@ -191,8 +191,8 @@ def test_after_a_kill_the_launcher_starts_all_again_to_the_same_bits(pair, warm_
             rest.append(line)
             if "starting all again" in line:
                 assert time.monotonic() - killed < 20
-        assert launcher.wait(timeout=60) == 0
-    said = "".join(rest)
+        said = "".join(rest)
+        assert launcher.wait(timeout=60) == 0, said
     assert f"process {victim} of 2 was ended by SIGKILL" in said
     assert "lost the others after step" in said or "another task died" in said, said
     assert "Traceback" not in said or victim == 0  # without its coordinator a process is ended by JAX itself
