@@ -1,65 +1,114 @@
-"""From a trained model to pictures.
+"""From a trained model to pictures and latents.
 
-python -m facevae_jax.generate sample --workdir=/tmp/quickstart --count=64 --output=samples.png
+python -m facevae_jax.generate VERB --workdir=/tmp/quickstart
+
+  sample        new faces                              --count --prior --temperature --seed
+  reconstruct   faces through encoder and decoder      --images | --split --rows --count
+  interpolate   from face to face                      --images | --count; --steps --path --loop
+  morph         between two photographs, or four       --images=A,B | --rows=I,J; --steps --path --loop
+  edit          w_new = w + alpha x eta                --attribute --alpha --keep --direction; --images | --count
+  traverse      one latent dimension after another     --dimensions --alpha; --images
+  encode        latents, as .npz or .parquet           --images | --split; --posterior
+
+--output says where and, by its ending, how: .png is one grid, .npz one array (arr_0, uint8 NHWC), .gif, .webp and .mp4
+are animations, and no ending is a folder of single PNG files; or say --format.
 """
 
-import math
-import pathlib
-from typing import cast
+from typing import Any, cast
 
 from absl import flags
 
 from facevae_jax import command_line, startup
-from facevae_jax.errors import UserError, expand_home, make_writable_directory
+from facevae_jax.errors import UserError, expand_home
 
-VERBS = ("sample",)
+VERB_NAMES = ("sample", "reconstruct", "interpolate", "morph", "edit", "traverse", "encode")
+PRIORS = ("standard", "gaussian", "mixture", "second_stage")
+FORMATS = ("grid", "png", "npz", "gif", "webp", "mp4")
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
-_COUNT = flags.DEFINE_integer("count", 64, "Number of faces.", lower_bound=1, upper_bound=10_000)
-_OUTPUT = flags.DEFINE_string("output", "samples.png", "PNG file to write: one grid.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run, or of an exported model.")
+_OUTPUT = flags.DEFINE_string("output", None, "File or folder to write; VERB.png by default.")
+_FORMAT = flags.DEFINE_enum("format", None, FORMATS, "How to write it; by default as --output ends.")
+_COUNT = flags.DEFINE_integer("count", None, "Faces, rows or dimensions.", lower_bound=1, upper_bound=10**8)
+_IMAGES = flags.DEFINE_list("images", [], "Photographs, or folders of them, of any size; faces in the middle.")
+_SPLIT = flags.DEFINE_enum("split", None, ["train", "validation"], "Faces of the run's own data.")
+_ROWS = flags.DEFINE_list("rows", [], "Which of the split's images, by number; validation's without --split.")
 _PRIOR = flags.DEFINE_enum(
     "prior",
     "standard",
-    ["standard", "gaussian"],
-    "standard: N(0, I). gaussian: fitted to the posteriors of validation.",
+    PRIORS,
+    "What new faces are drawn from. standard: N(0, I). gaussian, mixture: fitted to the posteriors. second_stage: a "
+    "small VAE trained on them.",
 )
+_TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Factor on the prior's standard deviations.")
 _SEED = flags.DEFINE_integer("seed", 0, "Another seed gives other faces.", lower_bound=0, upper_bound=2**32 - 1)
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 0, "Images at a time; 0: what suits the resolution.", lower_bound=0)
+_POSTERIOR = flags.DEFINE_enum("posterior", "mean", ["mean", "sample"], "Which latent of a face is taken.")
+_STEPS = flags.DEFINE_integer("steps", 8, "Pictures from each face to the next.", lower_bound=1, upper_bound=10_000)
+_PATH = flags.DEFINE_enum("path", "lerp", ["lerp", "slerp"], "Along a line, or an arc around the origin.")
+_LOOP = flags.DEFINE_boolean("loop", False, "Lead back to the first picture, for an animation that repeats.")
+_FPS = flags.DEFINE_float("fps", 12.0, "Pictures a second of an animation.", lower_bound=0.1, upper_bound=100.0)
+_ATTRIBUTE = flags.DEFINE_list("attribute", [], "What to edit, such as smile or Smiling; several make more rows.")
+_KEEP = flags.DEFINE_list("keep", [], "Attributes that the edit is to leave as they are; all: every other one.")
+_DIRECTION = flags.DEFINE_enum(
+    "direction",
+    "mean",
+    ["mean", "regression"],
+    "Difference of means (the paper's), or logistic or ridge regression.",
+)
+_ALPHA = flags.DEFINE_list("alpha", ["-3", "-2", "-1", "0", "1", "2", "3"], "How far, in standard deviations.")
+_DIMENSIONS = flags.DEFINE_list("dimensions", [], "Latent dimensions, by number; the most active ones by default.")
 
 
 def main(arguments: list[str]) -> None:
     """Runs one verb."""
-    if len(arguments) != 1 or arguments[0] not in VERBS:
-        raise UserError(f"{' '.join(arguments)!r} is not understood: give one of {', '.join(VERBS)}, then flags.")
+    if len(arguments) != 1 or arguments[0] not in VERB_NAMES:
+        raise UserError(f"{' '.join(arguments)!r} is not understood: give one of {', '.join(VERB_NAMES)}, then flags.")
     if _WORKDIR.value is None:
         raise UserError("--workdir is missing: give the directory of a training run.")
-    output = expand_home(_OUTPUT.value, name="--output")
-    if output.suffix.lower() != ".png":
-        raise UserError(f"--output={_OUTPUT.value!r} must end in .png.")
-    if output.is_dir():
-        raise UserError(f"--output={_OUTPUT.value!r} is a directory: give the name of a .png file.")
-    make_writable_directory(output.parent, name="--output's directory")
-    sample(expand_home(_WORKDIR.value, name="--workdir"), output)
+    rows, dimensions = numbers(_ROWS.value, "rows", int), numbers(_DIMENSIONS.value, "dimensions", int)
+    alphas = numbers(_ALPHA.value, "alpha", float)
+    workdir = expand_home(_WORKDIR.value, name="--workdir")
 
-
-def sample(workdir: pathlib.Path, output: pathlib.Path) -> None:
-    """Draws faces from the chosen prior and writes them as one grid."""
-    import numpy as np  # after the flags are checked: jax takes seconds to import
-
-    from facevae_jax import pictures
-    from facevae_jax.latents.priors import Prior, sample_prior
-    from facevae_jax.random import named_key
-    from facevae_jax.training.evaluation import decode
-    from facevae_jax.training.restore import restore_model
+    from facevae_jax.generation import photographs, verbs  # after the flags are checked: jax takes seconds to import
+    from facevae_jax.generation.loading import load
 
     startup.keep_compiled_programs()
-    trained = restore_model(workdir)
-    if _PRIOR.value == "gaussian" and not trained.latent_moments.images:
-        raise UserError("--prior=gaussian needs a run that was evaluated once: train on, or take --prior=standard.")
-    key = named_key(_SEED.value, "sample")
-    latents = np.asarray(sample_prior(cast(Prior, _PRIOR.value), key, _COUNT.value, trained.latent_moments))
-    faces = decode(trained.model, trained.variables, latents)
-    pictures.write_png(output, pictures.grid(faces, columns=math.ceil(math.sqrt(_COUNT.value))))
-    print(f"{output}: {_COUNT.value} faces from step {trained.step:,}, prior {_PRIOR.value}")
+    photographs.ignore_bomb_warnings()
+    request = verbs.Request(
+        output=_OUTPUT.value,
+        format=_FORMAT.value,
+        count=_COUNT.value,
+        images=tuple(_IMAGES.value),
+        split=_SPLIT.value,
+        rows=rows,
+        prior=cast(Any, _PRIOR.value),
+        temperature=_TEMPERATURE.value,
+        seed=_SEED.value,
+        posterior=_POSTERIOR.value,
+        steps=_STEPS.value,
+        path=cast(Any, _PATH.value),
+        loop=_LOOP.value,
+        attributes=tuple(_ATTRIBUTE.value),
+        keep=tuple(_KEEP.value),
+        method=cast(Any, _DIRECTION.value),
+        alphas=alphas,
+        dimensions=dimensions,
+        frames_per_second=_FPS.value,
+    )
+    print(verbs.VERBS[arguments[0]](load(workdir, batch_size=_BATCH_SIZE.value), request))
+
+
+def numbers(texts: list[str], name: str, kind: type) -> tuple:
+    """The values of a flag that takes several numbers.
+
+    Raises:
+      UserError: one of them is none.
+    """
+    try:
+        return tuple(kind(text) for text in texts)
+    except ValueError as error:
+        what = "whole numbers" if kind is int else "numbers"
+        raise UserError(f"--{name}={','.join(texts)!r} must be {what} with commas between them.") from error
 
 
 if __name__ == "__main__":

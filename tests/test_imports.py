@@ -17,7 +17,10 @@ LAYERS = (
     ("objective",),
     ("latents",),
     ("training",),
-    ("command_line", "main", "prepare", "generate", "verify"),
+    ("exporting",),
+    ("generation",),
+    ("reporting", "exploring"),
+    ("command_line", "main", "prepare", "generate", "verify", "report", "explore", "export"),
 )
 PACKAGE = REPOSITORY / "facevae_jax"
 

@@ -44,7 +44,7 @@ def batch_reader(chunk: Chunk) -> Callable[[Array | int], Batch]:
     return lambda index: Batch(batches[index], rows[index])
 
 
-def _abstract(shape: tuple[int, ...], dtype: type, sharding: Sharding) -> Any:
+def _abstract(shape: tuple[int, ...], dtype: np.dtype | type, sharding: Sharding) -> Any:
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
 
@@ -92,7 +92,7 @@ class ResidentFeed:
 
     def abstract_chunk(self) -> Chunk:  # noqa: D102
         rows = _abstract((self.capacity, self._plan.batch_size), np.int32, self._rows_sharding)
-        return Chunk(_abstract(self._pixels.shape, np.uint8, self._pixels.sharding), rows)
+        return Chunk(_abstract(self._pixels.shape, self._pixels.dtype, self._pixels.sharding), rows)
 
     def chunk(self, first: int, count: int) -> Chunk:  # noqa: D102
         return Chunk(self._pixels, _put_plan(self._plan, first, count, self.capacity, self._rows_sharding))

@@ -175,3 +175,13 @@ def read_attributes(directory: pathlib.Path, split: str) -> dict[str, Float32[np
     table = np.fromiter(itertools.chain.from_iterable(_read(directory, split, values)), np.float32)
     table = table.reshape(-1, len(names))
     return {name: table[:, column].copy() for column, name in enumerate(names)}
+
+
+def read_names(directory: pathlib.Path, split: str) -> list[str]:
+    """The names of a split's images, in row order: paths relative to the source that it was prepared from.
+
+    Raises:
+      UserError: the split is not there, or cannot be read.
+    """
+    decode = functools.partial(records.feature_bytes, feature="name")
+    return [name.decode("utf-8", "surrogateescape") for name in _read(directory, split, decode)]

@@ -59,21 +59,34 @@ class Converted(NamedTuple):
 def convert(file: File, task: Task) -> Converted:
     """Decodes, turns upright (EXIF), converts to RGB, crops, resizes (see `RESIZE`) and encodes one image."""
     try:
-        source = io.BytesIO(read_file(file) if isinstance(file, pathlib.Path) else file.read())
-        with Image.open(source, formats=FORMATS) as image:
-            check_size(image)
-            if task.crop.size is None and task.crop.box is None:
-                # A JPEG is decoded at a half, a quarter or an eighth of its size where that is large enough.
-                image.draft(None, (int(REDUCING_GAP * task.resolution),) * 2)
-            ImageOps.exif_transpose(image, in_place=True)
-            cropped = crop_image(to_rgb(image), task.crop)
-            size = (task.resolution, task.resolution)
-            resized = cropped.resize(size, Image.Resampling.LANCZOS, reducing_gap=REDUCING_GAP)
-            return Converted(encode_png(np.asarray(resized)), enlarged=cropped.width < task.resolution)
-    except UnidentifiedImageError:  # whose text has an address in it
-        return Converted(b"", failure=f"cannot identify a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image")
+        image, enlarged = load(read_file(file) if isinstance(file, pathlib.Path) else file.read(), task)
+        return Converted(encode_png(np.asarray(image)), enlarged=enlarged)
     except Exception as error:  # decoders raise almost anything on damaged files; the pass must reach the other files
-        return Converted(b"", failure=reason(error))
+        return Converted(b"", failure=why_unreadable(error))
+
+
+def load(data: bytes, task: Task) -> tuple[Image.Image, bool]:
+    """The RGB image that `task` makes of the bytes of a file, and whether it had to be enlarged.
+
+    Decoders raise almost anything on damaged files; `why_unreadable` says it in words.
+    """
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        check_size(image)
+        if task.crop.size is None and task.crop.box is None:
+            # A JPEG is decoded at a half, a quarter or an eighth of its size where that is large enough.
+            image.draft(None, (int(REDUCING_GAP * task.resolution),) * 2)
+        ImageOps.exif_transpose(image, in_place=True)
+        cropped = crop_image(to_rgb(image), task.crop)
+        size = (task.resolution, task.resolution)
+        resized = cropped.resize(size, Image.Resampling.LANCZOS, reducing_gap=REDUCING_GAP)
+        return resized, cropped.width < task.resolution
+
+
+def why_unreadable(error: Exception) -> str:
+    """Why `load` failed, in a few words."""
+    if isinstance(error, UnidentifiedImageError):  # whose text has an address in it
+        return f"cannot identify a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image"
+    return reason(error)
 
 
 def check_size(image: Image.Image) -> None:

@@ -1,5 +1,6 @@
 """The attributes of a split in one table, whatever the images are: what editing and evaluation read."""
 
+import pathlib
 from typing import NamedTuple
 
 import numpy as np
@@ -41,11 +42,18 @@ def open_attributes(config: DataConfig, split: str) -> AttributeTable:
         attributes = tuple(Attribute(attribute.name, attribute.kind) for attribute in synthetic.ATTRIBUTES)
         return AttributeTable(attributes, np.stack([drawn[attribute.name] for attribute in attributes], axis=1))
     directory = local_dataset(config)
-    described = dataset.read_metadata(directory)["attributes"]
-    attributes = tuple(
-        Attribute(entry["name"], entry["kind"], tuple(entry.get("categories", ()))) for entry in described
-    )
+    attributes = attribute_kinds(directory)
     columns = dataset.read_attributes(directory, split)
     count = dataset.split_sizes(directory).get(split, 0)
     values = np.stack([columns[attribute.name] for attribute in attributes], 1) if attributes else np.empty((count, 0))
     return AttributeTable(attributes, values.astype(np.float32))
+
+
+def attribute_kinds(directory: pathlib.Path) -> tuple[Attribute, ...]:
+    """The attributes of a prepared dataset, without their values.
+
+    Raises:
+      UserError: the dataset cannot be read.
+    """
+    described = dataset.read_metadata(directory)["attributes"]
+    return tuple(Attribute(entry["name"], entry["kind"], tuple(entry.get("categories", ()))) for entry in described)

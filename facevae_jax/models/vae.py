@@ -283,6 +283,11 @@ class VAE(nn.Module):
     resolution: int
     execution: Execution
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Of one image: height, width, channels."""
+        return self.resolution, self.resolution, CHANNELS
+
     def setup(self) -> None:  # noqa: D102
         self.encoder = Encoder(self.config, self.execution)
         self.decoder = Decoder(self.config, self.resolution, self.execution)
@@ -317,9 +322,9 @@ def forward_flops(config: ModelConfig, resolution: int) -> int:
     return 2 * (dense + 2 * strided)
 
 
-def to_unit(images: UInt8[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-    """Pixels 0..255 to float32 in [0, 1]."""
-    return images.astype(jnp.float32) / 255.0
+def to_unit(images: Shaped[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    """Pixels 0..255 to float32 in [0, 1]; what is no integer is left as it is."""
+    return images.astype(jnp.float32) / 255.0 if jnp.issubdtype(images.dtype, jnp.integer) else images
 
 
 def to_pixels(images: Float[Array, "b h w c"]) -> UInt8[Array, "b h w c"]:

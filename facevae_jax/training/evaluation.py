@@ -4,19 +4,17 @@ import concurrent.futures
 import functools
 import pathlib
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float, UInt8
 
 from facevae_jax import pictures
 from facevae_jax.data.batches import Batch, put, put_rows
 from facevae_jax.data.plan import evaluation_rows
 from facevae_jax.errors import make_writable_directory
-from facevae_jax.latents.priors import LatentMoments, sample_prior
-from facevae_jax.models.vae import VAE, to_pixels
+from facevae_jax.latents.priors import LatentMoments, fitted_gaussian, standard
+from facevae_jax.models.inference import Inference
 from facevae_jax.objective import Loss
 from facevae_jax.random import named_key
 from facevae_jax.training.sharding import replicated, split_along
@@ -33,7 +31,6 @@ PICTURES = "pictures"
 SHOWN_SAMPLES = 64  # 8 x 8
 SHOWN_FACES = 24  # three rows of originals, each above its reconstructions
 COLUMNS = 8
-PIXELS_AT_ONCE = 64 * 128**2  # of pictures decoded together: 64 of 128x128, one of 1024x1024
 BATCHES_IN_FLIGHT = 2
 ASK_EVERY = 8  # batches, whether to go on
 
@@ -74,37 +71,6 @@ class Evaluator:
         return self._finish(sums, evaluation_variance(state, trainer=self._trainer))
 
 
-def reconstruct(model: VAE, variables: Any, images: UInt8[np.ndarray, "n h w c"]) -> UInt8[np.ndarray, "n h w c"]:
-    """Pixels of the reconstructions from the posteriors' means."""
-    return _in_batches(_reconstruct, model, variables, images)
-
-
-def decode(model: VAE, variables: Any, latents: Float[np.ndarray, "n z"]) -> UInt8[np.ndarray, "n h w c"]:
-    """Pixels of latents."""
-    return _in_batches(_decode, model, variables, latents)
-
-
-def _in_batches(function: Callable[..., jax.Array], model: VAE, variables: Any, inputs: np.ndarray) -> np.ndarray:
-    """`function` of all inputs, as many at a time as `PIXELS_AT_ONCE` allows."""
-    size = max(1, min(len(inputs), PIXELS_AT_ONCE // model.resolution**2))
-    # One shape for every call, or the last batch would compile again.
-    padded = np.resize(inputs, (-(-len(inputs) // size) * size, *inputs.shape[1:]))
-    outputs = [np.asarray(function(model, variables, padded[at : at + size])) for at in range(0, len(padded), size)]
-    return np.concatenate(outputs)[: len(inputs)]
-
-
-@functools.partial(jax.jit, static_argnames="model")
-def _reconstruct(model: VAE, variables: Any, images: jax.Array) -> jax.Array:
-    posterior: Any = model.apply(variables, images, method="encode")
-    return _decode(model, variables, posterior.mean)
-
-
-@functools.partial(jax.jit, static_argnames="model")
-def _decode(model: VAE, variables: Any, latents: jax.Array) -> jax.Array:
-    decoded: Any = model.apply(variables, latents, method="decode")
-    return to_pixels(decoded)
-
-
 class Painter:
     """Writes the same faces and the same random draws at every evaluation, so that progress is visible.
 
@@ -135,11 +101,11 @@ class Painter:
         """
         self._finish()
         # This process's own copy: the others draw nothing.
-        model = self._trainer.model
         variables, moments = jax.tree.map(
             lambda leaf: leaf.addressable_data(0), (state.evaluation_variables, state.latent_moments)
         )
-        reconstructions = reconstruct(model, variables, self._originals)
+        inference = Inference(self._trainer.model, variables)
+        reconstructions = inference.reconstruct(self._originals)
         rows = [
             np.concatenate([part[start : start + COLUMNS] for part in (self._originals, reconstructions)])
             for start in range(0, len(self._originals) - len(self._originals) % COLUMNS, COLUMNS)
@@ -148,9 +114,10 @@ class Painter:
         columns = COLUMNS if rows else len(self._originals)
         grids = {"reconstructions": pictures.grid(shown, columns=columns)}
         key = named_key(self._trainer.config.train.seed, "pictures")
-        for prior in ("standard", "gaussian"):
-            latents = np.asarray(sample_prior(prior, key, SHOWN_SAMPLES, moments))
-            grids[f"samples_{prior}"] = pictures.grid(decode(model, variables, latents), columns=COLUMNS)
+        priors = {"standard": standard(len(moments.mean)), "gaussian": fitted_gaussian(moments)}
+        for name, prior in priors.items():
+            latents = np.asarray(prior.sample(key, np.arange(SHOWN_SAMPLES)))
+            grids[f"samples_{name}"] = pictures.grid(inference.decode(latents), columns=COLUMNS)
         for name, image in grids.items():
             path = self._directory / f"{name}_{step:08d}.png"
             self._written.append(self._writer.submit(pictures.write_png, path, image))

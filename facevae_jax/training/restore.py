@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from facevae_jax.config import RunConfig
 from facevae_jax.errors import UserError
 from facevae_jax.latents.priors import LatentMoments
 from facevae_jax.models.vae import VAE
@@ -27,16 +28,17 @@ def _first_whole(checkpoints: Checkpoints, wanted: dict[str, Any], steps: list[i
     raise AssertionError("no steps")
 
 
-class TrainedModel(NamedTuple):
+class RestoredModel(NamedTuple):
     """What sampling and editing need."""
 
+    config: RunConfig
     model: VAE
     variables: Any  # averaged parameters where the run kept them
     latent_moments: LatentMoments
     step: int
 
 
-def restore_model(workdir: pathlib.Path) -> TrainedModel:
+def restore_model(workdir: pathlib.Path) -> RestoredModel:
     """The model of the run in `workdir`, from its best checkpoint by validation loss; a damaged one is passed over.
 
     Raises:
@@ -55,4 +57,4 @@ def restore_model(workdir: pathlib.Path) -> TrainedModel:
         wanted = {name: getattr(state, name) for name in (*names, "latent_moments")}
         restored, step = _first_whole(checkpoints, wanted, sorted(steps, key=lambda s: s != checkpoints.best_step()))
     variables = restored["averaged"] if "averaged" in names else {name: restored[name] for name in names}
-    return TrainedModel(model, jax.block_until_ready(variables), restored["latent_moments"], step)
+    return RestoredModel(config, model, jax.block_until_ready(variables), restored["latent_moments"], step)

@@ -9,7 +9,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from facevae_jax.config import CHANNELS, RunConfig, TrainConfig
+from facevae_jax.config import RunConfig, TrainConfig
 from facevae_jax.latents.priors import LatentMoments
 from facevae_jax.models.convolution import choose_form
 from facevae_jax.models.vae import VAE, Execution
@@ -78,7 +78,7 @@ def make_optimizer(config: TrainConfig, *, total_steps: int) -> optax.GradientTr
 
 def _initial_state(config: RunConfig, model: VAE, optimizer: optax.GradientTransformation) -> TrainState:
     latent_dim = config.model.latent_dim
-    image = jnp.zeros((1, config.data.resolution, config.data.resolution, CHANNELS))
+    image = jnp.zeros((1, *model.image_shape))
     key = named_key(config.train.seed, "initialise")
     variables = model.init({"params": key}, image, jnp.zeros((1, latent_dim)), train=False)
     params = dict(variables["params"])

@@ -1,6 +1,7 @@
 """One optimiser step, many of them in one dispatch, and the evaluation of one batch: pure functions of arrays."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from facevae_jax.config import CHANNELS, RunConfig
+from facevae_jax.config import RunConfig
 from facevae_jax.data.augmentation import dequantize, random_flip
 from facevae_jax.data.batches import Batch, Chunk, batch_reader
 from facevae_jax.latents.priors import LatentMoments
@@ -44,7 +45,7 @@ class Trainer(NamedTuple):
     @property
     def dimensions(self) -> int:
         """Pixel values of one image."""
-        return self.config.data.resolution**2 * CHANNELS
+        return math.prod(self.model.image_shape)
 
 
 def estimate_variance(mse: Float[Array, ""], params: Any, trainer: Trainer) -> Float[Array, ""]:

@@ -1,0 +1,54 @@
+"""From a trained model to files that other programs read.
+
+python -m facevae_jax.export --workdir=/tmp/quickstart --output=exported --onnx
+
+  model.safetensors, config.json        the parameters; what facevae_jax.load("exported") reads
+  encoder.stablehlo, decoder.stablehlo  programs for JAX on CPU, GPU and TPU that do not need this package
+  encoder.onnx, decoder.onnx            with --onnx, for ONNX Runtime and others
+
+Of a run the best checkpoint by validation loss is taken, and its averaged parameters where the run kept them.
+"""
+
+from absl import flags
+
+from facevae_jax import command_line, startup
+from facevae_jax.errors import UserError, expand_home
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run, or of an exported model.")
+_OUTPUT = flags.DEFINE_string("output", None, "Folder to write; it must not exist yet, or be empty.")
+_ONNX = flags.DEFINE_boolean("onnx", False, "Write ONNX graphs too; needs the extra `onnx`.")
+
+
+def main(arguments: list[str]) -> None:
+    """Writes the folder and says how far each program in it is from the model."""
+    if arguments:
+        raise UserError(f"{' '.join(arguments)!r} is not understood: give --workdir, --output and --onnx alone.")
+    workdir = expand_home(_given(_WORKDIR), name="--workdir")
+    output = expand_home(_given(_OUTPUT), name="--output")
+
+    from facevae_jax.exporting import publishing, weights  # after the flags are checked: jax takes seconds to import
+    from facevae_jax.generation.loading import restore
+
+    startup.keep_compiled_programs()
+    publishing.check_output(output)
+    if _ONNX.value:
+        publishing.require_onnx()
+    restored = restore(workdir)
+    differences = publishing.export(restored, output, onnx=_ONNX.value)
+    kind = "averaged parameters" if weights.is_averaged(restored.config) else "parameters"
+    print(f"{output}: {kind} of step {restored.step:,}")
+    for path in sorted(output.iterdir()):
+        difference = differences.get(path.name)
+        checked = f"  at most {difference.largest:.1e} from the model" if difference else ""
+        print(f"  {path.name:17} {path.stat().st_size / 1e6:8.2f} MB{checked}")
+
+
+def _given(flag: flags.FlagHolder) -> str:
+    """Its value; raises a UserError where it was not given."""
+    if not flag.value:
+        raise UserError(f"--{flag.name} is missing: give --workdir=RUN --output=FOLDER.")
+    return flag.value
+
+
+if __name__ == "__main__":
+    command_line.run(main)

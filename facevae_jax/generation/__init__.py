@@ -1,0 +1,1 @@
+"""From a trained model to faces: what the commands after training share."""

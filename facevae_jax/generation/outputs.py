@@ -1,0 +1,242 @@
+"""Where pictures go: one grid, a folder of PNG files, an .npz for evaluation, or an animation."""
+
+import concurrent.futures
+import contextlib
+import itertools
+import pathlib
+import re
+import secrets
+import shutil
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, BinaryIO, Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from facevae_jax import pictures
+from facevae_jax.data.images import encode_png
+from facevae_jax.data.parallel import available_cpus
+from facevae_jax.errors import UserError, expand_home, make_writable_directory
+from facevae_jax.files import atomic_writer
+from facevae_jax.progress import progress_bar
+
+Format = Literal["grid", "png", "npz", "gif", "webp", "mp4"]
+FORMATS = ("grid", "png", "npz", "gif", "webp", "mp4")
+ANIMATED = ("gif", "webp", "mp4")
+MAX_GRID_FACES = 10_000
+MAX_GRID_PIXELS = 2**28  # 16,384 x 16,384: what viewers open
+
+
+class Destination(NamedTuple):
+    """A path that can be written, and how."""
+
+    path: pathlib.Path
+    format: Format
+
+
+def choose(output: str | None, format: str | None, *, verb: str) -> Destination:
+    """What `--output` and `--format` ask for; the one tells the other, and without both it is the grid `VERB.png`.
+
+    Raises:
+      UserError: they do not fit each other, or cannot be written.
+    """
+    suffix = pathlib.PurePath(output or "").suffix.lower().removeprefix(".")
+    if format is None:
+        format = {"": "png" if output else "grid", "png": "grid"}.get(suffix, suffix)
+        if format not in FORMATS:
+            raise UserError(
+                f"--output={output!r} must end in .png (one grid), .npz, .gif, .webp or .mp4, or be a folder for "
+                "single PNG files."
+            )
+    endings = {"grid": ".png", "png": ""}
+    ending = endings.get(format, f".{format}")
+    path = expand_home(output or f"{verb}{ending}", name="--output")
+    if path.suffix.lower() != ending and not (format == "png" and path.suffix.lower() != ".png"):
+        wanted = f"must end in {ending}" if ending else "must be the name of a folder"
+        raise UserError(f"--output={str(path)!r} {wanted} for --format={format}.")
+    if format == "png" and (path.is_file() or (path.is_dir() and any(path.iterdir()))):
+        raise UserError(f"--output={str(path)!r} exists: give a new folder, so that no other pictures are among these.")
+    if format != "png" and path.is_dir():
+        raise UserError(f"--output={str(path)!r} is a folder: give the name of a {ending} file.")
+    make_writable_directory(path.parent, name="--output's directory")
+    return Destination(path, format)  # type: ignore[arg-type]
+
+
+class Sheet(NamedTuple):
+    """Pictures in rows: each row a way from left to right, of faces, attributes or latent dimensions."""
+
+    images: UInt8[np.ndarray, "rows columns r r 3"]
+    names: Sequence[str]  # of single files: one for each picture, in reading order
+
+
+def write_sheet(to: Destination, sheet: Sheet, *, frames_per_second: float, loop_back: bool = False) -> None:
+    """Writes a sheet; as an animation its columns are the frames, each with all rows side by side.
+
+    Args:
+      to: where and how.
+      sheet: the pictures.
+      frames_per_second: of an animation.
+      loop_back: an animation goes back the way that it came, so that it repeats without a jump.
+
+    Raises:
+      UserError: more than the format holds, or its library is missing.
+    """
+    rows, columns = sheet.images.shape[:2]
+    if to.format in ANIMATED:
+        across = int(np.ceil(np.sqrt(rows)))
+        frames = [pictures.grid(sheet.images[:, column], columns=across) for column in range(columns)]
+        back = frames[-2:0:-1] if loop_back else []
+        write_animation(to, [*frames, *back], frames_per_second=frames_per_second)
+        return
+    flat = sheet.images.reshape(-1, *sheet.images.shape[2:])
+    write_stream(to, [flat], count=len(flat), columns=columns, names=sheet.names)
+
+
+def write_stream(
+    to: Destination,
+    batches: Iterable[UInt8[np.ndarray, "b r r 3"]],
+    *,
+    count: int,
+    columns: int = 0,
+    names: Sequence[str] | None = None,
+) -> None:
+    """Writes pictures as they come, in memory that does not grow with their number, but for a grid's.
+
+    Args:
+      to: where and how.
+      batches: of pictures.
+      count: of pictures in all.
+      columns: of a grid; 0: a square one.
+      names: of single files, without `.png`; by default their numbers.
+
+    Raises:
+      UserError: more than the format holds.
+    """
+    with progress_bar(total=count, description=to.path.name) as progress:
+        counted = _counted(batches, progress)
+        if to.format == "npz":
+            _write_npz(to.path, counted, count)
+        elif to.format == "png":
+            _write_files(to.path, counted, unique(names) if names else None)
+        elif to.format == "grid":
+            _write_grid(to.path, counted, count, columns or int(np.ceil(np.sqrt(count))))
+        else:
+            raise UserError(f"--format={to.format}: these pictures have no order to animate: take grid, png or npz.")
+
+
+def check_room(to: Destination, *, count: int, resolution: int) -> None:
+    """Raises a UserError, before any work, where a grid would not hold so many pictures."""
+    if to.format == "grid" and (count > MAX_GRID_FACES or count * resolution**2 > MAX_GRID_PIXELS):
+        most = min(MAX_GRID_FACES, MAX_GRID_PIXELS // resolution**2)
+        raise UserError(f"--count={count}: one grid holds {most} at most: add --format=npz, or --format=png for files.")
+
+
+def _counted(batches: Iterable[np.ndarray], progress: Any) -> Iterator[np.ndarray]:
+    for batch in batches:
+        yield batch
+        progress.update(len(batch))
+
+
+def _write_grid(path: pathlib.Path, batches: Iterable[np.ndarray], count: int, columns: int) -> None:
+    pictures.write_png(path, pictures.grid(np.concatenate(list(batches)), columns=min(columns, count)))
+
+
+def _write_npz(path: pathlib.Path, batches: Iterator[np.ndarray], count: int) -> None:
+    """`arr_0` uint8 [n, r, r, 3], as evaluation scripts after Dhariwal & Nichol 2021 (ADM) read samples."""
+    first = next(batches)
+    header = {"descr": "|u1", "fortran_order": False, "shape": (count, *first.shape[1:])}
+    with (
+        atomic_writer(path) as file,
+        zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive,
+        archive.open("arr_0.npy", "w", force_zip64=True) as member,
+    ):
+        np.lib.format.write_array_header_1_0(member, header)
+        written = 0
+        for batch in itertools.chain([first], batches):
+            member.write(np.ascontiguousarray(batch).data)
+            written += len(batch)
+        if written != count:
+            raise ValueError(f"{written} pictures where {count} were announced")
+
+
+def _write_files(folder: pathlib.Path, batches: Iterator[np.ndarray], names: Sequence[str] | None) -> None:
+    """A folder that is there with all its files or not at all; compressing is done by threads, as it frees the GIL."""
+    aside = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}.tmp")
+    aside.mkdir()
+    threads = available_cpus()
+
+    def write(number: int, image: np.ndarray) -> None:
+        name = names[number] if names else f"{number:06d}"
+        (aside / f"{name}.png").write_bytes(encode_png(image))
+
+    try:
+        with concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix="png") as executor:
+            number, running = 0, list[concurrent.futures.Future[None]]()
+            for batch in batches:
+                for future in running:  # of the batch before: no more than two are held
+                    future.result()
+                running = [executor.submit(write, number + i, image) for i, image in enumerate(batch)]
+                number += len(batch)
+            for future in running:
+                future.result()
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # an empty one may be there
+        aside.replace(folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def unique(names: Sequence[str]) -> list[str]:
+    """File names for names of any kind: the last part of a path, and a number where two are alike."""
+    seen: dict[str, int] = {}
+    result = []
+    for name in names:
+        stem = re.sub(r"[^\w.-]", "_", pathlib.PurePosixPath(name).stem)[:100] or "face"
+        seen[stem] = seen.get(stem, 0) + 1
+        result.append(stem if seen[stem] == 1 else f"{stem}_{seen[stem]}")
+    return result if len(set(result)) == len(result) else [f"{i:06d}_{name}" for i, name in enumerate(result)]
+
+
+def write_animation(to: Destination, frames: Sequence[UInt8[np.ndarray, "h w 3"]], *, frames_per_second: float) -> None:
+    """Frames as a GIF or WebP that repeats for ever, or as H.264 in an MP4 file.
+
+    Raises:
+      UserError: MP4's library is not installed.
+    """
+    with atomic_writer(to.path) as file:
+        if to.format == "mp4":
+            _write_mp4(file, frames, frames_per_second)
+            return
+        first, *rest = (Image.fromarray(frame) for frame in frames)
+        options: dict[str, Any] = {"quality": 90, "method": 4} if to.format == "webp" else {"optimize": False}
+        first.save(
+            file,
+            format=to.format.upper(),
+            save_all=True,
+            append_images=rest,
+            duration=round(1000 / frames_per_second),  # ms of each frame
+            loop=0,
+            **options,
+        )
+
+
+def _write_mp4(file: BinaryIO, frames: Sequence[np.ndarray], frames_per_second: float) -> None:
+    try:
+        import av
+    except ImportError as error:
+        raise UserError('MP4 needs PyAV: pip install "facevae-jax[video]", or take .webp or .gif.') from error
+    from fractions import Fraction
+
+    height, width = (side + side % 2 for side in frames[0].shape[:2])  # H.264 with 4:2:0 colour needs even sides
+    with av.open(file, "w", format="mp4") as container:
+        stream: Any = container.add_stream("libx264", rate=Fraction(frames_per_second).limit_denominator(1000))
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.options = {"crf": "16"}
+        for frame in frames:
+            padded = np.pad(
+                frame, ((0, height - frame.shape[0]), (0, width - frame.shape[1]), (0, 0)), constant_values=255
+            )
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(padded, format="rgb24")))
+        container.mux(stream.encode())

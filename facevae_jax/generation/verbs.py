@@ -1,0 +1,293 @@
+"""What `python -m facevae_jax.generate VERB` does, each verb a function of a model and a request."""
+
+import dataclasses
+import itertools
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from facevae_jax.errors import UserError, expand_home, make_writable_directory
+from facevae_jax.generation import latent_tables, outputs
+from facevae_jax.generation.directions import direction_of
+from facevae_jax.generation.photographs import list_photographs, photograph_blocks, read_faces
+from facevae_jax.generation.trained import Faces, TrainedVAE
+from facevae_jax.latents import arithmetic
+from facevae_jax.latents.directions import EditMethod
+from facevae_jax.latents.priors import PriorName
+from facevae_jax.random import named_key
+
+SHOWN_FACES = 24  # that are reconstructed where no number is given
+SHOWN_ROWS = 4  # of edits and interpolations
+COLUMNS = 8
+MAX_ALPHA = 10.0  # standard deviations: beyond, no decoder has seen anything like it
+SHOWN_DIMENSIONS = 8
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+    """The flags of a call; None and () stand for what the verb does by default."""
+
+    output: str | None = None
+    format: str | None = None
+    count: int | None = None
+    images: tuple[str, ...] = ()
+    split: str | None = None
+    rows: tuple[int, ...] = ()
+    prior: PriorName = "standard"
+    temperature: float = 1.0
+    seed: int = 0
+    posterior: str = "mean"
+    steps: int = 8
+    path: arithmetic.Path = "lerp"
+    loop: bool = False
+    attributes: tuple[str, ...] = ()
+    keep: tuple[str, ...] = ()
+    method: EditMethod = "mean"
+    alphas: tuple[float, ...] = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)
+    dimensions: tuple[int, ...] = ()
+    frames_per_second: float = 12.0
+
+
+class Start(NamedTuple):
+    """Faces that a verb begins with."""
+
+    latents: Float32[np.ndarray, "n z"]
+    originals: UInt8[np.ndarray, "n r r 3"] | None  # None where they were drawn from a prior
+    names: tuple[str, ...]
+
+
+def sample(trained: TrainedVAE, request: Request) -> str:
+    """New faces from a prior."""
+    count = request.count or 64
+    to = outputs.choose(request.output, request.format, verb="sample")
+    outputs.check_room(to, count=count, resolution=trained.resolution)
+    draw = trained.drawer(request.prior, temperature=request.temperature)
+    key, size = named_key(request.seed, "sample"), trained.inference.batch_size
+
+    def latents() -> Iterator[np.ndarray]:
+        for at in range(0, count, size):
+            # Always a whole batch, so that it is compiled once.
+            yield np.asarray(draw(key, np.arange(at, at + size)))[: count - at]
+
+    outputs.write_stream(to, trained.inference.decode_stream(latents()), count=count)
+    return f"{to.path}: {count:,} faces from step {trained.step:,}, prior {request.prior}"
+
+
+def reconstruct(trained: TrainedVAE, request: Request) -> str:
+    """Photographs, or images of a split, through the encoder and the decoder."""
+    to = outputs.choose(request.output, request.format, verb="reconstruct")
+    if to.format == "grid":
+        faces = _given_faces(trained, request, count=request.count or SHOWN_FACES)
+        outputs.check_room(to, count=2 * len(faces.images), resolution=trained.resolution)
+        reconstructions = trained.decode(_encode(trained, faces.images, request))
+        columns = min(COLUMNS, len(faces.images))
+        pairs = _in_pairs(faces.images, reconstructions, columns=columns)
+        outputs.write_stream(to, [pairs], count=len(pairs), columns=columns)
+        return f"{to.path}: {len(faces.images)} faces, each row above its reconstructions"
+    names, blocks = _blocks(trained, request)
+    starts = itertools.count(0, trained.inference.batch_size)
+    latents = (_encode(trained, block, request, first=at) for at, block in zip(starts, blocks, strict=False))
+    outputs.write_stream(to, trained.inference.decode_stream(latents), count=len(names), names=names)
+    return f"{to.path}: {len(names):,} reconstructions"
+
+
+def encode(trained: TrainedVAE, request: Request) -> str:
+    """Latents of photographs, or of a split with its labels, as .npz or Parquet."""
+    output = expand_home(request.output or "latents.npz", name="--output")
+    if output.suffix not in (".npz", ".parquet"):
+        raise UserError(f"--output={str(output)!r} must end in .npz or .parquet.")
+    if output.is_dir():
+        raise UserError(f"--output={str(output)!r} is a folder: give the name of a {output.suffix} file.")
+    make_writable_directory(output.parent, name="--output's directory")
+    if request.images:
+        table = latent_tables.encode_photographs(trained, request.images)
+    else:
+        table = latent_tables.encode_split(trained, request.split or "validation")
+    if request.posterior == "sample":
+        table = table._replace(mean=trained.posterior_sample(table.posterior, seed=request.seed))
+    writer = latent_tables.write_npz if output.suffix == ".npz" else latent_tables.write_parquet
+    writer(output, table)
+    labels = f", {len(table.labels.attributes)} attributes" if table.labels.attributes else ""
+    return f"{output}: {len(table.names):,} latents of {trained.latent_dim} numbers{labels}"
+
+
+def interpolate(trained: TrainedVAE, request: Request) -> str:
+    """Ways from face to face: through all photographs, or between pairs of new faces."""
+    to = outputs.choose(request.output, request.format, verb="interpolate")
+    if request.images or request.rows:
+        start = _start(trained, request, default=0)
+        if len(start.latents) < 2:
+            raise UserError(f"--images: {len(start.latents)} face: give two or more to go between.")
+        ways = start.latents[None]
+    else:
+        pairs = request.count or SHOWN_ROWS
+        ways = trained.sample_latents(
+            2 * pairs, prior=request.prior, temperature=request.temperature, seed=request.seed
+        ).reshape(pairs, 2, -1)
+    rows = [arithmetic.path(stops, request.steps, method=request.path, loop=request.loop) for stops in ways]
+    _write(trained, to, np.stack(rows), request, loop_back=False)  # the way itself leads back
+    return f"{to.path}: {len(rows)} x {len(rows[0])} faces by {request.path}"
+
+
+def morph(trained: TrainedVAE, request: Request) -> str:
+    """Between two photographs, which stand at the ends of the strip, or four, at the corners of a square."""
+    to = outputs.choose(request.output, request.format, verb="morph")
+    start = _start(trained, request, default=0)
+    if len(start.latents) not in (2, 4):
+        raise UserError(
+            f"morph takes two faces, or four for a square, not {len(start.latents)}: give --images=A,B or --rows=I,J."
+        )
+    if len(start.latents) == 4:
+        side = request.steps + 1
+        latents = arithmetic.square(start.latents, rows=side, columns=side, method=request.path)
+        # An animation goes around the square's corners: its inside has no order.
+        if to.format in outputs.ANIMATED:
+            around = start.latents[[0, 1, 3, 2]]
+            latents = arithmetic.path(around, request.steps, method=request.path, loop=True)[None]
+        _write(trained, to, latents, request, loop_back=False)
+        return f"{to.path}: {latents.shape[0]} x {latents.shape[1]} faces between four"
+    latents = arithmetic.path(start.latents, request.steps, method=request.path)[None]
+    images = _decode_sheet(trained, latents)
+    if to.format == "grid" and start.originals is not None:
+        images = np.concatenate([start.originals[None, :1], images, start.originals[None, 1:]], axis=1)
+    sheet = outputs.Sheet(images, [f"{column:03d}" for column in range(images.shape[1])])
+    outputs.write_sheet(to, sheet, frames_per_second=request.frames_per_second, loop_back=request.loop)
+    return f"{to.path}: from {start.names[0]} to {start.names[1]}, {images.shape[1]} pictures"
+
+
+def edit(trained: TrainedVAE, request: Request) -> str:
+    """w_new = w + alpha x eta: faces with more and less of an attribute, a row for each face and attribute."""
+    if not request.attributes:
+        raise UserError("--attribute is missing: name what to edit, such as --attribute=smile or Smiling.")
+    check_alphas(request.alphas)
+    to = outputs.choose(request.output, request.format, verb="edit")
+    directions = [direction_of(trained, name, method=request.method, keep=request.keep) for name in request.attributes]
+    start = _start(trained, request, default=SHOWN_ROWS)
+    pairs = list(itertools.product(range(len(start.latents)), directions))
+    latents = np.stack([direction.edit(start.latents[row], request.alphas) for row, direction in pairs])
+    names = [
+        f"{start.names[row]}_{direction.attribute}_{alpha:+g}" for row, direction in pairs for alpha in request.alphas
+    ]
+    _write(trained, to, latents, request, names=names, loop_back=request.loop)
+    lines = [direction.describe() for direction in directions]
+    return "\n".join([*lines, f"{to.path}: {len(pairs)} rows, alpha {', '.join(f'{a:g}' for a in request.alphas)}"])
+
+
+def traverse(trained: TrainedVAE, request: Request) -> str:
+    """One latent dimension after another, a row each, the most active ones first."""
+    check_alphas(request.alphas)
+    to = outputs.choose(request.output, request.format, verb="traverse")
+    if wrong := [d for d in request.dimensions if not 0 <= d < trained.latent_dim]:
+        raise UserError(f"--dimensions={wrong[0]}: the latents have dimensions 0 to {trained.latent_dim - 1}.")
+    dimensions = request.dimensions or active_dimensions(trained)[: request.count or SHOWN_DIMENSIONS]
+    given = request.images or request.rows
+    base = _start(trained, request, default=1).latents[0] if given else trained.mean_latent
+    scale = np.sqrt(np.maximum(np.diag(np.asarray(trained.moments.covariance)), 0.0))
+    latents = np.tile(base, (len(dimensions), len(request.alphas), 1))
+    for row, dimension in enumerate(dimensions):
+        latents[row, :, dimension] = base[dimension] + scale[dimension] * np.asarray(request.alphas, np.float32)
+    names = [f"dimension_{dimension:03d}_{alpha:+g}" for dimension in dimensions for alpha in request.alphas]
+    _write(trained, to, latents, request, names=names, loop_back=request.loop)
+    return f"{to.path}: dimensions {', '.join(map(str, dimensions))}, from top to bottom"
+
+
+VERBS = {function.__name__: function for function in (sample, reconstruct, interpolate, morph, edit, traverse, encode)}
+
+
+def active_dimensions(trained: TrainedVAE) -> list[int]:
+    """Latent dimensions by how much of the data they carry: the variance of their means, the largest first."""
+    # The aggregate variance would not do: a dimension that carries nothing has the prior's variance, 1.
+    mean = latent_tables.encode_split(trained, latent_tables.evaluation_split(trained)).mean
+    return np.argsort(-mean.var(axis=0), kind="stable").tolist()
+
+
+def check_alphas(alphas: Sequence[float]) -> None:
+    """Raises a UserError for values that no model can show."""
+    if not alphas:
+        raise UserError("--alpha is empty: give one or more numbers, such as --alpha=-2,0,2.")
+    if wrong := [alpha for alpha in alphas if not abs(alpha) <= MAX_ALPHA]:
+        raise UserError(
+            f"--alpha={wrong[0]:g} is out of range: it counts standard deviations, {-MAX_ALPHA:g} to {MAX_ALPHA:g}."
+        )
+
+
+def _given_faces(trained: TrainedVAE, request: Request, *, count: int) -> Faces:
+    """Photographs, or rows of a split: those that are named, else the first `count`."""
+    if request.images:
+        return read_faces(*request.images, resolution=trained.resolution)
+    split = request.split or latent_tables.evaluation_split(trained)
+    rows = request.rows or range(min(count, latent_tables.split_size(trained, split)))
+    return latent_tables.read_rows(trained, split, list(rows))
+
+
+def _start(trained: TrainedVAE, request: Request, *, default: int) -> Start:
+    """The faces that are named, by their posteriors; new ones, `default` of them, where none is."""
+    if request.images or request.rows or request.split:
+        faces = _given_faces(trained, request, count=request.count or max(default, 1))
+        return Start(_encode(trained, faces.images, request), faces.images, stems(faces.names))
+    count = request.count or default
+    latents = trained.sample_latents(count, prior=request.prior, temperature=request.temperature, seed=request.seed)
+    return Start(latents, None, tuple(f"sample_{number}" for number in range(count)))
+
+
+def stems(names: Sequence[str]) -> tuple[str, ...]:
+    """Names of files without their folders and endings."""
+    return tuple(pathlib.PurePosixPath(name).stem for name in names)
+
+
+def _encode(trained: TrainedVAE, images: np.ndarray, request: Request, *, first: int = 0) -> np.ndarray:
+    """Latents of images, of which the first is number `first` of those that are drawn for."""
+    posterior = trained.encode(images)
+    if request.posterior == "mean":
+        return posterior.mean
+    return trained.posterior_sample(posterior, seed=request.seed, first=first)
+
+
+def _blocks(trained: TrainedVAE, request: Request) -> tuple[tuple[str, ...], Iterator[np.ndarray]]:
+    """Names and images of what is to be reconstructed, a batch at a time."""
+    size = trained.inference.batch_size
+    if request.images:
+        files = list_photographs(request.images)
+        return tuple(map(str, files)), photograph_blocks(files, resolution=trained.resolution, size=size)
+    split = request.split or latent_tables.evaluation_split(trained)
+    count = request.count or latent_tables.split_size(trained, split)
+    rows = request.rows or range(min(count, latent_tables.split_size(trained, split)))
+    names = tuple(f"{split}_{row}" for row in rows)
+    return names, (
+        latent_tables.read_rows(trained, split, rows[at : at + size]).images for at in range(0, len(rows), size)
+    )
+
+
+def _in_pairs(originals: np.ndarray, reconstructions: np.ndarray, *, columns: int) -> np.ndarray:
+    """Rows of originals, each above its reconstructions; the last row is filled up with white."""
+    missing = -len(originals) % columns
+    white = np.full((missing, *originals.shape[1:]), 255, np.uint8)
+    rows = [
+        np.concatenate([images, white]).reshape(-1, columns, *images.shape[1:])
+        for images in (originals, reconstructions)
+    ]
+    return np.stack(rows, axis=1).reshape(-1, *originals.shape[1:])
+
+
+def _decode_sheet(trained: TrainedVAE, latents: np.ndarray) -> UInt8[np.ndarray, "rows columns r r 3"]:
+    images = trained.decode(latents.reshape(-1, trained.latent_dim))
+    return images.reshape(*latents.shape[:2], *images.shape[1:])
+
+
+def _write(
+    trained: TrainedVAE,
+    to: outputs.Destination,
+    latents: np.ndarray,
+    request: Request,
+    *,
+    loop_back: bool,
+    names: Sequence[str] | None = None,
+) -> None:
+    rows, columns = latents.shape[:2]
+    outputs.check_room(to, count=rows * columns, resolution=trained.resolution)
+    names = names or [f"row_{row:03d}_{column:03d}" for row in range(rows) for column in range(columns)]
+    sheet = outputs.Sheet(_decode_sheet(trained, latents), names)
+    outputs.write_sheet(to, sheet, frames_per_second=request.frames_per_second, loop_back=loop_back)
