@@ -1,0 +1,227 @@
+"""Sheets of faces: what the model makes of given ones, draws anew, and makes of a way through its latents."""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Float32, UInt8
+
+from facevae_jax.data.layouts import Attribute
+from facevae_jax.errors import UserError
+from facevae_jax.generation import latent_tables
+from facevae_jax.generation.directions import direction_of
+from facevae_jax.generation.latent_tables import LatentTable
+from facevae_jax.generation.trained import TrainedVAE
+from facevae_jax.latents import arithmetic
+from facevae_jax.latents.priors import PriorName
+from facevae_jax.reporting.latents import by_activity, shown_attributes
+from facevae_jax.reporting.page import Block, Note, Picture, Section, or_note, section, sheet
+
+COLUMNS = 8
+GIVEN = 24  # faces of the evaluation split: three rows
+SAMPLES = 32
+PAIRS = 3  # of faces that are gone between
+CORNER_STEPS = 6  # from corner to corner of the square: 7 x 7 faces
+TRAVERSED = 8  # dimensions
+ALPHAS = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)  # standard deviations
+EDITED_ATTRIBUTES = 5
+EDITED_FACES = 2
+HARDLY = 0.05  # of a score above that of always giving the same answer
+UNKNOWN = ". The latents hardly know about it: what changes is mostly chance."
+
+
+class Given(NamedTuple):
+    """The first faces of a split."""
+
+    images: UInt8[np.ndarray, "n r r 3"]
+    latents: Float32[np.ndarray, "n z"]  # means of their posteriors
+
+
+def sections(trained: TrainedVAE, table: Callable[[], LatentTable], *, split: str, seed: int) -> list[Section]:
+    """Reconstructions, samples, interpolation, morphing, traversal and edits.
+
+    Args:
+      trained: the model.
+      table: gives the latents of the evaluation split, or raises a UserError.
+      split: its name.
+      seed: of the draws.
+    """
+    given = functools.cache(lambda: given_faces(trained, split))
+    return [
+        section(
+            "reconstructions",
+            "Reconstructions",
+            f"The first faces of the {split} split, not chosen by anybody, each row above what encoder and decoder "
+            "make of it: what is missing below, the latent does not hold.",
+            lambda: [reconstructions(trained, given())],
+        ),
+        section(
+            "samples",
+            "Samples",
+            "New faces, decoded from draws of a prior: from N(0, I), and from the Gaussian that was fitted to the "
+            "posteriors. Where the second look much better, the posteriors lie elsewhere than N(0, I).",
+            lambda: samples(trained, seed=seed),
+        ),
+        section(
+            "interpolation",
+            "Interpolation",
+            "Each row leads along a line through the latents from the face at its left to that at its right; every "
+            "picture between is decoded from the line, and a smooth way of faces shows that the space has no holes.",
+            lambda: interpolation(trained, given, seed=seed),
+        ),
+        section(
+            "morph",
+            "Morphing between four faces",
+            "The four corners are faces, and each picture between them mixes their latents by how near it is.",
+            lambda: morph(trained, given, seed=seed),
+        ),
+        section(
+            "traversal",
+            "One dimension at a time",
+            "Each row is the mean face with one latent dimension changed, from three standard deviations below the "
+            "mean to three above; the most active dimensions first.",
+            lambda: traversal(trained, table()),
+        ),
+        section(
+            "edits",
+            "Edits",
+            "w_new = w + alpha x eta: two faces with less and more of an attribute. The direction eta leads from the "
+            "mean of the training latents without it to the mean of those with it, or along their slope where the "
+            "label is a number. alpha counts standard deviations; 0 is the unchanged reconstruction.",
+            lambda: edits(trained, given()),
+        ),
+    ]
+
+
+def given_faces(trained: TrainedVAE, split: str) -> Given:
+    """The first `GIVEN` faces of a split, or as many as there are.
+
+    Raises:
+      UserError: the data are not there.
+    """
+    rows = range(min(GIVEN, latent_tables.split_size(trained, split)))
+    images = latent_tables.read_rows(trained, split, rows).images
+    return Given(images, trained.encode(images).mean)
+
+
+def ends(
+    trained: TrainedVAE, given: Callable[[], Given], count: int, *, seed: int
+) -> tuple[Float32[np.ndarray, "n z"], str]:
+    """Latents to go between, and whose they are: given faces', or draws from a prior where there are not enough."""
+    try:
+        latents = given().latents[:count]
+    except UserError:
+        latents = np.empty((0, trained.latent_dim), np.float32)
+    if len(latents) == count:
+        return latents, f"the first {count} faces of the split"
+    prior: PriorName = "gaussian" if float(trained.moments.images) else "standard"
+    return trained.sample_latents(count, prior=prior, seed=seed), f"{count} samples from the {prior} prior"
+
+
+def decode(
+    trained: TrainedVAE, latents: Float[np.ndarray, "rows columns z"]
+) -> UInt8[np.ndarray, "rows columns r r 3"]:
+    """Faces of latents in rows."""
+    images = trained.decode(latents.reshape(-1, trained.latent_dim))
+    return images.reshape(*latents.shape[:2], *images.shape[1:])
+
+
+def reconstructions(trained: TrainedVAE, given: Given) -> Picture:
+    """Rows of originals, each above its reconstructions."""
+    columns = min(COLUMNS, len(given.images))
+    count = len(given.images) - len(given.images) % columns
+    originals, made = given.images[:count], trained.decode(given.latents[:count])
+    rows = [part.reshape(-1, columns, *originals.shape[1:]) for part in (originals, made)]
+    images = np.stack(rows, axis=1).reshape(-1, columns, *originals.shape[1:])
+    return sheet(
+        images,
+        alt=f"{len(originals)} faces and their reconstructions",
+        caption="Odd rows: originals. Even rows: their reconstructions, from the posteriors' means.",
+    )
+
+
+def samples(trained: TrainedVAE, *, seed: int) -> list[Block]:
+    """New faces from both priors that every evaluated run has."""
+
+    def drawn(prior: PriorName, name: str) -> Picture:
+        images = trained.sample(SAMPLES, prior=prior, seed=seed)
+        images = images.reshape(-1, COLUMNS, *images.shape[1:])
+        return sheet(images, alt=f"{SAMPLES} new faces from {name}", caption=f"From {name}.")
+
+    return [
+        drawn("standard", "the standard prior, N(0, I)"),
+        *or_note(lambda: [drawn("gaussian", "the Gaussian fitted to the posteriors")]),
+    ]
+
+
+def interpolation(trained: TrainedVAE, given: Callable[[], Given], *, seed: int) -> list[Block]:
+    """Lines from face to face."""
+    latents, origin = ends(trained, given, 2 * PAIRS, seed=seed)
+    pairs = latents.reshape(PAIRS, 2, -1)
+    images = decode(trained, np.stack([arithmetic.path(stops, COLUMNS - 1) for stops in pairs]))
+    return [
+        sheet(
+            images,
+            alt=f"{PAIRS} rows of faces, each changing from one face to another",
+            caption=f"Between {origin}.",
+            scale=["from", *(f"{step / (COLUMNS - 1):.0%}" for step in range(1, COLUMNS - 1)), "to"],
+        )
+    ]
+
+
+def morph(trained: TrainedVAE, given: Callable[[], Given], *, seed: int) -> list[Block]:
+    """The square between four faces."""
+    corners, origin = ends(trained, given, 4, seed=seed)
+    side = CORNER_STEPS + 1
+    images = decode(trained, arithmetic.square(corners, rows=side, columns=side))
+    return [sheet(images, alt="A square of faces that mixes those at its corners", caption=f"Between {origin}.")]
+
+
+def traversal(trained: TrainedVAE, table: LatentTable) -> list[Block]:
+    """The most active dimensions, one a row, about the mean face."""
+    chosen = by_activity(table.posterior)[:TRAVERSED]
+    base = trained.mean_latent
+    # Of the aggregate posterior: the spread of the means and that of each posterior.
+    scale = np.sqrt(table.mean.var(axis=0) + np.exp(table.log_variance).mean(axis=0))
+    latents = np.tile(base, (len(chosen), len(ALPHAS), 1))
+    for row, dimension in enumerate(chosen):
+        latents[row, :, dimension] += scale[dimension] * np.asarray(ALPHAS, np.float32)
+    named = ", ".join(map(str, chosen))
+    return [
+        sheet(
+            decode(trained, latents),
+            alt=f"{len(chosen)} rows of faces, in each of which one latent dimension changes",
+            caption=f"Dimensions {named}, from top to bottom.",
+            scale=scale_of_alphas(),
+        )
+    ]
+
+
+def edits(trained: TrainedVAE, given: Given) -> list[Block]:
+    """A strip for each of a few attributes, with what its direction was found from."""
+    attributes = latent_tables.attributes_of(trained)
+    usable = [attribute for attribute in attributes if attribute.kind != "categorical"]
+    if not usable:
+        return [Note("Left out: the images have no labels with an order.")]
+
+    def strip(attribute: Attribute) -> Picture:
+        direction = direction_of(trained, attribute.name, method="mean")
+        images = decode(trained, np.stack([direction.edit(latent, ALPHAS) for latent in given.latents[:EDITED_FACES]]))
+        return sheet(
+            images,
+            alt=f"Faces with less and more of {attribute.name}",
+            caption=direction.describe() + (UNKNOWN if direction.score - direction.chance < HARDLY else ""),
+            scale=scale_of_alphas(),
+        )
+
+    return [
+        block
+        for attribute in shown_attributes(usable, EDITED_ATTRIBUTES)
+        for block in or_note(lambda attribute=attribute: [strip(attribute)])  # type: ignore[misc]
+    ]
+
+
+def scale_of_alphas() -> list[str]:
+    """What stands below the columns of edits and traversals."""
+    return [f"{alpha:+g}".replace("-", "−") if alpha else "0" for alpha in ALPHAS]  # noqa: RUF001 - a minus sign
