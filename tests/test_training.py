@@ -124,8 +124,8 @@ def test_more_epochs_go_on_where_the_run_ended(tiny_config, tmp_path):
 def test_one_and_eight_devices_have_the_same_losses(tiny_config, tmp_path):
     """By the user's command; the losses of 20 steps agree to 1e-5.
 
-    The warm-up is long: sums in another order differ by rounding, which Adam multiplies by its rate. At 5e-3 from the 20th
-    step on, a processor without AVX-512 had 8e-6 at step 19 and 1.2e-4 after step 20.
+    The warm-up is long: sums in another order differ by rounding, which Adam multiplies by its rate. At 5e-3 from the
+    20th step on, a processor without AVX-512 had 8e-6 at step 19 and 1.2e-4 after step 20.
     """
     losses = []
     for devices in (1, 8):
