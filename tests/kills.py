@@ -36,6 +36,7 @@ CONFIG = {
 }
 STARTED = "first step after"
 TRAINING_SECONDS = 1.5  # from a first step to the latest kill
+PAIR_TRAINING_SECONDS = 5.0  # of several processes, whose first checkpoint is not there before 2 s
 
 
 def command(workdir: pathlib.Path, data_dir: pathlib.Path, *, steps: int, processes: int) -> list[str]:
@@ -86,7 +87,7 @@ def kill_of_several(words: list[str], kills: int, draw: random.Random, seconds_t
         assert launcher.stdout is not None
         for line in launcher.stdout:
             if STARTED in line and killed < kills:
-                time.sleep(draw.uniform(0, TRAINING_SECONDS))
+                time.sleep(draw.uniform(0, PAIR_TRAINING_SECONDS))
                 children = subprocess.run(
                     ["pgrep", "-P", str(launcher.pid)], capture_output=True, text=True, check=False
                 )
