@@ -117,6 +117,8 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
+            if jax.process_count() > 1 and not isinstance(error, OSError):
+                raise  # mostly a process that was lost while saving: no mistake, and starting all again mends it
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             raise UserError(
                 f"{self._directory}: a checkpoint could not be written ({reason}): mend that, and the same command "
