@@ -7,6 +7,7 @@ Every time the same command goes on. At the end the parameters must have the bit
 """
 
 import argparse
+import collections
 import contextlib
 import json
 import os
@@ -83,9 +84,11 @@ def kill_of_several(words: list[str], kills: int, draw: random.Random, seconds_t
     """The launcher's run, of which a random process is killed at most so often; how often it was."""
     del seconds_to_start
     killed = 0
+    said: collections.deque[str] = collections.deque(maxlen=40)  # of the last attempt or two
     with start(words) as launcher:
         assert launcher.stdout is not None
         for line in launcher.stdout:
+            said.append(line)
             if STARTED in line and killed < kills:
                 time.sleep(draw.uniform(0, PAIR_TRAINING_SECONDS))
                 children = subprocess.run(
@@ -96,7 +99,9 @@ def kill_of_several(words: list[str], kills: int, draw: random.Random, seconds_t
                         os.kill(int(draw.choice(numbers)), signal.SIGKILL)
                         killed += 1
     if launcher.returncode:
-        raise SystemExit(f"the launcher ended with exit code {launcher.returncode}")
+        raise SystemExit(
+            f"after {killed} kills the launcher ended with exit code {launcher.returncode}:\n{''.join(said)}"
+        )
     return killed
 
 

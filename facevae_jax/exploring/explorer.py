@@ -11,9 +11,8 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
-from jaxtyping import Array, Float, Float32, PRNGKeyArray, UInt8
+from jaxtyping import Float32, UInt8
 
 from facevae_jax.data.images import encode_png
 from facevae_jax.errors import UserError
@@ -21,7 +20,7 @@ from facevae_jax.exploring.sliders import MAX_ALPHA, Slider
 from facevae_jax.generation.photographs import read_photograph
 from facevae_jax.generation.trained import TrainedVAE
 from facevae_jax.latents.arithmetic import lerp
-from facevae_jax.latents.priors import Prior, PriorName
+from facevae_jax.latents.priors import Prior, PriorName, drawer
 from facevae_jax.random import named_key
 
 MAX_PHOTOGRAPH_BYTES = 10 * 2**20
@@ -112,7 +111,7 @@ class Explorer:
             raise UserError(f"seed={seed!r:.40} must be a whole number from 0 to 2**32 - 1.")
         temperature = number(request, "temperature", 0.0, MAX_TEMPERATURE)
         with self._computing:
-            drawn = _draw(self._priors[name], named_key(seed, "sample"), np.arange(1), temperature)
+            drawn = drawer(self._priors[name], temperature=temperature)(named_key(seed, "sample"), np.arange(1))
         (latent,) = np.asarray(drawn)
         return _face(latent, self._decode(latent))
 
@@ -189,12 +188,6 @@ def number(request: Mapping[str, Any], key: str, low: float, high: float) -> flo
     if not is_number or not low <= value <= high:  # NaN, which is JSON to Python, is in no range
         raise UserError(f"{key}={value!r:.40} must be a number from {low:g} to {high:g}.")
     return float(value)
-
-
-@jax.jit
-def _draw(prior: Prior, key: PRNGKeyArray, indices: Array, temperature: float) -> Float[Array, "n z"]:
-    """`prior.sample`, compiled once for all temperatures; the prior is no constant of it, whose root may be large."""
-    return prior.sample(key, indices, temperature=temperature)
 
 
 def _face(latent: Float32[np.ndarray, " z"], picture: UInt8[np.ndarray, "r r 3"]) -> dict[str, str]:

@@ -24,7 +24,6 @@ from facevae_jax.models.inference import Encoded
 from facevae_jax.progress import progress_bar
 
 DIRECTORY = "latents"
-SPLITS = ("train", "validation")
 NO_LABELS = AttributeTable((), np.empty((0, 0), np.float32))
 
 

@@ -105,7 +105,7 @@ def encode(trained: TrainedVAE, request: Request) -> str:
     if request.images:
         table = latent_tables.encode_photographs(trained, request.images)
     else:
-        table = latent_tables.encode_split(trained, request.split or "validation")
+        table = latent_tables.encode_split(trained, request.split or latent_tables.evaluation_split(trained))
     if request.posterior == "sample":
         table = table._replace(mean=trained.posterior_sample(table.posterior, seed=request.seed))
     writer = latent_tables.write_npz if output.suffix == ".npz" else latent_tables.write_parquet

@@ -27,8 +27,6 @@ TRAVERSED = 8  # dimensions
 ALPHAS = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)  # standard deviations
 EDITED_ATTRIBUTES = 5
 EDITED_FACES = 2
-HARDLY = 0.05  # of a score above that of always giving the same answer
-UNKNOWN = ". The latents hardly know about it: what changes is mostly chance."
 
 
 class Given(NamedTuple):
@@ -211,7 +209,7 @@ def edits(trained: TrainedVAE, given: Given) -> list[Block]:
         return sheet(
             images,
             alt=f"Faces with less and more of {attribute.name}",
-            caption=direction.describe() + (UNKNOWN if direction.score - direction.chance < HARDLY else ""),
+            caption=direction.describe(),
             scale=scale_of_alphas(),
         )
 
