@@ -119,6 +119,8 @@ def test_a_dimension_that_carries_nothing_is_left_alone(world):
     means = np.concatenate([world.latents, 1e-3 * random.normal(size=(IMAGES, 1)).astype(np.float32)], axis=1)
     log_variance = np.concatenate([world.log_variance, np.zeros((IMAGES, 1), np.float32)], axis=1)
     latents = means + np.exp(0.5 * log_variance) * random.normal(size=means.shape)
+    whitened = Whitening.of(means, log_variance).whiten(latents)
+    np.testing.assert_allclose(np.cov(whitened.T), np.eye(SIZE + 1), atol=0.1)
     for method in ("mean", "regression"):
         direction = fit_direction(
             latents, Whitening.of(means, log_variance), world.smile, [world.gender], method=method
