@@ -345,20 +345,23 @@ def test_the_command_serves_until_ctrl_c(workdir):
     with subprocess.Popen(
         command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
-        address, said = None, []
-        for line in process.stdout:
-            said.append(line)
-            if address := re.search(r"http://127\.0\.0\.1:(\d+)/", line):
-                break
-        assert address, process.stderr.read()
-        assert said[0].startswith("glasses by regression")
-        connection = http.client.HTTPConnection("127.0.0.1", int(address[1]), timeout=30)
-        connection.request("GET", "/page.json")
-        page = json.loads(connection.getresponse().read())
-        assert [slider["kind"] for slider in page["sliders"]] == ["attribute", *["dimension"] * 8]
-        assert [prior["name"] for prior in page["priors"]] == ["standard"]  # of a run that was never evaluated
-        process.send_signal(signal.SIGINT)  # while a connection is open
-        rest, errors = process.communicate(timeout=30)
+        try:
+            address, said = None, []
+            for line in process.stdout:
+                said.append(line)
+                if address := re.search(r"http://127\.0\.0\.1:(\d+)/", line):
+                    break
+            assert address, process.stderr.read()
+            assert said[0].startswith("glasses by mean")
+            connection = http.client.HTTPConnection("127.0.0.1", int(address[1]), timeout=30)
+            connection.request("GET", "/page.json")
+            page = json.loads(connection.getresponse().read())
+            assert [slider["kind"] for slider in page["sliders"]] == ["attribute", *["dimension"] * 8]
+            assert [prior["name"] for prior in page["priors"]] == ["standard"]  # of a run that was never evaluated
+            process.send_signal(signal.SIGINT)  # while a connection is open
+            rest, errors = process.communicate(timeout=30)
+        finally:
+            process.kill()  # a failed assertion would wait for it for ever
     assert (process.returncode, rest.strip(), errors) == (0, "ended.", "")
 
 
