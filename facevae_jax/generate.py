@@ -56,7 +56,9 @@ _DIRECTION = flags.DEFINE_enum(
     "Difference of means (the paper's), or logistic or ridge regression.",
 )
 _ALPHA = flags.DEFINE_list("alpha", ["-3", "-2", "-1", "0", "1", "2", "3"], "How far, in standard deviations.")
-_DIMENSIONS = flags.DEFINE_list("dimensions", [], "Latent dimensions, by number; the most active ones by default.")
+_DIMENSIONS = flags.DEFINE_list(
+    "dimensions", [], "Latent dimensions, by number; those that change the face most by default."
+)
 
 
 def main(arguments: list[str]) -> None:

@@ -67,6 +67,7 @@ def test_calibration_takes_longer_until_it_is_long_enough():
     assert asked == [3, 1, 4, 16]
 
 
+@pytest.mark.slow
 def test_suite_reports_ours_and_a_dying_peer(monkeypatch):
     monkeypatch.delenv("XLA_FLAGS", raising=False)  # one device, as on the machine that is measured
     monkeypatch.setattr(peers, "PEERS", {name: PEERS[name] for name in ("ours", "torch eager")})

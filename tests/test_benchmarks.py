@@ -122,6 +122,7 @@ def test_single_suite_stands_at_the_top(tmp_path):
     assert {"device", "cpu_cores", "versions", "commit"} <= set(record)
 
 
+@pytest.mark.slow
 def test_whole_runs_beside_the_step():
     record = end_to_end.run(dataclasses.replace(TINY, rounds=1))
     for feed in ("resident", "streamed"):

@@ -56,7 +56,12 @@ def expected(parameters, *, parts=1):
 
 @pytest.mark.parametrize(
     ("feed", "accumulation", "convolution"),
-    [("resident", 1, "matmul"), ("resident", 1, "plain"), ("streamed", 1, "matmul"), ("resident", 4, "matmul")],
+    [
+        ("resident", 1, "matmul"),
+        pytest.param("resident", 1, "plain", marks=pytest.mark.slow),
+        pytest.param("streamed", 1, "matmul", marks=pytest.mark.slow),
+        ("resident", 4, "matmul"),
+    ],
 )
 def test_what_is_sent_in_a_step(feed, accumulation, convolution):
     text, parameters = program(feed=feed, accumulation=accumulation, convolution=convolution)
@@ -91,6 +96,7 @@ ENTRY %main (p: f32[4]) -> f32[4] {
     assert bytes_per_step(text) == 17 + 7 * 16
 
 
+@pytest.mark.slow
 def test_a_batch_in_parts_is_the_batch(tiny_config, tmp_path):
     """Without batch normalisation and dropout, which see the parts, 20 steps have the same losses."""
     config = change(
@@ -108,6 +114,7 @@ def test_a_batch_in_parts_is_the_batch(tiny_config, tmp_path):
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_running_statistics_of_parts_are_their_mean(tiny_config, tmp_path):
     """One step in two parts moves them as far as one step on the whole batch: the means to the same place."""
     moved = []

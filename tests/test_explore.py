@@ -23,6 +23,7 @@ from facevae_jax.exploring import sliders
 from facevae_jax.exploring.explorer import MAX_PHOTOGRAPH_BYTES
 from facevae_jax.exploring.server import PageServer, read_files
 from facevae_jax.files import write_json
+from facevae_jax.generation import sheets
 from facevae_jax.generation.photographs import read_photograph
 from facevae_jax.latents.arithmetic import lerp
 from facevae_jax.training.checkpoints import Checkpoints
@@ -296,7 +297,7 @@ def test_it_listens_on_this_machines_loopback_address_alone(server):
 def test_sliders_are_of_the_dimensions_that_change_the_picture_most(trained):
     base = trained.decode(trained.mean_latent[None]).astype(float)
     changes = [np.square(trained.decode(row[None]) - base).mean() for row in np.eye(8, dtype=np.float32)]
-    assert sliders.strongest_dimensions(trained) == np.argsort(-np.array(changes), kind="stable").tolist()
+    assert sheets.strongest_dimensions(trained) == np.argsort(-np.array(changes), kind="stable").tolist()
     with pytest.raises(UserError, match=r"--dimensions=8.*0 to 7"):
         sliders.dimension_sliders(trained, [8])
 

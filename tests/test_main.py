@@ -173,7 +173,7 @@ def test_garbage_in_the_workdir_is_told_in_one_line(tmp_path, data_dir):
     assert_one_line_error(result, "config.json")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, data_dir, number):
     arguments = (*TINY, f"--config.data.data_dir={data_dir}", f"--workdir={tmp_path}", "--config.train.epochs=50")
     environment = os.environ | {"XLA_FLAGS": ""}

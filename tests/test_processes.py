@@ -1,5 +1,6 @@
 """Several processes as one run, on one machine, by the launcher that users have."""
 
+import itertools
 import json
 import os
 import re
@@ -152,6 +153,7 @@ def go_on(workdir, config, *, processes, devices):
     assert "resuming from step 7" in result.stdout or "nothing is left" in result.stdout
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_more_processes(alone, warm_config, tmp_path):
     train(warm_config, tmp_path, should_stop=lambda step: step == 7)
     go_on(tmp_path, warm_config, processes=2, devices=4)
@@ -219,14 +221,13 @@ def test_a_signal_to_one_process_stops_and_saves_all(warm_config, tmp_path, numb
 
 
 def test_a_stuck_process_ends_the_run_with_the_last_finished_step(warm_config, tmp_path):
-    words = [*command(warm_config, tmp_path, epochs=100, watchdog_seconds=10), "--heartbeat_seconds=300"]
+    words = [*command(warm_config, tmp_path, epochs=100, watchdog_seconds=20), "--heartbeat_seconds=300"]
     with start(words, processes=2) as launcher:
         assert launcher.stdout is not None
-        for line in launcher.stdout:
-            if re.search(r"step +8/", line):
-                stuck = members(launcher)[1]
-                os.kill(stuck, signal.SIGSTOP)
-                break
+        said = list(itertools.takewhile(lambda line: not re.search(r"step +8/", line), launcher.stdout))
+        assert launcher.poll() is None, said  # nothing was stuck yet
+        stuck = members(launcher)[1]
+        os.kill(stuck, signal.SIGSTOP)
         for line in launcher.stdout:
             if "nothing was finished for" in line:
                 assert re.search(r"the last finished step is \d+", line)

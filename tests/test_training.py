@@ -13,7 +13,6 @@ from facevae_jax.errors import UserError
 from facevae_jax.models.vae import to_unit
 from facevae_jax.objective import gaussian_kl
 from facevae_jax.random import named_key
-from facevae_jax.training import evaluation
 from facevae_jax.training.checkpoints import Checkpoints
 from facevae_jax.training.evaluation import Evaluator
 from facevae_jax.training.feeds import choose_feed
@@ -74,6 +73,7 @@ def test_other_feeds_and_dispatch_lengths_change_no_bit(finished, tiny_config, t
     assert_same_trees(train(config, tmp_path), expected)
 
 
+@pytest.mark.slow
 def test_augmented_runs_resume_exactly(tiny_config, tmp_path, finished):
     config = change(tiny_config, data={"flip": True, "dequantize": True})
     expected = train(config, tmp_path / "a")
@@ -212,7 +212,7 @@ def test_averaged_parameters_are_the_exponential_mean_and_are_what_is_used(tiny_
     assert_same_trees(restore_model(tmp_path).variables, state.averaged)
 
 
-@pytest.mark.parametrize("normalization", ["group", "none"])
+@pytest.mark.parametrize("normalization", ["group", pytest.param("none", marks=pytest.mark.slow)])
 def test_models_without_batch_statistics_resume_and_restore(tiny_config, tmp_path, normalization):
     config = change(tiny_config, model={"normalization": normalization}, train={"steps": 6})
     whole = train(config, tmp_path / "whole")
@@ -254,7 +254,7 @@ def test_clipping_limits_the_first_moment():
     np.testing.assert_allclose(sorted(float(leaf[0]) for leaf in moments)[-2:], [0.1 * 0.3, 0.1 * 0.4], rtol=1e-5)
 
 
-@pytest.mark.parametrize("variance", ["optimal", "learned"])
+@pytest.mark.parametrize("variance", ["optimal", pytest.param("learned", marks=pytest.mark.slow)])
 def test_calibrated_likelihoods_train_and_report_their_variance(tiny_config, tmp_path, variance):
     settings = {"likelihood": "gaussian", "variance": variance, "kl_warmup_steps": 5}
     config = change(tiny_config, objective=settings)
@@ -323,15 +323,3 @@ def test_settings_of_an_attempt_that_failed_may_change(tiny_config, tmp_path):
         train(change(tiny_config, data={"name": "nowhere"}), tmp_path)
     train(change(tiny_config, train={"steps": 1}), tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["data"]["name"] == "synthetic"
-
-
-def test_pictures_are_the_same_in_parts(finished, monkeypatch):
-    workdir, _ = finished
-    trained = restore_model(workdir)
-    latents = np.random.default_rng(0).normal(size=(7, 8)).astype(np.float32)
-    whole = evaluation.decode(trained.model, trained.variables, latents)
-    monkeypatch.setattr(evaluation, "PIXELS_AT_ONCE", 3 * 32**2)
-    parts = evaluation.decode(trained.model, trained.variables, latents)
-    assert parts.shape == (7, 32, 32, 3)
-    assert np.abs(parts.astype(int) - whole).max() <= 1  # a sum in another order may round another way
-    assert np.abs(np.diff(whole.astype(int), axis=0)).max() > 1

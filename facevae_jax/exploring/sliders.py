@@ -7,18 +7,12 @@ import numpy as np
 from jaxtyping import Float32
 
 from facevae_jax.errors import UserError
-from facevae_jax.generation import latent_tables
+from facevae_jax.generation import latent_tables, sheets
 from facevae_jax.generation.directions import direction_of
 from facevae_jax.generation.trained import TrainedVAE
 
 SHOWN = 8  # sliders of a kind where none are named: what fits beside the picture
 MAX_ALPHA = 3.0  # standard deviations: a slider goes so far to either side
-# Shown first where the labels have them: what faces are mostly edited for, by the names of CelebA, of FFHQ's features
-# and of the drawn faces.
-PREFERRED = (
-    *("Smiling", "smile", "Male", "gender", "Young", "age", "Eyeglasses", "glasses", "Blond_Hair", "hair_length"),
-    *("Bangs", "fringe", "Mouth_Slightly_Open", "mouth_open", "Bald", "beard", "Pale_Skin", "skin_tone", "turn"),
-)
 
 
 class Slider(NamedTuple):
@@ -67,8 +61,8 @@ def default_attributes(trained: TrainedVAE) -> list[str]:
     Raises:
       UserError: the run's data are not there.
     """
-    names = [a.name for a in latent_tables.attributes_of(trained) if a.kind != "categorical"]
-    return sorted(names, key=lambda name: PREFERRED.index(name) if name in PREFERRED else len(PREFERRED))[:SHOWN]
+    attributes = sheets.editable(latent_tables.attributes_of(trained))
+    return [attribute.name for attribute in sheets.shown_attributes(attributes, SHOWN)]
 
 
 def dimension_sliders(trained: TrainedVAE, dimensions: Sequence[int] = ()) -> list[Slider]:
@@ -79,26 +73,6 @@ def dimension_sliders(trained: TrainedVAE, dimensions: Sequence[int] = ()) -> li
     """
     if wrong := [d for d in dimensions if not 0 <= d < trained.latent_dim]:
         raise UserError(f"--dimensions={wrong[0]}: the latents have dimensions 0 to {trained.latent_dim - 1}.")
-    steps = np.diag(standard_deviations(trained))
-    chosen = dimensions or strongest_dimensions(trained)[:SHOWN]
+    steps = np.diag(sheets.standard_deviations(trained))
+    chosen = dimensions or sheets.strongest_dimensions(trained)[:SHOWN]
     return [Slider(f"dimension:{d}", "dimension", f"Dimension {d}", steps[d]) for d in dict.fromkeys(chosen)]
-
-
-def strongest_dimensions(trained: TrainedVAE) -> list[int]:
-    """Latent dimensions by how much a standard deviation changes the average face, the largest change first.
-
-    The decoder is asked, not the posteriors as by `generate traverse`: that needs no images, which a machine that a
-    model was copied to does not have.
-    """
-    mean, size = trained.mean_latent, trained.inference.batch_size
-    (average,) = trained.decode(mean[None]).astype(np.float32)
-    moved = mean + np.diag(standard_deviations(trained))
-    batches = (moved[at : at + size] for at in range(0, len(moved), size))
-    decoded = trained.inference.decode_stream(batches)
-    changes = [np.square(images - average).mean(axis=(1, 2, 3)) for images in decoded]
-    return np.argsort(-np.concatenate(changes), kind="stable").tolist()
-
-
-def standard_deviations(trained: TrainedVAE) -> Float32[np.ndarray, " z"]:
-    """Of the aggregate posterior, along each dimension; 1 before the first evaluation."""
-    return np.sqrt(np.maximum(np.diag(np.asarray(trained.moments.covariance, np.float32)), 0.0))

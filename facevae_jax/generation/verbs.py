@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from facevae_jax.errors import UserError, expand_home, make_writable_directory
-from facevae_jax.generation import latent_tables, outputs
+from facevae_jax.generation import latent_tables, outputs, sheets
 from facevae_jax.generation.directions import direction_of
 from facevae_jax.generation.photographs import list_photographs, photograph_blocks, read_faces
 from facevae_jax.generation.trained import Faces, TrainedVAE
@@ -21,7 +21,6 @@ from facevae_jax.random import named_key
 
 SHOWN_FACES = 24  # that are reconstructed where no number is given
 SHOWN_ROWS = 4  # of edits and interpolations
-COLUMNS = 8
 MAX_ALPHA = 10.0  # standard deviations: beyond, no decoder has seen anything like it
 SHOWN_DIMENSIONS = 8
 
@@ -46,7 +45,7 @@ class Request:
     attributes: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
     method: EditMethod = "mean"
-    alphas: tuple[float, ...] = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)
+    alphas: tuple[float, ...] = sheets.ALPHAS
     dimensions: tuple[int, ...] = ()
     frames_per_second: float = 12.0
 
@@ -83,9 +82,9 @@ def reconstruct(trained: TrainedVAE, request: Request) -> str:
         faces = _given_faces(trained, request, count=request.count or SHOWN_FACES)
         outputs.check_room(to, count=2 * len(faces.images), resolution=trained.resolution)
         reconstructions = trained.decode(_encode(trained, faces.images, request))
-        columns = min(COLUMNS, len(faces.images))
-        pairs = _in_pairs(faces.images, reconstructions, columns=columns)
-        outputs.write_stream(to, [pairs], count=len(pairs), columns=columns)
+        pairs = sheets.in_pairs(faces.images, reconstructions)
+        rows, columns = pairs.shape[:2]
+        outputs.write_stream(to, pairs, count=rows * columns, columns=columns)
         return f"{to.path}: {len(faces.images)} faces, each row above its reconstructions"
     names, blocks = _blocks(trained, request)
     starts = itertools.count(0, trained.inference.batch_size)
@@ -150,7 +149,7 @@ def morph(trained: TrainedVAE, request: Request) -> str:
         _write(trained, to, latents, request, loop_back=False)
         return f"{to.path}: {latents.shape[0]} x {latents.shape[1]} faces between four"
     latents = arithmetic.path(start.latents, request.steps, method=request.path)[None]
-    images = _decode_sheet(trained, latents)
+    images = sheets.decode_rows(trained, latents)
     if to.format == "grid" and start.originals is not None:
         images = np.concatenate([start.originals[None, :1], images, start.originals[None, 1:]], axis=1)
     sheet = outputs.Sheet(images, [f"{column:03d}" for column in range(images.shape[1])])
@@ -177,31 +176,21 @@ def edit(trained: TrainedVAE, request: Request) -> str:
 
 
 def traverse(trained: TrainedVAE, request: Request) -> str:
-    """One latent dimension after another, a row each, the most active ones first."""
+    """One latent dimension after another, a row each, those that change the face most first."""
     check_alphas(request.alphas)
     to = outputs.choose(request.output, request.format, verb="traverse")
     if wrong := [d for d in request.dimensions if not 0 <= d < trained.latent_dim]:
         raise UserError(f"--dimensions={wrong[0]}: the latents have dimensions 0 to {trained.latent_dim - 1}.")
-    dimensions = request.dimensions or active_dimensions(trained)[: request.count or SHOWN_DIMENSIONS]
+    dimensions = request.dimensions or sheets.strongest_dimensions(trained)[: request.count or SHOWN_DIMENSIONS]
     given = request.images or request.rows
     base = _start(trained, request, default=1).latents[0] if given else trained.mean_latent
-    scale = np.sqrt(np.maximum(np.diag(np.asarray(trained.moments.covariance)), 0.0))
-    latents = np.tile(base, (len(dimensions), len(request.alphas), 1))
-    for row, dimension in enumerate(dimensions):
-        latents[row, :, dimension] = base[dimension] + scale[dimension] * np.asarray(request.alphas, np.float32)
+    latents = sheets.traversal(trained, base, dimensions, request.alphas)
     names = [f"dimension_{dimension:03d}_{alpha:+g}" for dimension in dimensions for alpha in request.alphas]
     _write(trained, to, latents, request, names=names, loop_back=request.loop)
     return f"{to.path}: dimensions {', '.join(map(str, dimensions))}, from top to bottom"
 
 
 VERBS = {function.__name__: function for function in (sample, reconstruct, interpolate, morph, edit, traverse, encode)}
-
-
-def active_dimensions(trained: TrainedVAE) -> list[int]:
-    """Latent dimensions by how much of the data they carry: the variance of their means, the largest first."""
-    # The aggregate variance would not do: a dimension that carries nothing has the prior's variance, 1.
-    mean = latent_tables.encode_split(trained, latent_tables.evaluation_split(trained)).mean
-    return np.argsort(-mean.var(axis=0), kind="stable").tolist()
 
 
 def check_alphas(alphas: Sequence[float]) -> None:
@@ -261,22 +250,6 @@ def _blocks(trained: TrainedVAE, request: Request) -> tuple[tuple[str, ...], Ite
     )
 
 
-def _in_pairs(originals: np.ndarray, reconstructions: np.ndarray, *, columns: int) -> np.ndarray:
-    """Rows of originals, each above its reconstructions; the last row is filled up with white."""
-    missing = -len(originals) % columns
-    white = np.full((missing, *originals.shape[1:]), 255, np.uint8)
-    rows = [
-        np.concatenate([images, white]).reshape(-1, columns, *images.shape[1:])
-        for images in (originals, reconstructions)
-    ]
-    return np.stack(rows, axis=1).reshape(-1, *originals.shape[1:])
-
-
-def _decode_sheet(trained: TrainedVAE, latents: np.ndarray) -> UInt8[np.ndarray, "rows columns r r 3"]:
-    images = trained.decode(latents.reshape(-1, trained.latent_dim))
-    return images.reshape(*latents.shape[:2], *images.shape[1:])
-
-
 def _write(
     trained: TrainedVAE,
     to: outputs.Destination,
@@ -289,5 +262,5 @@ def _write(
     rows, columns = latents.shape[:2]
     outputs.check_room(to, count=rows * columns, resolution=trained.resolution)
     names = names or [f"row_{row:03d}_{column:03d}" for row in range(rows) for column in range(columns)]
-    sheet = outputs.Sheet(_decode_sheet(trained, latents), names)
+    sheet = outputs.Sheet(sheets.decode_rows(trained, latents), names)
     outputs.write_sheet(to, sheet, frames_per_second=request.frames_per_second, loop_back=loop_back)

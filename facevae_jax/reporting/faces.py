@@ -5,26 +5,23 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float32, UInt8
 
 from facevae_jax.data.layouts import Attribute
 from facevae_jax.errors import UserError
-from facevae_jax.generation import latent_tables
+from facevae_jax.generation import latent_tables, sheets
 from facevae_jax.generation.directions import direction_of
-from facevae_jax.generation.latent_tables import LatentTable
+from facevae_jax.generation.sheets import ALPHAS, COLUMNS, decode_rows
 from facevae_jax.generation.trained import TrainedVAE
 from facevae_jax.latents import arithmetic
 from facevae_jax.latents.priors import PriorName
-from facevae_jax.reporting.latents import by_activity, shown_attributes
 from facevae_jax.reporting.page import Block, Note, Picture, Section, or_note, section, sheet
 
-COLUMNS = 8
 GIVEN = 24  # faces of the evaluation split: three rows
 SAMPLES = 32
 PAIRS = 3  # of faces that are gone between
 CORNER_STEPS = 6  # from corner to corner of the square: 7 x 7 faces
 TRAVERSED = 8  # dimensions
-ALPHAS = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)  # standard deviations
 EDITED_ATTRIBUTES = 5
 EDITED_FACES = 2
 
@@ -36,13 +33,12 @@ class Given(NamedTuple):
     latents: Float32[np.ndarray, "n z"]  # means of their posteriors
 
 
-def sections(trained: TrainedVAE, table: Callable[[], LatentTable], *, split: str, seed: int) -> list[Section]:
+def sections(trained: TrainedVAE, *, split: str, seed: int) -> list[Section]:
     """Reconstructions, samples, interpolation, morphing, traversal and edits.
 
     Args:
       trained: the model.
-      table: gives the latents of the evaluation split, or raises a UserError.
-      split: its name.
+      split: that faces are taken from.
       seed: of the draws.
     """
     given = functools.cache(lambda: given_faces(trained, split))
@@ -78,8 +74,8 @@ def sections(trained: TrainedVAE, table: Callable[[], LatentTable], *, split: st
             "traversal",
             "One dimension at a time",
             "Each row is the mean face with one latent dimension changed, from three standard deviations below the "
-            "mean to three above; the most active dimensions first.",
-            lambda: traversal(trained, table()),
+            "mean to three above; the dimensions that change it most first.",
+            lambda: traversal(trained),
         ),
         section(
             "edits",
@@ -117,24 +113,11 @@ def ends(
     return trained.sample_latents(count, prior=prior, seed=seed), f"{count} samples from the {prior} prior"
 
 
-def decode(
-    trained: TrainedVAE, latents: Float[np.ndarray, "rows columns z"]
-) -> UInt8[np.ndarray, "rows columns r r 3"]:
-    """Faces of latents in rows."""
-    images = trained.decode(latents.reshape(-1, trained.latent_dim))
-    return images.reshape(*latents.shape[:2], *images.shape[1:])
-
-
 def reconstructions(trained: TrainedVAE, given: Given) -> Picture:
     """Rows of originals, each above its reconstructions."""
-    columns = min(COLUMNS, len(given.images))
-    count = len(given.images) - len(given.images) % columns
-    originals, made = given.images[:count], trained.decode(given.latents[:count])
-    rows = [part.reshape(-1, columns, *originals.shape[1:]) for part in (originals, made)]
-    images = np.stack(rows, axis=1).reshape(-1, columns, *originals.shape[1:])
     return sheet(
-        images,
-        alt=f"{len(originals)} faces and their reconstructions",
+        sheets.in_pairs(given.images, trained.decode(given.latents)),
+        alt=f"{len(given.images)} faces and their reconstructions",
         caption="Odd rows: originals. Even rows: their reconstructions, from the posteriors' means.",
     )
 
@@ -157,7 +140,7 @@ def interpolation(trained: TrainedVAE, given: Callable[[], Given], *, seed: int)
     """Lines from face to face."""
     latents, origin = ends(trained, given, 2 * PAIRS, seed=seed)
     pairs = latents.reshape(PAIRS, 2, -1)
-    images = decode(trained, np.stack([arithmetic.path(stops, COLUMNS - 1) for stops in pairs]))
+    images = decode_rows(trained, np.stack([arithmetic.path(stops, COLUMNS - 1) for stops in pairs]))
     return [
         sheet(
             images,
@@ -172,23 +155,17 @@ def morph(trained: TrainedVAE, given: Callable[[], Given], *, seed: int) -> list
     """The square between four faces."""
     corners, origin = ends(trained, given, 4, seed=seed)
     side = CORNER_STEPS + 1
-    images = decode(trained, arithmetic.square(corners, rows=side, columns=side))
+    images = decode_rows(trained, arithmetic.square(corners, rows=side, columns=side))
     return [sheet(images, alt="A square of faces that mixes those at its corners", caption=f"Between {origin}.")]
 
 
-def traversal(trained: TrainedVAE, table: LatentTable) -> list[Block]:
-    """The most active dimensions, one a row, about the mean face."""
-    chosen = by_activity(table.posterior)[:TRAVERSED]
-    base = trained.mean_latent
-    # Of the aggregate posterior: the spread of the means and that of each posterior.
-    scale = np.sqrt(table.mean.var(axis=0) + np.exp(table.log_variance).mean(axis=0))
-    latents = np.tile(base, (len(chosen), len(ALPHAS), 1))
-    for row, dimension in enumerate(chosen):
-        latents[row, :, dimension] += scale[dimension] * np.asarray(ALPHAS, np.float32)
+def traversal(trained: TrainedVAE) -> list[Block]:
+    """The dimensions that change the mean face most, one a row."""
+    chosen = sheets.strongest_dimensions(trained)[:TRAVERSED]
     named = ", ".join(map(str, chosen))
     return [
         sheet(
-            decode(trained, latents),
+            decode_rows(trained, sheets.traversal(trained, trained.mean_latent, chosen)),
             alt=f"{len(chosen)} rows of faces, in each of which one latent dimension changes",
             caption=f"Dimensions {named}, from top to bottom.",
             scale=scale_of_alphas(),
@@ -198,14 +175,15 @@ def traversal(trained: TrainedVAE, table: LatentTable) -> list[Block]:
 
 def edits(trained: TrainedVAE, given: Given) -> list[Block]:
     """A strip for each of a few attributes, with what its direction was found from."""
-    attributes = latent_tables.attributes_of(trained)
-    usable = [attribute for attribute in attributes if attribute.kind != "categorical"]
-    if not usable:
+    shown = sheets.shown_attributes(sheets.editable(latent_tables.attributes_of(trained)), EDITED_ATTRIBUTES)
+    if not shown:
         return [Note("Left out: the images have no labels with an order.")]
 
     def strip(attribute: Attribute) -> Picture:
         direction = direction_of(trained, attribute.name, method="mean")
-        images = decode(trained, np.stack([direction.edit(latent, ALPHAS) for latent in given.latents[:EDITED_FACES]]))
+        images = decode_rows(
+            trained, np.stack([direction.edit(latent, ALPHAS) for latent in given.latents[:EDITED_FACES]])
+        )
         return sheet(
             images,
             alt=f"Faces with less and more of {attribute.name}",
@@ -215,7 +193,7 @@ def edits(trained: TrainedVAE, given: Given) -> list[Block]:
 
     return [
         block
-        for attribute in shown_attributes(usable, EDITED_ATTRIBUTES)
+        for attribute in shown
         for block in or_note(lambda attribute=attribute: [strip(attribute)])  # type: ignore[misc]
     ]
 

@@ -1,7 +1,7 @@
 """The latent space in figures: what each dimension carries, how latents are distributed, and what priors cost."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from facevae_jax.data.layouts import Attribute
 from facevae_jax.generation import fitting
 from facevae_jax.generation.latent_tables import LatentTable
+from facevae_jax.generation.sheets import shown_attributes
 from facevae_jax.generation.trained import TrainedVAE
 from facevae_jax.latents.priors import PriorName
 from facevae_jax.models.inference import Encoded
@@ -27,11 +28,6 @@ SHOWN_POINTS = 4_000  # of the map, at most
 SHOWN_ATTRIBUTES = 3  # that colour a map
 RANGE = 4.5  # of histograms, in standard deviations of the prior
 BINS = 45
-# What readers look for first, in CelebA's labels and in those of the drawn faces.
-PREFERRED_ATTRIBUTES = (
-    *("Smiling", "Male", "Eyeglasses", "Young", "Blond_Hair"),
-    *("smile", "glasses", "hair_length", "skin_tone", "turn"),
-)
 PRIORS: dict[PriorName, str] = {
     "standard": "N(0, I), which training draws the posteriors towards",
     "gaussian": "mean and covariance of the posteriors of the evaluation split",
@@ -81,13 +77,6 @@ def sections(trained: TrainedVAE, table: Callable[[], LatentTable], *, seed: int
             lambda: [priors(trained)],
         ),
     ]
-
-
-def shown_attributes(attributes: Sequence[Attribute], most: int) -> list[Attribute]:
-    """The preferred attributes first, then the others in their order."""
-    names = {attribute.name: attribute for attribute in attributes}
-    preferred = [names[name] for name in PREFERRED_ATTRIBUTES if name in names]
-    return [*preferred, *(attribute for attribute in attributes if attribute not in preferred)][:most]
 
 
 def kl_by_dimension(posterior: Encoded) -> Float32[np.ndarray, " z"]:

@@ -76,7 +76,7 @@ def make_sections(trained: TrainedVAE, runs: Sequence[Run]) -> list[Section]:
         return latent_tables.encode_split(trained, latent_tables.evaluation_split(trained))
 
     training = curves.sections(runs)
-    pictures = faces.sections(trained, table, split=split_name(trained, run), seed=seed)
+    pictures = faces.sections(trained, split=split_name(trained, run), seed=seed)
     space = latents.sections(trained, table, seed=seed)
     found = {part.anchor: part for part in [*training, *pictures, *space]}
     order = (
