@@ -58,6 +58,8 @@ class DataConfig:
 class ModelConfig:
     """The network. A run keeps these for life: they decide which parameters exist and what they mean."""
 
+    # autoencoder: the same network without a KL divergence or draws; pca: principal components of the pixels
+    kind: Literal["vae", "autoencoder", "pca"] = "vae"
     latent_dim: int = 200
     stages: int = 0  # halvings of the resolution; 0: one per entry of `filters`, else down to a 4x4 grid
     filters: tuple[int, ...] = ()  # of each encoder stage, mirrored in the decoder; empty: doubling from base_filters
@@ -162,6 +164,11 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         self.model.stage_filters(self.data.resolution)
+        # What a baseline has not, it cannot be asked for.
+        if self.model.kind != "vae":
+            object.__setattr__(self, "objective", dataclasses.replace(self.objective, kl_weight=0.0))
+        if self.model.kind == "pca":
+            object.__setattr__(self, "train", dataclasses.replace(self.train, steps=1, ema_decay=0.0))
 
     def to_config_dict(self) -> ml_collections.ConfigDict:
         """The locked ConfigDict that `configs/*.py` return and the command line overrides."""

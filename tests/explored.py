@@ -28,7 +28,10 @@ def random_model(config, folder):
     """That model as the page's commands see it, after an evaluation."""
     state = random_state(config)
     moments = state.latent_moments.replace(images=np.float32(37))
-    return TrainedVAE(RestoredModel(config, make_model(config), state.evaluation_variables, moments, 7), folder=folder)
+    restored = RestoredModel(
+        config, make_model(config), state.evaluation_variables, moments, state.decoder_variance, step=7
+    )
+    return TrainedVAE(restored, folder=folder)
 
 
 @contextlib.contextmanager

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import pytest
 from PIL import Image
 
-from benchmarks import report, throughput
+from benchmarks import editing, report, throughput
 from benchmarks.suites import cost, end_to_end, growth, input, prepare, roofline, sampling, step
 from benchmarks.suites.options import Options, Skipped
 from configs import gdl128
 from facevae_jax.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from facevae_jax.models.vae import VAE, Execution, forward_flops
-from tests.conftest import assert_one_line_error, run_module
+from tests.conftest import REPOSITORY, assert_one_line_error, run_module
 
 PAPER = RunConfig.from_config_dict(gdl128.get_config())
 TINY = Options(
@@ -207,3 +207,9 @@ def test_report_check_is_an_exit_code(repository):
     assert "run python -m benchmarks.report" in result.stderr
     (repository / report.DOCUMENT).write_text("no markers\n")
     assert_one_line_error(run_module("benchmarks.report", f"--root={repository}", "--check"), report.BEGIN)
+
+
+def test_the_documented_edits_are_those_that_were_measured():
+    record = json.loads((REPOSITORY / "benchmarks/results/editing_drawn64.json").read_text())
+    expected = editing.table(record["rows"]["mean"], record["regressor_r2_on_reconstructions"])
+    assert expected in (REPOSITORY / "docs/generation.md").read_text()

@@ -69,7 +69,7 @@ def scattered_state(config: RunConfig):
 def scattered_model(config: RunConfig) -> RestoredModel:
     state = scattered_state(config)
     variables, moments = jax.device_put((state.evaluation_variables, state.latent_moments))
-    return RestoredModel(config, make_model(config), variables, moments, STEP)
+    return RestoredModel(config, make_model(config), variables, moments, state.decoder_variance, STEP)
 
 
 def expected(restored, images, latents):

@@ -19,8 +19,9 @@ LAYERS = (
     ("training",),
     ("exporting",),
     ("generation",),
+    ("metrics",),
     ("reporting", "exploring"),
-    ("command_line", "main", "prepare", "generate", "verify", "report", "explore", "export"),
+    ("command_line", "main", "prepare", "generate", "verify", "report", "explore", "export", "evaluate"),
 )
 PACKAGE = REPOSITORY / "facevae_jax"
 

@@ -162,7 +162,7 @@ def test_evaluation_is_exact_for_a_ragged_split(finished, tiny_config):
     images = open_splits(tiny_config.data).evaluation
     mesh = make_mesh()
     trainer = Trainer(tiny_config, make_model(tiny_config), make_optimizer(tiny_config.train, total_steps=1))
-    loss, moments = Evaluator(trainer, images, mesh)(state)
+    loss, moments, active_units = Evaluator(trainer, images, mesh)(state)
 
     posterior = trainer.model.apply(state.evaluation_variables, to_unit(images), method="encode")
     variance = np.exp(posterior.log_variance)
@@ -170,6 +170,7 @@ def test_evaluation_is_exact_for_a_ragged_split(finished, tiny_config):
     np.testing.assert_allclose(moments.mean, posterior.mean.mean(axis=0), rtol=1e-4, atol=1e-5)
     expected = np.cov(posterior.mean.T, bias=True) + np.diag(variance.mean(axis=0))
     np.testing.assert_allclose(moments.covariance, expected, rtol=1e-3, atol=1e-5)
+    assert int(active_units) == np.sum(posterior.mean.var(axis=0) > 0.01) > 0
 
     errors = []
     for number, start in enumerate(range(0, 37, 16)):

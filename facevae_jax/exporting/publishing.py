@@ -62,11 +62,13 @@ def export(restored: RestoredModel, output: pathlib.Path, *, onnx: bool) -> dict
       onnx: whether ONNX graphs are written too.
 
     Raises:
-      UserError: `onnx` without the extra of that name; a folder that exists or cannot be written to; a file that does
-        not give what the model gives, after which there is no folder.
+      UserError: the model is a baseline; `onnx` without the extra of that name; a folder that exists or cannot be
+        written to; a file that does not give what the model gives, after which there is no folder.
     """
     if onnx:
         require_onnx()
+    if restored.config.model.kind != "vae":
+        raise UserError(f"a run of config.model.kind={restored.config.model.kind!r} is not exported: only a vae is.")
     check_output(output)
     output = output.resolve()  # `.` and `..` have no name to write aside
     make_writable_directory(output.parent, name="--output")

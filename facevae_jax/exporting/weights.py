@@ -81,19 +81,27 @@ def read_model(path: pathlib.Path) -> RestoredModel:
         config = _with_data_of(config, read_config(folder), folder / CONFIG_FILE)
     leaves = jax.device_put([tensors[name] for name in _named(tree)], replicated(make_mesh()))
     tree = jax.tree.unflatten(jax.tree.structure(tree), leaves)
-    moments = tree.pop("latent_moments")
-    return RestoredModel(config, make_model(config), tree, moments, step)
+    moments, variance = tree.pop("latent_moments"), tree.pop("decoder_variance")
+    return RestoredModel(config, make_model(config), tree, moments, variance, step)
 
 
 def _tree(restored: RestoredModel) -> dict[str, Any]:
-    return {**restored.variables, "latent_moments": restored.latent_moments}
+    return {
+        **restored.variables,
+        "latent_moments": restored.latent_moments,
+        "decoder_variance": restored.decoder_variance,
+    }
 
 
 def _abstract_tree(config: RunConfig) -> dict[str, Any]:
     """Shapes and dtypes of what a model with this config consists of."""
     optimizer = make_optimizer(config.train, total_steps=1)
     state = abstract_state(config, make_model(config), optimizer, make_mesh())
-    return {**state.evaluation_variables, "latent_moments": state.latent_moments}
+    return {
+        **state.evaluation_variables,
+        "latent_moments": state.latent_moments,
+        "decoder_variance": state.decoder_variance,
+    }
 
 
 def _named(tree: Any) -> dict[str, Any]:

@@ -114,7 +114,7 @@ def train_second_stage(latents: Float32[np.ndarray, "n z"], whitening: Gaussian,
             state, metrics = compiled(state, feed.chunk(at, count), np.int32(count))
             jax.block_until_ready(metrics)
             progress.update(count)
-    variance = evaluation_variance(state, trainer=trainer)
+    variance = evaluation_variance(state.decoder_variance, state.params, trainer=trainer)
     return prior.replace(variables={"params": state.params}, variance=variance)
 
 

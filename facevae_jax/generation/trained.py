@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+import optax
 from jaxtyping import Float, Float32, Shaped, UInt8
 
 from facevae_jax.config import CHANNELS, RunConfig
@@ -20,6 +21,7 @@ from facevae_jax.random import named_key
 from facevae_jax.training.checksums import checksums
 from facevae_jax.training.restore import RestoredModel
 from facevae_jax.training.sharding import make_mesh, replicated
+from facevae_jax.training.step import Trainer, evaluation_variance
 
 MAX_TEMPERATURE = 10.0
 UNSEEN = ("cache_dir", "feed", "flip", "dequantize")  # settings of the data that do not change which images there are
@@ -53,6 +55,9 @@ class TrainedVAE:
         self.moments: LatentMoments = restored.latent_moments
         self.step = restored.step  # optimiser steps that it was trained for
         self.folder = folder
+        trainer = Trainer(self.config, self.module, optimizer=optax.identity())
+        # Of the Gaussian p(x | z), pixels in [0, 1].
+        self.variance = float(evaluation_variance(restored.decoder_variance, self.variables["params"], trainer=trainer))
         self.inference = Inference(self.module, self.variables, mesh, batch_size=batch_size)
 
     @property

@@ -52,7 +52,7 @@ class Inference:
           mesh: over whose first axis a batch is cut; None: the default device alone.
           batch_size: images at a time, at most; 0: `PIXELS_AT_ONCE` on each device.
         """
-        self._variables = variables
+        self._model, self._variables, self._mesh = model, variables, mesh
         self._devices = mesh.size if mesh is not None else 1
         size = batch_size or self._devices * max(1, PIXELS_AT_ONCE // model.resolution**2)
         self.batch_size = -(-size // self._devices) * self._devices
@@ -81,14 +81,25 @@ class Inference:
         """Posteriors of batches of images, each of at most `batch_size`, while the next ones compute."""
         return self._stream(self._encode, batches)
 
+    def map_stream(self, function: Callable[[VAE, Any, Any], Any], batches: Iterable[Any]) -> Iterator[Any]:
+        """`function` of model, variables and each batch, while the next ones compute; it is compiled once.
+
+        Args:
+          function: what it gives has a row for each row of the batch, which it does not mix: each device computes its
+            part of them.
+          batches: arrays, or trees of them, of at most `batch_size` rows each.
+        """
+        return self._stream(_compiled(function, self._model, self._mesh), batches)
+
     def _cut(self, inputs: np.ndarray) -> Iterator[np.ndarray]:
         for at in range(0, max(len(inputs), 1), self.batch_size):
             yield inputs[at : at + self.batch_size]
 
-    def _stream(self, function: Callable[..., Any], batches: Iterable[np.ndarray]) -> Iterator[Any]:
+    def _stream(self, function: Callable[..., Any], batches: Iterable[Any]) -> Iterator[Any]:
         running: collections.deque[tuple[Any, int]] = collections.deque()
         for batch in batches:
-            running.append((function(self._variables, self._padded(batch)), len(batch)))
+            count = len(jax.tree.leaves(batch)[0])
+            running.append((function(self._variables, jax.tree.map(self._padded, batch)), count))
             if len(running) >= BATCHES_IN_FLIGHT:
                 yield _fetch(*running.popleft())
         while running:

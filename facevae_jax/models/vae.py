@@ -48,6 +48,11 @@ class Posterior(NamedTuple):
         return self.mean + jnp.exp(0.5 * self.log_variance) * noise
 
 
+def deterministic(mean: Float[Array, "b z"]) -> Posterior:
+    """A code of a baseline as a posterior that is all but a point: e^-10 wide."""
+    return Posterior(mean, jnp.full_like(mean, LOG_VARIANCE_RANGE[0]))
+
+
 class Output(NamedTuple):
     """What a forward pass gives."""
 
@@ -250,6 +255,8 @@ class Encoder(nn.Module):
             nn.Dense, self.config.latent_dim, dtype=dtype, kernel_init=nn.initializers.glorot_uniform()
         )
         mean = dense(name="mean")(x).astype(jnp.float32)
+        if self.config.kind == "autoencoder":
+            return deterministic(mean)
         log_variance = dense(name="log_variance")(x).astype(jnp.float32)
         return Posterior(mean, jnp.clip(log_variance, *LOG_VARIANCE_RANGE))
 

@@ -4,9 +4,8 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Float32
+from jaxtyping import Float
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
@@ -16,13 +15,12 @@ from facevae_jax.generation.latent_tables import LatentTable
 from facevae_jax.generation.sheets import shown_attributes
 from facevae_jax.generation.trained import TrainedVAE
 from facevae_jax.latents.priors import PriorName
+from facevae_jax.metrics.latents import active_units, kl_by_dimension
 from facevae_jax.models.inference import Encoded
-from facevae_jax.models.vae import Posterior
-from facevae_jax.objective import gaussian_kl
 from facevae_jax.reporting.charts import COLOURS, HEIGHT, WIDTH, drawing, label, legend_below, logarithmic, picture
 from facevae_jax.reporting.page import Block, Note, Picture, Section, Table, section
+from facevae_jax.training.step import ACTIVE_VARIANCE
 
-ACTIVE_VARIANCE = 0.01  # of the posterior means over the data, above which a unit is active (Burda et al. 2016)
 SHOWN_DIMENSIONS = 6  # that have a histogram of their own
 SHOWN_POINTS = 4_000  # of the map, at most
 SHOWN_ATTRIBUTES = 3  # that colour a map
@@ -77,17 +75,6 @@ def sections(trained: TrainedVAE, table: Callable[[], LatentTable], *, seed: int
             lambda: [priors(trained)],
         ),
     ]
-
-
-def kl_by_dimension(posterior: Encoded) -> Float32[np.ndarray, " z"]:
-    """KL to N(0, 1) of each latent dimension, nats, the mean over images."""
-    kl = gaussian_kl(Posterior(jnp.asarray(posterior.mean), jnp.asarray(posterior.log_variance)))
-    return np.asarray(kl).mean(axis=0)
-
-
-def active_units(posterior: Encoded) -> int:
-    """Latent dimensions whose posterior means vary over the data by more than `ACTIVE_VARIANCE`."""
-    return int(np.sum(posterior.mean.var(axis=0) > ACTIVE_VARIANCE))
 
 
 def by_activity(posterior: Encoded) -> list[int]:

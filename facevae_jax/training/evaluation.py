@@ -51,8 +51,8 @@ class Evaluator:
 
     def __call__(
         self, state: TrainState, goes_on: Callable[[], bool] = lambda: True
-    ) -> tuple[Loss, LatentMoments] | None:
-        """The split's loss and the moments of its latents; every image counts once, whatever the batch size.
+    ) -> tuple[Loss, LatentMoments, jax.Array] | None:
+        """The split's loss, its latents' moments and active units; every image counts once, whatever the batch size.
 
         None as soon as `goes_on`, which is asked every few batches, says so.
         """
@@ -68,7 +68,8 @@ class Evaluator:
             in_flight.append(sums)
             if len(in_flight) > BATCHES_IN_FLIGHT:  # or a large split would queue up in device memory
                 jax.block_until_ready(in_flight.pop(0))
-        return self._finish(sums, evaluation_variance(state, trainer=self._trainer))
+        params = state.evaluation_variables["params"]
+        return self._finish(sums, evaluation_variance(state.decoder_variance, params, trainer=self._trainer))
 
 
 class Painter:

@@ -19,11 +19,13 @@ from facevae_jax.errors import UserError, expand_home, make_writable_directory
 from facevae_jax.models.vae import forward_flops
 from facevae_jax.objective import bits_per_dim
 from facevae_jax.training import workdir as workdirs
+from facevae_jax.training.alarms import Alarms
 from facevae_jax.training.checkpoints import Checkpoints, Restored
 from facevae_jax.training.communication import bytes_per_step
 from facevae_jax.training.evaluation import Evaluator, Painter
 from facevae_jax.training.feeds import check_batch_size, check_split_size, make_feed
 from facevae_jax.training.pace import Schedule, Window, dispatch_length
+from facevae_jax.training.pca import fit_pca
 from facevae_jax.training.sharding import make_mesh
 from facevae_jax.training.state import (
     TrainState,
@@ -64,6 +66,8 @@ class Loop:
         self.painter = painter
         self.steps_per_chunk = feed.capacity // trainer.config.train.accumulation
         self._should_stop, self._skipped_in_row = should_stop, 0
+        self.alarms = Alarms(splits.evaluation, latent_dim=trainer.config.model.latent_dim)
+        self._training_loss: float | None = None
 
     def run(self, state: TrainState, *, evaluated: bool, started: float) -> TrainState:
         """Trains to the schedule's end, or until `should_stop`.
@@ -102,6 +106,23 @@ class Loop:
             if saves:
                 self.checkpoints.save(state, step=step, loss=loss, evaluated=not unfinished)
             self.watchdog.beat()
+        return state
+
+    def fit(self, state: TrainState, images: np.ndarray, *, evaluated: bool) -> TrainState:
+        """All of a run whose parameters are computed, not trained, which counts as one step."""
+        if int(state.step) and evaluated:
+            say("nothing is left to do: the components are there")
+            return state
+        if not int(state.step):
+            started, train = time.perf_counter(), self.trainer.config.train
+            params = fit_pca(images, self.trainer.config.model.latent_dim, seed=train.seed, beat=self.watchdog.beat)
+            shardings = jax.tree.map(lambda leaf: leaf.sharding, state.params)
+            state = state.replace(step=state.step + 1, params=jax.device_put(jax.device_get(params), shardings))
+            seconds = time.perf_counter() - started
+            say(f"{len(params['components']):,} components of {len(images):,} images in {seconds:.1f} s")
+        evaluation = self._evaluate(state, 1)
+        state, loss = evaluation or (state, None)
+        self.checkpoints.save(state, step=1, loss=loss, evaluated=evaluation is not None)
         return state
 
     def _compile(self, state: TrainState, step: int) -> jax.stages.Compiled:
@@ -154,6 +175,7 @@ class Loop:
 
     def _log(self, step: int) -> None:
         values = self.window.fetch(self.trainer.config.train.batch_size)
+        self._training_loss = values["loss"]
         values["data_wait"], values["outside"] = self.telemetry.data_wait, self.telemetry.outside
         self.telemetry.write("train", step, values)
         say(
@@ -173,9 +195,11 @@ class Loop:
         evaluation = self.evaluator(state, goes_on)
         if evaluation is None:
             return None
-        loss, moments = jax.block_until_ready(evaluation)
+        loss, moments, active_units = jax.block_until_ready(evaluation)
         state = state.replace(latent_moments=moments)
         values = {name: float(value) for name, value in jax.device_get(loss)._asdict().items()}
+        if self.trainer.config.model.kind == "vae":
+            values["active_units"] = float(active_units)
         if self.trainer.config.data.dequantize:
             values["bits_per_dim"] = bits_per_dim(values["negative_elbo"], dimensions=self.trainer.dimensions)
         self.telemetry.write("evaluation", step, {"split": self.evaluation_split, **values})
@@ -184,6 +208,8 @@ class Loop:
         values["seconds"] = time.perf_counter() - started
         self.telemetry.evaluated(values["seconds"])
         say(f"step {step:>7,}/{self.schedule.total:,}  {self.evaluation_split:<10}  {describe(values)}")
+        for line in self.alarms.look(values, self._training_loss):
+            say(f"alarm: {line}")
         return state, values["loss"]
 
 
@@ -260,9 +286,10 @@ def train(
             mesh=mesh,
             should_stop=should_stop,
         )
-        return run_beside_others(
-            lambda: loop.run(state, evaluated=evaluated or not schedule.evaluates(step), started=started), watchdog
-        )
+        evaluated = evaluated or not schedule.evaluates(step)
+        if config.model.kind == "pca":
+            return run_beside_others(lambda: loop.fit(state, splits.train, evaluated=evaluated), watchdog)
+        return run_beside_others(lambda: loop.run(state, evaluated=evaluated, started=started), watchdog)
 
 
 def run_beside_others(run: Callable[[], TrainState], watchdog: Watchdog) -> TrainState:

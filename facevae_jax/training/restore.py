@@ -12,7 +12,7 @@ from facevae_jax.latents.priors import LatentMoments
 from facevae_jax.models.vae import VAE
 from facevae_jax.training.checkpoints import DIRECTORY, Checkpoints, DamagedError
 from facevae_jax.training.sharding import make_mesh
-from facevae_jax.training.state import abstract_state, make_model, make_optimizer
+from facevae_jax.training.state import DecoderVariance, abstract_state, make_model, make_optimizer
 from facevae_jax.training.workdir import read_config
 
 
@@ -35,6 +35,7 @@ class RestoredModel(NamedTuple):
     model: VAE
     variables: Any  # averaged parameters where the run kept them
     latent_moments: LatentMoments
+    decoder_variance: DecoderVariance  # its running mean; see `training.step.evaluation_variance`
     step: int
 
 
@@ -54,7 +55,14 @@ def restore_model(workdir: pathlib.Path) -> RestoredModel:
         model = make_model(config)
         state = abstract_state(config, model, make_optimizer(config.train, total_steps=1), make_mesh())
         names = ("params", "batch_stats") if state.averaged is None else ("averaged",)
-        wanted = {name: getattr(state, name) for name in (*names, "latent_moments")}
+        wanted = {name: getattr(state, name) for name in (*names, "latent_moments", "decoder_variance")}
         restored, step = _first_whole(checkpoints, wanted, sorted(steps, key=lambda s: s != checkpoints.best_step()))
     variables = restored["averaged"] if "averaged" in names else {name: restored[name] for name in names}
-    return RestoredModel(config, model, jax.block_until_ready(variables), restored["latent_moments"], step)
+    return RestoredModel(
+        config,
+        model,
+        jax.block_until_ready(variables),
+        restored["latent_moments"],
+        restored["decoder_variance"],
+        step,
+    )

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 from facevae_jax.config import RunConfig, TrainConfig
 from facevae_jax.latents.priors import LatentMoments
 from facevae_jax.models.convolution import choose_form
+from facevae_jax.models.pca import PCA
 from facevae_jax.models.vae import VAE, Execution
 from facevae_jax.random import named_key
 from facevae_jax.training.sharding import DATA_AXIS, replicated
@@ -52,7 +53,8 @@ class TrainState(flax.struct.PyTreeNode):
 def make_model(config: RunConfig) -> VAE:
     """The model of a run, with convolutions in the form for this platform."""
     axis = DATA_AXIS if jax.device_count() > 1 else None
-    return VAE(config.model, config.data.resolution, Execution(choose_form(config.train.convolution), axis))
+    kind: Any = PCA if config.model.kind == "pca" else VAE
+    return kind(config.model, config.data.resolution, Execution(choose_form(config.train.convolution), axis))
 
 
 def make_schedule(config: TrainConfig, *, total_steps: int) -> optax.Schedule:

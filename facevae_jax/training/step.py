@@ -24,6 +24,7 @@ from facevae_jax.random import named_key
 from facevae_jax.training.sharding import DATA_AXIS, make_mesh
 from facevae_jax.training.state import DecoderVariance, TrainState
 
+ACTIVE_VARIANCE = 0.01  # of the posterior means over the data, above which a unit is active (Burda et al. 2016)
 DECODER_VARIANCE_MOMENTUM = 0.99  # of the running mean over training batches
 
 
@@ -231,13 +232,14 @@ class EvaluationSums(flax.struct.PyTreeNode):
     squared_error: Float[Array, ""]
     kl: Float[Array, " z"]
     latent: Float[Array, " z"]  # of the posterior means
+    posterior_variance: Float[Array, " z"]
     latent_square: Float[Array, "z z"]  # of E[z z^T] under the posteriors
 
     @classmethod
     def zeros(cls, latent_dim: int) -> "EvaluationSums":
         """The empty sums."""
         scalar, vector = jnp.zeros(()), jnp.zeros(latent_dim)
-        return cls(scalar, scalar, vector, vector, jnp.zeros((latent_dim, latent_dim)))
+        return cls(scalar, scalar, vector, vector, vector, jnp.zeros((latent_dim, latent_dim)))
 
 
 def _evaluation_sums(
@@ -259,6 +261,7 @@ def _evaluation_sums(
         squared_error=jnp.sum(jnp.where(valid, terms.squared_error, 0.0)),
         kl=jnp.sum(jnp.where(valid[:, None], terms.kl, 0.0), axis=0),
         latent=jnp.sum(weighted, axis=0),
+        posterior_variance=variance,
         # In full float32: the accelerators' default precision would be lost where the mean's square is subtracted.
         latent_square=jnp.matmul(weighted.T, mean, precision=lax.Precision.HIGHEST) + jnp.diag(variance),
     )
@@ -286,8 +289,11 @@ def evaluation_step(
 
 def finish_evaluation(
     sums: EvaluationSums, decoder_variance: Float[Array, ""], *, trainer: Trainer
-) -> tuple[Loss, LatentMoments]:
-    """The split's loss, at the full KL weight so that epochs of a warm-up compare, and its latents' moments."""
+) -> tuple[Loss, LatentMoments, Float[Array, ""]]:
+    """The split's loss, at the full KL weight so that epochs of a warm-up compare, and its latents' moments.
+
+    The third is the number of active units.
+    """
     loss = negative_elbo(
         sums.squared_error / sums.images,
         sums.kl / sums.images,
@@ -298,15 +304,21 @@ def finish_evaluation(
     )
     mean = sums.latent / sums.images
     covariance = sums.latent_square / sums.images - jnp.outer(mean, mean)
-    return loss, LatentMoments(sums.images, mean, covariance)
+    of_means = jnp.diag(covariance) - sums.posterior_variance / sums.images
+    active = jnp.sum(of_means > ACTIVE_VARIANCE).astype(jnp.float32)
+    return loss, LatentMoments(sums.images, mean, covariance), active
 
 
-def evaluation_variance(state: TrainState, *, trainer: Trainer) -> Float[Array, ""]:
-    """The decoder's variance for evaluation: what training arrived at, never fitted to the split itself."""
+def evaluation_variance(running: DecoderVariance, params: Any, *, trainer: Trainer) -> Float[Array, ""]:
+    """The decoder's variance for evaluation: what training arrived at, never fitted to the split itself.
+
+    Args:
+      running: the mean over training batches, which the analytic optimum uses.
+      params: those that are evaluated, which hold a learned variance.
+      trainer: config and model.
+    """
     if trainer.config.objective.likelihood == "gaussian" and trainer.config.objective.variance == "optimal":
-        running = state.decoder_variance
         return jnp.where(running.weight > 0, running.total / jnp.maximum(running.weight, 1e-30), 1.0)
-    params = state.evaluation_variables["params"]
     return estimate_variance(jnp.zeros(()), params, trainer)
 
 

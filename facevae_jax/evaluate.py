@@ -1,0 +1,77 @@
+"""How good a trained model is: reconstruction, likelihood, latents, and samples against real faces.
+
+python -m facevae_jax.evaluate --workdir=/tmp/quickstart
+
+A table on the screen, and all figures as JSON in the workdir. --importance_samples=1,10,100,1000,5000 tightens the
+bound on the likelihood; --features=package.module:function compares samples with real faces by any network's features,
+and --fid by Inception's (extra `fid`).
+"""
+
+from typing import Any, cast
+
+from absl import flags
+
+from facevae_jax import command_line, startup
+from facevae_jax.errors import UserError, expand_home, make_writable_directory
+
+PRIORS = ("standard", "gaussian", "mixture", "second_stage")
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run, or of an exported model.")
+_SPLIT = flags.DEFINE_enum("split", None, ["train", "validation"], "Which images; those of the run's evaluations.")
+_JSON = flags.DEFINE_string("json", None, "File to write; WORKDIR/evaluation_SPLIT.json by default.")
+_IMPORTANCE = flags.DEFINE_list("importance_samples", ["1", "10", "100"], "Draws of the bound; empty for no bound.")
+_IMPORTANCE_IMAGES = flags.DEFINE_integer("importance_images", 256, "Images that it is computed for.", lower_bound=1)
+_PRIOR = flags.DEFINE_enum("prior", "gaussian", PRIORS, "What samples are drawn from.")
+_SAMPLES = flags.DEFINE_integer("samples", 10_000, "Images of each set that is compared, at most.", lower_bound=2)
+_FEATURES = flags.DEFINE_string("features", None, "package.module:function, from uint8 images to rows of features.")
+_FID = flags.DEFINE_boolean("fid", False, "FID and KID of samples and reconstructions by torch-fidelity.")
+_WEIGHTS = flags.DEFINE_string("inception_weights", None, "Its weights, where it cannot download them.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of the samples.", lower_bound=0, upper_bound=2**32 - 1)
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 0, "Images at a time; 0: what suits the resolution.", lower_bound=0)
+
+
+def main(arguments: list[str]) -> None:
+    """Evaluates, prints and writes."""
+    if arguments:
+        raise UserError(f"{arguments[0]!r} is not understood: flags look like --name=value.")
+    if not _WORKDIR.value:
+        raise UserError("--workdir is missing: give the directory of a training run.")
+    workdir = expand_home(_WORKDIR.value, name="--workdir")
+    try:
+        draws = [int(text) for text in _IMPORTANCE.value if text]
+    except ValueError as error:
+        raise UserError(f"--importance_samples={','.join(_IMPORTANCE.value)!r} must be whole numbers.") from error
+
+    from facevae_jax.files import write_json  # after the flags are checked: jax takes seconds to import
+    from facevae_jax.generation.latent_tables import evaluation_split
+    from facevae_jax.generation.loading import load
+    from facevae_jax.latents.priors import PriorName
+    from facevae_jax.metrics import frechet, inception, likelihood, scores
+
+    if draws:
+        likelihood.check_draws(draws)
+    weights = expand_home(_WEIGHTS.value, name="--inception_weights") if _WEIGHTS.value else None
+    if weights:
+        inception.check_weights(weights)
+    extract = frechet.named_extractor(_FEATURES.value) if _FEATURES.value else None
+    startup.keep_compiled_programs()
+    trained = load(workdir, batch_size=_BATCH_SIZE.value)
+    split = _SPLIT.value or evaluation_split(trained)
+    output = expand_home(_JSON.value or str(trained.folder / f"evaluation_{split}.json"), name="--json")
+    make_writable_directory(output.parent, name="--json's directory")
+    prior = cast(PriorName, _PRIOR.value)
+    priors: list[Any] = list(dict.fromkeys(["standard", prior]))
+    record = scores.evaluate(trained, split, draws=draws, bound_images=_IMPORTANCE_IMAGES.value, priors=priors)
+    comparison: dict[str, Any] = {"prior": prior, "count": _SAMPLES.value, "seed": _SEED.value}
+    if extract:
+        distances = scores.sample_distances(trained, split, extract=extract, **comparison)
+        record["features"] = {"function": _FEATURES.value, **distances}
+    if _FID.value:
+        record["inception"] = scores.inception_distances(trained, split, weights=weights, **comparison)
+    write_json(output, record)
+    print(scores.table(record))
+    print(output)
+
+
+if __name__ == "__main__":
+    command_line.run(main)

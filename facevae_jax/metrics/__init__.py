@@ -1,0 +1,1 @@
+"""How good a model is: reconstructions, likelihoods, latents, and samples against real faces."""

@@ -1,0 +1,106 @@
+"""How near a reconstruction is to its image: mean squared error, PSNR, SSIM and MS-SSIM.
+
+Own code, because dm-pix, which has SSIM in JAX, has no MS-SSIM and takes longer over an image than the decoder does.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+WINDOW = 11  # pixels along one side of the Gaussian window, and its standard deviation (Wang et al. 2004)
+SIGMA = 1.5
+C1, C2 = 0.01**2, 0.03**2  # of pixels in [0, 1]
+SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # the finest scale first (Wang, Simoncelli & Bovik 2003)
+SMALLEST_ERROR = 1e-10  # PSNR of an image that is met exactly is 100 dB, not infinite
+
+
+class ImageScores(NamedTuple):
+    """Scores of each image, pixels in [0, 1]."""
+
+    mse: Float[Array, " b"]  # mean squared error per pixel value
+    psnr: Float[Array, " b"]  # dB
+    ssim: Float[Array, " b"]
+    ms_ssim: Float[Array, " b"]
+
+
+def image_scores(images: Float[Array, "b h w c"], reconstructions: Float[Array, "b h w c"]) -> ImageScores:
+    """All scores of images and their reconstructions, both in [0, 1]."""
+    mse = jnp.mean(jnp.square(images - reconstructions), axis=(1, 2, 3))
+    whole, contrasts = ms_ssim_parts(images, reconstructions)
+    return ImageScores(mse, psnr(mse), whole[0], combine_scales(whole, contrasts))
+
+
+def psnr(mse: Float[Array, " b"]) -> Float[Array, " b"]:
+    """Peak signal-to-noise ratio in dB: -10 log10 of the mean squared error of pixels in [0, 1]."""
+    return -10.0 * jnp.log10(jnp.maximum(mse, SMALLEST_ERROR))
+
+
+def scales(resolution: int) -> int:
+    """Scales of MS-SSIM, each half the one before, on which the window fits into the image: five from 176 pixels on."""
+    return max(1, sum(resolution >> scale >= WINDOW for scale in range(len(SCALE_WEIGHTS))))
+
+
+def ms_ssim_parts(
+    images: Float[Array, "b h w c"], others: Float[Array, "b h w c"]
+) -> tuple[list[Float[Array, " b"]], list[Float[Array, " b"]]]:
+    """SSIM, and its factors of contrast and structure alone, on each scale."""
+    whole, contrasts = [], []
+    for scale in range(scales(images.shape[1])):
+        if scale:
+            images, others = _halve(images), _halve(others)
+        similarity, contrast = _similarity(images, others)
+        whole.append(similarity)
+        contrasts.append(contrast)
+    return whole, contrasts
+
+
+def combine_scales(whole: list[Float[Array, " b"]], contrasts: list[Float[Array, " b"]]) -> Float[Array, " b"]:
+    """MS-SSIM: contrast and structure of all scales and the luminance of the last, each to the power of its weight.
+
+    Where fewer than five scales fit, the weights of those that do are scaled to a sum of 1.
+    """
+    weights = np.array(SCALE_WEIGHTS[: len(whole)]) / sum(SCALE_WEIGHTS[: len(whole)])
+    factors = jnp.stack([*contrasts[:-1], whole[-1]])
+    return jnp.prod(jnp.maximum(factors, 0.0) ** weights[:, None], axis=0)  # negative: structures that are opposite
+
+
+def _similarity(
+    a: Float[Array, "b h w c"], b: Float[Array, "b h w c"]
+) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
+    """Means over positions and channels of SSIM and of its contrast-structure factor (Wang et al. 2004, eq. 13)."""
+    mean_a, mean_b, squares, product = (_blur(x) for x in (a, b, a * a + b * b, a * b))
+    mean_product, mean_squares = mean_a * mean_b, mean_a * mean_a + mean_b * mean_b
+    contrast = (2.0 * (product - mean_product) + C2) / (squares - mean_squares + C2)
+    luminance = (2.0 * mean_product + C1) / (mean_squares + C1)
+    return jnp.mean(luminance * contrast, axis=(1, 2, 3)), jnp.mean(contrast, axis=(1, 2, 3))
+
+
+@functools.cache
+def _window() -> tuple[float, ...]:
+    positions = np.arange(WINDOW) - WINDOW // 2
+    weights = np.exp(-0.5 * np.square(positions / SIGMA))
+    return tuple((weights / weights.sum()).tolist())
+
+
+def _blur(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+    """Weighted means under the Gaussian window, where it fits into the image: one axis after the other."""
+    for axis in (1, 2):
+        size = x.shape[axis] - WINDOW + 1
+        # Shifted copies in one fused loop: as a convolution of so few channels it takes several times as long.
+        parts = [
+            weight * jax.lax.slice_in_dim(x, shift, shift + size, axis=axis) for shift, weight in enumerate(_window())
+        ]
+        x = jax.lax.optimization_barrier(
+            functools.reduce(jnp.add, parts)
+        )  # or the first pass would be computed again for each shift of the second
+    return x
+
+
+def _halve(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+    """Means of 2x2 pixels."""
+    batch, height, width, channels = x.shape
+    return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))

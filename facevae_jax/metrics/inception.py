@@ -1,0 +1,102 @@
+"""FID and KID by torch-fidelity, whose figures are the field's reference; needs the extra `fid`."""
+
+import hashlib
+import pathlib
+import tempfile
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from facevae_jax.errors import UserError
+
+EXTRACTOR = "inception-v3-compat"  # TensorFlow's weights of 2015, and its resizing, bilinear to 299x299
+WEIGHTS_SHA256 = "6726825d"  # the first digits, which the file's published name holds
+KERNEL_SUBSET = 1_000  # images of each of KID's subsets, torch-fidelity's default
+
+
+def check_weights(path: pathlib.Path) -> None:
+    """Raises a UserError unless the file is the one that torch-fidelity downloads: a pickle, which can run anything."""
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"--inception_weights={str(path)!r} cannot be read: {error.strerror}.") from error
+    if not found.startswith(WEIGHTS_SHA256):
+        raise UserError(
+            f"--inception_weights={str(path)!r} has SHA-256 {found[:8]}..., not {WEIGHTS_SHA256}...: give "
+            "torch-fidelity's weights-inception-2015-12-05-6726825d.pth."
+        )
+
+
+def fidelity(
+    made: Iterable[np.ndarray],
+    real: Iterable[np.ndarray],
+    *,
+    count: int,
+    resolution: int,
+    weights: pathlib.Path | None = None,
+    extractor: str = EXTRACTOR,
+) -> dict[str, float]:
+    """FID and KID of two sets of `count` images, uint8 [b, h, w, 3] in batches.
+
+    Args:
+      made: by the model.
+      real: of the data.
+      count: images of each.
+      resolution: pixels along one side.
+      weights: the extractor's; None: torch-fidelity downloads them.
+      extractor: a name that is registered with torch-fidelity.
+
+    Raises:
+      UserError: torch-fidelity is not installed, or cannot get its weights.
+    """
+    try:
+        import torch
+        import torch_fidelity
+    except ImportError as error:
+        raise UserError('FID and KID need torch-fidelity: pip install "facevae-jax[fid]".') from error
+
+    class Images(torch.utils.data.Dataset[Any]):
+        """uint8 [3, h, w] tensors of a file that is mapped into memory."""
+
+        def __init__(self, batches: Iterable[np.ndarray], path: pathlib.Path) -> None:
+            self._images = np.lib.format.open_memmap(path, "w+", np.uint8, (count, resolution, resolution, 3))
+            at = 0
+            for batch in batches:
+                self._images[at : at + len(batch)] = batch
+                at += len(batch)
+            if at != count:
+                raise ValueError(f"{at} images came, not {count}")
+
+        def __len__(self) -> int:
+            return count
+
+        def __getitem__(self, index: int) -> Any:
+            return torch.from_numpy(self._images[index].transpose(2, 0, 1).copy())
+
+    with tempfile.TemporaryDirectory(prefix="facevae-fid-") as folder:
+        sets = [Images(batches, pathlib.Path(folder) / f"{number}.npy") for number, batches in enumerate((made, real))]
+        try:
+            found = torch_fidelity.calculate_metrics(
+                input1=sets[0],
+                input2=sets[1],
+                fid=True,
+                kid=True,
+                kid_subset_size=min(KERNEL_SUBSET, count),
+                feature_extractor=extractor,
+                feature_extractor_weights_path=str(weights) if weights else None,
+                cuda=torch.cuda.is_available(),
+                cache=False,
+                save_cpu_ram=True,
+                verbose=False,
+            )
+        except OSError as error:  # of urllib: no network
+            raise UserError(
+                f"torch-fidelity cannot get its weights ({error}): give them as --inception_weights=PATH."
+            ) from error
+    return {
+        "fid": float(found["frechet_inception_distance"]),
+        "kid": float(found["kernel_inception_distance_mean"]),
+        "kid_std": float(found["kernel_inception_distance_std"]),
+    }

@@ -1,0 +1,284 @@
+"""Everything that is measured about a trained model on a split, as one JSON-able record."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Int, Shaped
+
+from facevae_jax.data.batches import gather_rows
+from facevae_jax.data.pixels import open_splits
+from facevae_jax.errors import UserError
+from facevae_jax.generation import fitting, latent_tables
+from facevae_jax.generation.trained import TrainedVAE
+from facevae_jax.latents.priors import PriorName, normal_by_index
+from facevae_jax.metrics import images, inception, latents, likelihood
+from facevae_jax.metrics.frechet import features_of, frechet_distance, kernel_distance
+from facevae_jax.metrics.images import ImageScores
+from facevae_jax.metrics.likelihood import SEED
+from facevae_jax.models.inference import Encoded
+from facevae_jax.models.vae import VAE, Posterior, to_unit
+from facevae_jax.objective import bits_per_dim
+from facevae_jax.progress import progress_bar
+from facevae_jax.random import named_key
+
+DRAWS = (1, 10, 100)  # of the importance-weighted bound
+BOUND_IMAGES = 256  # that it is computed for
+
+
+class Measured(NamedTuple):
+    """What one batch gives, a row for each image."""
+
+    posterior: Posterior
+    scores: ImageScores  # of the reconstruction from the posterior's mean
+    squared_error: Float[Array, " b"]  # of that from one draw, the mean per pixel value: the ELBO's distortion
+
+
+def measure(model: VAE, variables: Any, batch: tuple[Shaped[Array, "b h w c"], Int[Array, " b"]]) -> Measured:
+    """Encodes, and decodes twice: from the mean and from a draw, which depends on the image's row alone."""
+    pixels, rows = batch
+    targets = to_unit(pixels)
+    posterior: Any = model.apply(variables, pixels, method="encode")
+    noise = normal_by_index(named_key(SEED, "evaluate"), rows, posterior.mean.shape[1])
+    of_mean: Any = model.apply(variables, posterior.mean, method="decode")
+    of_draw: Any = model.apply(variables, posterior.sample(noise), method="decode")
+    error = jax.numpy.mean(jax.numpy.square(targets - of_draw), axis=(1, 2, 3))
+    return Measured(posterior, images.image_scores(targets, of_mean), error)
+
+
+def evaluate(
+    trained: TrainedVAE,
+    split: str = "",
+    *,
+    draws: Sequence[int] = DRAWS,
+    bound_images: int = BOUND_IMAGES,
+    priors: Sequence[PriorName] = ("standard",),
+) -> dict[str, Any]:
+    """Scores of a model on a whole split; every image counts once, whatever the batch size.
+
+    Args:
+      trained: the model.
+      split: `train` or `validation`; empty: the one that the run was evaluated on.
+      draws: values of K for the importance-weighted bound, each a multiple of the one before; () for none.
+      bound_images: for how many images it is computed, the split's first ones.
+      priors: whose rates are given.
+
+    Raises:
+      UserError: the data are not there, or have no such split.
+    """
+    if draws:
+        likelihood.check_draws(draws)
+    split = split or latent_tables.evaluation_split(trained)
+    pixels = latent_tables.split_pixels(open_splits(trained.config.data), split)
+    measured = _measure_all(trained, pixels)
+    posterior = Encoded(*measured.posterior)
+    record: dict[str, Any] = {
+        "step": trained.step,
+        "data": trained.config.data.name,
+        "split": split,
+        "images": len(pixels),
+        "resolution": trained.resolution,
+        "latent_dim": trained.latent_dim,
+        "reconstruction": {
+            **{name: float(values.mean(dtype=np.float64)) for name, values in measured.scores._asdict().items()},
+            "ms_ssim_scales": images.scales(trained.resolution),
+        },
+        "latents": {
+            "active_units": latents.active_units(posterior),
+            "aggregate_kl_to_prior": latents.gaussian_kl_to_prior(*latents.moments_of(posterior)),
+        },
+    }
+    if trained.config.model.kind != "vae":  # a code that is a point has no density to speak of
+        return record
+    kl = latents.kl_by_dimension(posterior)
+    record["latents"]["kl_by_dimension"] = kl.tolist()
+    record["likelihood"] = _elbo(trained, measured.squared_error, kl, dimensions=pixels[0].size)
+    record["rates"] = {name: fitting.rate(trained, name, split) for name in priors}
+    if draws:
+        first = slice(min(bound_images, len(pixels)))
+        bounds = likelihood.importance_bounds(
+            trained.inference,
+            gather_rows(pixels, np.arange(first.stop)),
+            Encoded(*(field[first] for field in posterior)),
+            variance=trained.variance,
+            draws=draws,
+        )
+        means = {str(count): -float(values.mean()) for count, values in bounds.items()}
+        record["importance"] = {"images": first.stop, "bounds": means}
+    return record
+
+
+def _elbo(
+    trained: TrainedVAE, squared_error: Float[np.ndarray, " n"], kl: Float[np.ndarray, " z"], *, dimensions: int
+) -> dict[str, float]:
+    """Rate and distortion, nats, and their sum."""
+    error, rate = float(squared_error.mean(dtype=np.float64)), float(kl.sum(dtype=np.float64))
+    distortion = 0.5 * dimensions * (math.log(2 * math.pi * trained.variance) + error / trained.variance)
+    return {
+        "variance": trained.variance,
+        "distortion": distortion,
+        "rate": rate,
+        "negative_elbo": distortion + rate,
+        "bits_per_dim": bits_per_dim(distortion + rate, dimensions=dimensions),
+    }
+
+
+def _measure_all(trained: TrainedVAE, pixels: np.ndarray) -> Any:
+    size = trained.inference.batch_size
+
+    def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for at in range(0, len(pixels), size):
+            rows = np.arange(at, min(at + size, len(pixels)))
+            yield gather_rows(pixels, rows), rows
+
+    parts = []
+    with progress_bar(total=len(pixels), description="evaluating") as progress:
+        for part in trained.inference.map_stream(measure, batches()):
+            parts.append(part)
+            progress.update(len(part.squared_error))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+
+def sample_distances(
+    trained: TrainedVAE, split: str, *, extract: Any, prior: PriorName, count: int, seed: int = SEED
+) -> dict[str, Any]:
+    """Frechet and kernel distances of samples, and of reconstructions, to images of a split, by any features.
+
+    Args:
+      trained: the model.
+      split: of the real images, of which the first `count` are compared with.
+      extract: from uint8 images [n, h, w, 3] to features [n, d].
+      prior: of the samples.
+      count: images of each set, at most.
+      seed: of the samples.
+
+    Raises:
+      UserError: the data are not there; the features are not an array of a row for each image.
+    """
+    pixels, count = _compared(trained, split, count)
+    real = features_of(extract, real_images(trained, pixels, count))
+    made = features_of(extract, sampled_images(trained, prior=prior, count=count, seed=seed))
+    again = features_of(extract, reconstructed_images(trained, pixels, count))
+    return {
+        "images": count,
+        "prior": prior,
+        "split": split,
+        "features": real.shape[1],
+        "sample_frechet": frechet_distance(made, real),
+        "sample_kernel": kernel_distance(made, real),
+        "reconstruction_frechet": frechet_distance(again, real),
+        "reconstruction_kernel": kernel_distance(again, real),
+    }
+
+
+def inception_distances(
+    trained: TrainedVAE, split: str, *, weights: Any, prior: PriorName, count: int, seed: int = SEED, **options: Any
+) -> dict[str, Any]:
+    """FID and KID of samples, and of reconstructions, to images of a split; see `sample_distances`.
+
+    Args:
+      trained: the model.
+      split: of the real images.
+      weights: see `inception.fidelity`.
+      prior: of the samples.
+      count: images of each set, at most.
+      seed: of the samples.
+      options: of `inception.fidelity`.
+
+    Raises:
+      UserError: the data are not there, or torch-fidelity or its weights are not.
+    """
+    pixels, count = _compared(trained, split, count)
+    sets = {
+        "sample": sampled_images(trained, prior=prior, count=count, seed=seed),
+        "reconstruction": reconstructed_images(trained, pixels, count),
+    }
+    found: dict[str, Any] = {
+        "images": count,
+        "prior": prior,
+        "split": split,
+        "extractor": options.get("extractor", inception.EXTRACTOR),
+        "resize": "as torch-fidelity's extractor does: bilinear to 299x299, like TensorFlow 1",
+    }
+    for name, made in sets.items():
+        real = real_images(trained, pixels, count)
+        distances = inception.fidelity(
+            made, real, count=count, resolution=trained.resolution, weights=weights, **options
+        )
+        found |= {f"{name}_{key}": value for key, value in distances.items()}
+    return found
+
+
+def _compared(trained: TrainedVAE, split: str, count: int) -> tuple[np.ndarray, int]:
+    """The real images, and how many of them there are to compare with."""
+    pixels = latent_tables.split_pixels(open_splits(trained.config.data), split)
+    count = min(count, len(pixels))
+    if count < 2:
+        raise UserError(f"the split {split!r} has {len(pixels)} images: a distribution needs two at least.")
+    return pixels, count
+
+
+def real_images(trained: TrainedVAE, pixels: np.ndarray, count: int) -> Iterator[np.ndarray]:
+    """The first images of a split, in batches."""
+    size = trained.inference.batch_size
+    for at in range(0, count, size):
+        yield gather_rows(pixels, np.arange(at, min(at + size, count)))
+
+
+def reconstructed_images(trained: TrainedVAE, pixels: np.ndarray, count: int) -> Iterator[np.ndarray]:
+    """Their reconstructions from the posteriors' means."""
+    return (trained.reconstruct(batch) for batch in real_images(trained, pixels, count))
+
+
+def sampled_images(trained: TrainedVAE, *, prior: PriorName, count: int, seed: int) -> Iterator[np.ndarray]:
+    """New faces: those of `generate sample` with this seed."""
+    draw, key, size = trained.drawer(prior, temperature=1.0), named_key(seed, "sample"), trained.inference.batch_size
+    latents_ = (np.asarray(draw(key, np.arange(at, at + size)))[: count - at] for at in range(0, count, size))
+    return trained.inference.decode_stream(latents_)
+
+
+def table(record: dict[str, Any]) -> str:
+    """A record as lines to read."""
+    made, codes = record["reconstruction"], record["latents"]
+    rows: list[tuple[str, float, str, str]] = [
+        ("MSE", made["mse"], ".6f", "pixels from 0 to 1; of the posterior mean's reconstruction"),
+        ("PSNR", made["psnr"], ".2f", "dB"),
+        ("SSIM", made["ssim"], ".4f", "Gaussian window of 11, mean over channels"),
+        ("MS-SSIM", made["ms_ssim"], ".4f", f"of {made['ms_ssim_scales']} scales"),
+    ]
+    if "likelihood" in record:
+        nats = record["likelihood"]
+        rows += [
+            ("Distortion", nats["distortion"], ",.1f", f"nats; Gaussian of variance {nats['variance']:.3g}, one draw"),
+            ("Rate", nats["rate"], ",.2f", "nats; KL(q(z|x) || N(0, I))"),
+            ("-ELBO", nats["negative_elbo"], ",.1f", f"nats; {nats['bits_per_dim']:.4f} bits per dimension"),
+        ]
+    if "importance" in record:
+        shown = record["importance"]["images"]
+        rows += [
+            (f"Bound, K = {int(count):,}", value, ",.1f", f"nats, negative; of {shown:,} images")
+            for count, value in record["importance"]["bounds"].items()
+        ]
+    rows += [
+        ("Active units", codes["active_units"], ",.0f", f"of {record['latent_dim']}"),
+        ("Aggregate KL", codes["aggregate_kl_to_prior"], ",.2f", "nats; of the latents' moments to N(0, I)"),
+        *(
+            (f"Rate, {name}", value, ",.2f", "nats; KL to this prior")
+            for name, value in record.get("rates", {}).items()
+            if name != "standard"
+        ),
+    ]
+    for key, of in (("features", "Frechet and kernel distance"), ("inception", "FID and KID")):
+        if key in record:
+            found = record[key]
+            compared = f"{found['images']:,} images, {found['split']} split, prior {found['prior']}"
+            rows += [
+                (name.replace("_", " "), value, ".5g", f"{of}: {compared}")
+                for name, value in found.items()
+                if name.startswith(("sample_", "reconstruction_"))
+            ]
+    head = f"{record['data']}, {record['split']} split, {record['images']:,} images at {record['resolution']}x"
+    lines = [f"{head}{record['resolution']}, step {record['step']:,}"]
+    return "\n".join([*lines, *(f"  {name:<24}{format(value, form):>14}  {note}" for name, value, form, note in rows)])

@@ -1,0 +1,75 @@
+"""What goes wrong with VAEs, told at each evaluation with what to do about it."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from jaxtyping import UInt8
+
+COLLAPSED = 0.05  # of the latent dimensions: with fewer active, most of the latent is not used
+EXPLODED = 10.0  # times the KL of the evaluation before, and more nats than
+EXPLODED_NATS = 1_000.0
+ABSURD_NATS = 1_000.0  # for each latent dimension: nothing needs 1e434 different values of one
+DEAD = 0.95  # of the error of the mean image, which a decoder that looks at no latent reaches
+OVERFITTED = 1.05  # times the lowest validation loss so far, while the training loss fell
+SAMPLED = 1_024  # images for the mean one
+
+
+class Alarms:
+    """Looks at one evaluation after another."""
+
+    def __init__(self, images: UInt8[np.ndarray, "n h w c"], *, latent_dim: int) -> None:
+        """`images` are those of the evaluations."""
+        sample = np.asarray(images[:SAMPLED], np.float32) / 255.0
+        self._mean_image_error = float(sample.var(axis=0, dtype=np.float64).mean())
+        self._latent_dim = latent_dim
+        self._before: Mapping[str, float] | None = None  # the evaluation before
+        self._best: tuple[float, float] | None = None  # evaluation loss and the training loss of that time
+
+    def look(self, evaluation: Mapping[str, float], training_loss: float | None) -> list[str]:
+        """A line for each thing that is wrong; at the first evaluation training has only begun, so that less is.
+
+        Args:
+          evaluation: `loss`, `mse`, `kl` and, of a model with a KL divergence, `active_units`.
+          training_loss: of the last steps; None where none were logged yet.
+        """
+        lines, before, self._before = self._overfitting(evaluation["loss"], training_loss), self._before, evaluation
+        if evaluation["kl"] > ABSURD_NATS * self._latent_dim or (
+            before is not None and evaluation["kl"] > max(EXPLODED * before["kl"], EXPLODED_NATS)
+        ):
+            lines.append(
+                f"exploding KL: {evaluation['kl']:,.0f} nats: lower --config.train.learning_rate or set "
+                "--config.train.clip_norm=1."
+            )
+        if before is None:
+            return lines
+        active = [of.get("active_units", self._latent_dim) for of in (before, evaluation)]
+        if max(active) < max(1, COLLAPSED * self._latent_dim):
+            lines.append(
+                f"posterior collapse: {active[1]:.0f} of {self._latent_dim} latent dimensions are active: raise "
+                "--config.objective.r_loss_factor, lower --config.objective.kl_weight, or set "
+                "--config.objective.kl_warmup_steps or free_bits."
+            )
+        if evaluation["mse"] > max(DEAD * self._mean_image_error, DEAD * before["mse"]):
+            lines.append(
+                f"dead decoder: MSE {evaluation['mse']:.4f}, which falls no more, and the mean image alone has "
+                f"{self._mean_image_error:.4f}: the reconstructions hardly depend on the image; lower "
+                "--config.train.learning_rate, or raise --config.objective.r_loss_factor."
+            )
+        return lines
+
+    def _overfitting(self, loss: float, training_loss: float | None) -> list[str]:
+        if training_loss is None:
+            return []
+        if self._best is None or loss < self._best[0]:
+            self._best = (loss, training_loss)
+            return []
+        best, training_then = self._best
+        # By the distance, not the ratio: a negative log likelihood may be below zero.
+        margin = (OVERFITTED - 1.0) * abs(best)
+        if loss > best + margin and training_loss < min(training_then, best):
+            return [
+                f"over-fitting: loss {loss:,.2f}, {best:,.2f} at its best, while in training it fell from "
+                f"{training_then:,.2f} to {training_loss:,.2f}: stop here (the best checkpoint is kept), or set "
+                "--config.data.flip or --config.model.dropout_rate, or take more images or a smaller model."
+            ]
+        return []

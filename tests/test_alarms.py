@@ -1,0 +1,57 @@
+"""Each alarm, provoked in a run of its own."""
+
+import pytest
+
+from facevae_jax.training.loop import train
+from tests.conftest import change
+
+
+def alarms(capsys) -> list[str]:
+    return [line.partition(": ")[2] for line in capsys.readouterr().out.splitlines() if line.startswith("alarm: ")]
+
+
+@pytest.fixture(scope="module")
+def fast(tiny_config):
+    return change(tiny_config, train={"steps_per_dispatch": 64, "log_every_steps": 10})
+
+
+def test_a_run_that_goes_well_has_none(fast, tmp_path, capsys):
+    train(change(fast, objective={"r_loss_factor": 50_000.0}, train={"epochs": 8}), tmp_path)
+    assert alarms(capsys) == []
+
+
+def test_posterior_collapse_and_a_decoder_that_looks_at_no_latent(fast, tmp_path, capsys):
+    # Without the batch's statistics, which lag behind in so short a run.
+    model = {"normalization": "none", "dropout_rate": 0.0}
+    train(change(fast, model=model, objective={"kl_weight": 100.0}, train={"epochs": 6}), tmp_path)
+    said = alarms(capsys)
+    assert said[-2].startswith("posterior collapse: 0 of 8 latent dimensions are active")
+    assert "config.objective.kl_weight" in said[-2]
+    assert said[-1].startswith("dead decoder: MSE 0.0")
+
+
+def test_an_exploding_kl(fast, tmp_path, capsys):
+    config = change(fast, objective={"kl_weight": 0.0}, train={"epochs": 4, "learning_rate": 0.3, "warmup_steps": 60})
+    train(config, tmp_path)
+    exploding = [line for line in alarms(capsys) if line.startswith("exploding KL")]
+    assert exploding
+    assert "config.train.learning_rate" in exploding[0]
+
+
+def test_over_fitting(fast, tmp_path, capsys):
+    config = change(
+        fast,
+        data={"synthetic_train_images": 16, "flip": False},
+        model={"dropout_rate": 0.0, "normalization": "none", "filters": (32, 64)},
+        objective={"r_loss_factor": 100_000.0, "kl_weight": 0.0},
+        train={"epochs": 400, "evaluate_every_epochs": 40, "learning_rate": 3e-3},
+    )
+    train(config, tmp_path)
+    found = [line for line in alarms(capsys) if line.startswith("over-fitting")]
+    assert found
+    assert "the best checkpoint is kept" in found[-1]
+
+
+def test_a_baseline_has_no_posterior_that_could_collapse(fast, tmp_path, capsys):
+    train(change(fast, model={"kind": "pca"}), tmp_path)
+    assert not [line for line in alarms(capsys) if "collapse" in line]

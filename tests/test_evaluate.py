@@ -1,0 +1,113 @@
+"""`python -m facevae_jax.evaluate`: exact on ragged splits, on any number of devices, and told in words."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from facevae_jax.data.pixels import open_splits
+from facevae_jax.files import write_json
+from facevae_jax.metrics import scores
+from facevae_jax.metrics.images import image_scores
+from facevae_jax.models.inference import Inference
+from facevae_jax.training.checkpoints import Checkpoints
+from tests.conftest import assert_one_line_error, run_module
+from tests.explored import random_model, random_state
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_config, tmp_path_factory):
+    return random_model(tiny_config, tmp_path_factory.mktemp("evaluate"))
+
+
+@pytest.fixture(scope="module")
+def record(trained):
+    return scores.evaluate(trained, draws=(1, 4, 8), bound_images=5, priors=("standard", "gaussian"))
+
+
+def test_figures_are_means_over_every_image_once(trained, tiny_config, record):
+    pixels = np.asarray(open_splits(tiny_config.data).evaluation)
+    assert record["images"] == len(pixels) == 37
+    posterior = trained.encode(pixels)
+    decoded = jax.jit(lambda z: trained.module.apply(trained.variables, z, method="decode"))(posterior.mean)
+    expected = image_scores(pixels.astype(np.float32) / 255, decoded)
+    for name, values in expected._asdict().items():
+        assert record["reconstruction"][name] == pytest.approx(float(np.mean(values)), rel=1e-5)
+    kl = 0.5 * (posterior.mean**2 + np.exp(posterior.log_variance) - 1 - posterior.log_variance)
+    assert record["likelihood"]["rate"] == pytest.approx(kl.sum(axis=1).mean(), rel=1e-5)
+    assert record["latents"]["kl_by_dimension"] == pytest.approx(kl.mean(axis=0).tolist(), rel=1e-4)
+    nats = record["likelihood"]
+    assert nats["negative_elbo"] == pytest.approx(nats["distortion"] + nats["rate"])
+    dimensions = 32 * 32 * 3
+    assert nats["bits_per_dim"] == pytest.approx(nats["negative_elbo"] / dimensions / np.log(2) + 8)
+    assert nats["variance"] == pytest.approx(dimensions / (2 * tiny_config.objective.r_loss_factor))
+    assert list(record["rates"]) == ["standard", "gaussian"]
+
+
+def test_neither_batches_nor_devices_matter(trained, record):
+    alone = Inference(trained.module, jax.device_get(trained.variables), batch_size=5)
+    whole, trained.inference = trained.inference, alone
+    try:
+        other = scores.evaluate(trained, draws=(1, 4, 8), bound_images=5, priors=("standard", "gaussian"))
+    finally:
+        trained.inference = whole
+    flat, flat_other = (jax.tree.leaves(tree) for tree in (record, other))
+    numbers = [i for i, value in enumerate(flat) if not isinstance(value, str)]
+    assert [flat[i] for i in numbers] == pytest.approx([flat_other[i] for i in numbers], rel=1e-4, abs=1e-6)
+
+
+def test_the_bound_of_one_draw_is_the_elbo_of_those_images(trained, record):
+    bounds = list(record["importance"]["bounds"].values())
+    assert record["importance"]["images"] == 5
+    assert sorted(bounds, reverse=True) == bounds
+    assert bounds[0] == pytest.approx(record["likelihood"]["negative_elbo"], rel=0.05)
+
+
+def red(images):
+    """Features: the mean of each colour."""
+    return images.mean(axis=(1, 2))
+
+
+def test_samples_against_real_faces_by_any_features(trained):
+    found = scores.sample_distances(trained, "validation", extract=red, prior="standard", count=20)
+    assert (found["images"], found["features"], found["prior"]) == (20, 3, "standard")
+    assert found["sample_frechet"] > 0
+    made = red(np.concatenate(list(scores.sampled_images(trained, prior="standard", count=20, seed=0))))
+    np.testing.assert_allclose(made, red(trained.sample(20)), atol=1)
+
+
+@pytest.fixture(scope="module")
+def workdir(tiny_config, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("evaluate") / "run"
+    workdir.mkdir()
+    write_json(workdir / "config.json", tiny_config.to_dict())
+    with Checkpoints(workdir) as checkpoints:
+        checkpoints.save(random_state(tiny_config), step=3, loss=1.0)
+    return workdir
+
+
+def test_the_command(workdir):
+    flags = ["--prior=standard", "--importance_samples=1,2", "--features=tests.test_evaluate:red", "--samples=30"]
+    result = run_module("facevae_jax.evaluate", f"--workdir={workdir}", *flags)
+    assert result.returncode == 0, result.stderr
+    record = json.loads((workdir / "evaluation_validation.json").read_text())
+    assert record["step"] == 3
+    assert record["features"]["images"] == 30
+    assert result.stdout.startswith("synthetic, validation split, 37 images at 32x32, step 3\n")
+    for name in ("SSIM", "Bound, K = 2", "Active units", "sample frechet"):
+        assert f"\n  {name} " in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "mentioned"),
+    [
+        (["--importance_samples=2,3"], "--importance_samples=2,3"),
+        (["--importance_samples=x"], "--importance_samples"),
+        (["--features=nowhere"], "--features='nowhere'"),
+        (["--inception_weights=/nowhere"], "--inception_weights"),
+        (["--json=/proc/x/y.json"], "--json"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(workdir, flags, mentioned):
+    assert_one_line_error(run_module("facevae_jax.evaluate", f"--workdir={workdir}", *flags), mentioned)

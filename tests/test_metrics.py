@@ -1,0 +1,272 @@
+"""Every metric against an independent implementation or a closed form."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.linalg
+import scipy.stats
+from skimage.metrics import mean_squared_error, peak_signal_noise_ratio, structural_similarity
+
+from facevae_jax.errors import UserError
+from facevae_jax.metrics import frechet, images, inception, latents, likelihood
+from facevae_jax.models.inference import Encoded, Inference
+from facevae_jax.models.vae import Posterior
+
+
+def pictures(side, *, seed=0):
+    """Four smooth pictures, noisy copies of them, one of which is exact and one of which is something else."""
+    generator = np.random.default_rng(seed)
+    coarse = generator.uniform(size=(4, 8, 8, 3))
+    smooth = np.asarray(jax.image.resize(coarse, (4, side, side, 3), "cubic")).clip(0, 1).astype(np.float32)
+    noisy = (smooth + generator.normal(scale=[[[[0.02]]], [[[0.2]]], [[[0.0]]], [[[0.1]]]], size=smooth.shape)).clip(
+        0, 1
+    )
+    noisy[3] = 1 - noisy[3]
+    return smooth, noisy.astype(np.float32)
+
+
+@pytest.mark.parametrize("side", [32, 64, 128])
+def test_image_scores_equal_scikit_images(side):
+    a, b = pictures(side)
+    scores = jax.jit(images.image_scores)(a, b)
+    for i in range(4):
+        options = {"win_size": 11, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+        _, whole = structural_similarity(a[i], b[i], channel_axis=2, data_range=1.0, full=True, **options)
+        valid = whole[5:-5, 5:-5]  # scikit-image pads, and crops by a radius of its own
+        assert scores.ssim[i] == pytest.approx(valid.mean(), abs=2e-5)
+        assert scores.mse[i] == pytest.approx(mean_squared_error(a[i], b[i]), rel=1e-5, abs=1e-12)
+        if i != 2:
+            assert scores.psnr[i] == pytest.approx(peak_signal_noise_ratio(a[i], b[i], data_range=1.0), abs=1e-3)
+    assert scores.psnr[2] == pytest.approx(100.0)
+    assert scores.ssim[2] == pytest.approx(1.0)
+    assert scores.ms_ssim[2] == pytest.approx(1.0)
+
+
+def _reference_ms_ssim(a, b):
+    """Wang, Simoncelli & Bovik 2003 by scipy, one picture at a time, in float64."""
+    from scipy.ndimage import correlate1d
+
+    window = np.exp(-0.5 * (np.arange(-5, 6) / 1.5) ** 2)
+    window /= window.sum()
+
+    def blur(x):
+        return correlate1d(correlate1d(x, window, axis=0), window, axis=1)[5:-5, 5:-5]
+
+    a, b, factors = a.astype(np.float64), b.astype(np.float64), []
+    while min(a.shape[:2]) >= 11 and len(factors) < 5:
+        mean_a, mean_b = blur(a), blur(b)
+        variance_a, variance_b = blur(a * a) - mean_a**2, blur(b * b) - mean_b**2
+        contrast = (2 * (blur(a * b) - mean_a * mean_b) + 0.03**2) / (variance_a + variance_b + 0.03**2)
+        luminance = (2 * mean_a * mean_b + 0.01**2) / (mean_a**2 + mean_b**2 + 0.01**2)
+        factors.append((contrast.mean(), (contrast * luminance).mean()))
+        a, b = (x[::2, ::2] / 4 + x[1::2, ::2] / 4 + x[::2, 1::2] / 4 + x[1::2, 1::2] / 4 for x in (a, b))
+    weights = np.array([0.0448, 0.2856, 0.3001, 0.2363, 0.1333][: len(factors)])
+    values = [contrast for contrast, _ in factors[:-1]] + [factors[-1][1]]
+    return len(factors), float(np.prod(np.maximum(values, 0) ** (weights / weights.sum())))
+
+
+@pytest.mark.parametrize(("side", "scales"), [(32, 2), (64, 3), (128, 4), (256, 5)])
+def test_ms_ssim_equals_a_plain_one(side, scales):
+    a, b = pictures(side, seed=1)
+    assert images.scales(side) == scales
+    scores = images.image_scores(a, b)
+    for i in range(4):
+        count, expected = _reference_ms_ssim(a[i], b[i])
+        assert count == scales
+        assert scores.ms_ssim[i] == pytest.approx(expected, abs=5e-5)
+    assert scores.ms_ssim[3] == 0.0  # of a negative: structures that are opposite
+
+
+def test_frechet_distance_of_gaussians():
+    generator = np.random.default_rng(0)
+    # With whitened draws the sample's moments are exact, so that the closed form is met, not approached.
+    draws = generator.normal(size=(2, 500, 6))
+    whitened = []
+    for x in draws:
+        centred = x - x.mean(axis=0)
+        whitened.append(centred @ np.linalg.inv(np.linalg.cholesky(np.cov(centred.T))).T)
+    root_a, root_b, mean = generator.normal(size=(6, 6)), generator.normal(size=(6, 6)), generator.normal(size=6)
+    a, b = whitened[0] @ root_a.T, whitened[1] @ root_b.T + mean
+    covariances = root_a @ root_a.T, root_b @ root_b.T
+    cross = scipy.linalg.sqrtm(covariances[0] @ covariances[1]).real
+    expected = mean @ mean + np.trace(covariances[0] + covariances[1] - 2 * cross)
+    assert frechet.frechet_distance(a, b) == pytest.approx(expected, rel=1e-6)
+    assert frechet.frechet_distance(a, a + 2.0) == pytest.approx(4.0 * 6)  # equal covariances: the means alone
+    assert frechet.frechet_distance(a, 3 * a) == pytest.approx(4 * np.trace(covariances[0]))  # (3 - 1)^2 tr C
+    assert frechet.frechet_distance(a[:4], a[:4]) == pytest.approx(0, abs=1e-6)  # singular
+
+
+def test_kernel_distance_is_its_definition():
+    generator = np.random.default_rng(0)
+    a, b = generator.normal(size=(5, 3)), generator.normal(size=(4, 3)) + 1
+
+    def kernel(x, y):
+        return (x @ y / 3 + 1) ** 3
+
+    within = [np.mean([kernel(x[i], x[j]) for i in range(len(x)) for j in range(len(x)) if i != j]) for x in (a, b)]
+    across = np.mean([kernel(x, y) for x in a for y in b])
+    assert frechet.kernel_distance(a, b) == pytest.approx(sum(within) - 2 * across)
+
+
+def test_the_kernel_distance_has_no_bias():
+    generator = np.random.default_rng(0)
+    values = [frechet.kernel_distance(*generator.normal(size=(2, 20, 4))) for _ in range(400)]
+    assert abs(np.mean(values)) < 3 * np.std(values) / 20
+
+
+def test_features_of_a_users_function():
+    batches = np.random.default_rng(0).integers(0, 256, (3, 4, 8, 8, 3), np.uint8)
+    found = frechet.features_of(lambda x: x.reshape(len(x), -1)[:, :5], batches)
+    np.testing.assert_array_equal(found, batches.reshape(12, -1)[:, :5])
+    assert frechet.named_extractor("numpy.linalg:norm") is np.linalg.norm
+    for name in ("numpy", "nowhere.at_all:f", "numpy:no_such", "numpy:pi"):
+        with pytest.raises(UserError, match=r"--features='.*package\.my_module|my_package\.my_module"):
+            frechet.named_extractor(name)
+    with pytest.raises(UserError, match=r"shape \[2\] for 4 images"):
+        frechet.features_of(lambda x: x[:2, 0, 0, 0], batches)
+    with pytest.raises(UserError, match="finite"):
+        frechet.features_of(lambda x: np.full((len(x), 2), np.nan), batches)
+
+
+def test_the_aggregate_posteriors_distance_to_the_prior():
+    generator = np.random.default_rng(0)
+    mean, log_variance = generator.normal(size=(500, 3)) * [1, 2, 0] + [0, 1, 0], generator.normal(size=(500, 3))
+    centre, covariance = latents.moments_of(Encoded(mean, log_variance))
+    draws = mean + np.exp(0.5 * log_variance) * generator.normal(size=(4000, 500, 3))
+    flat = draws.reshape(-1, 3)
+    np.testing.assert_allclose(centre, flat.mean(axis=0), atol=0.01)
+    np.testing.assert_allclose(covariance, np.cov(flat.T), rtol=0.02, atol=0.02)
+    # Against the density ratio of draws from that Gaussian.
+    gaussian = scipy.stats.multivariate_normal(centre, covariance)
+    sampled = gaussian.rvs(200_000, random_state=1)
+    ratio = gaussian.logpdf(sampled) - scipy.stats.multivariate_normal(np.zeros(3), np.eye(3)).logpdf(sampled)
+    assert latents.gaussian_kl_to_prior(centre, covariance) == pytest.approx(ratio.mean(), rel=0.01)
+    assert latents.gaussian_kl_to_prior(np.zeros(3), np.eye(3)) == pytest.approx(0)
+
+
+class Linear:
+    """p(x | z) = N(W z + b, variance), whose likelihood is known (Tipping & Bishop 1999), in place of a network."""
+
+    def __init__(self, seed: int = 0) -> None:
+        generator = np.random.default_rng(seed)
+        self.weight = jnp.asarray(0.3 * generator.normal(size=(12, 2)), jnp.float32)
+        self.bias = jnp.asarray(generator.uniform(size=12), jnp.float32)
+        self.variance = 0.05
+
+    def apply(self, variables, given, *, method):
+        if method == "decode":
+            return (given @ self.weight.T + self.bias).reshape(-1, 2, 2, 3)
+        inverse = jnp.linalg.inv(jnp.eye(2) + self.weight.T @ self.weight / self.variance)
+        mean = (given.reshape(-1, 12) - self.bias) @ self.weight @ inverse / self.variance
+        return Posterior(mean, jnp.broadcast_to(jnp.log(jnp.diag(inverse)), mean.shape))
+
+    def exact(self, images):
+        covariance = np.asarray(self.weight @ self.weight.T, np.float64) + self.variance * np.eye(12)
+        return scipy.stats.multivariate_normal(np.asarray(self.bias, np.float64), covariance).logpdf(
+            images.reshape(-1, 12)
+        )
+
+
+@pytest.fixture(scope="module")
+def bounds():
+    model = Linear()
+    generator = np.random.default_rng(1)
+    latents_ = generator.normal(size=(8, 2)).astype(np.float32)
+    given = np.asarray(model.apply(None, latents_, method="decode"))
+    given = (given + generator.normal(scale=math.sqrt(model.variance), size=given.shape)).astype(np.float32)
+    posterior = model.apply(None, given, method="encode")
+    # A poor posterior, as of a network that is not trained to the end: the bound has something to gain.
+    posterior = Encoded(np.asarray(posterior.mean) + 0.3, np.asarray(posterior.log_variance) + 0.5)
+    found = likelihood.importance_bounds(
+        Inference(model, None, batch_size=3),
+        given,
+        posterior,
+        variance=model.variance,
+        draws=(1, 10, 100, 1000, 5000),
+    )
+    return model, given, posterior, found
+
+
+def test_the_importance_bound_grows_with_the_draws_to_the_likelihood(bounds):
+    model, given, _, found = bounds
+    values = np.stack(list(found.values()))
+    assert np.all(np.diff(values, axis=0) >= 0)  # of each image, by the way smaller numbers of draws share them
+    exact = model.exact(given)
+    gap = exact - values
+    assert gap[0].min() > 0.3
+    assert np.abs(gap[-1]).max() < 0.03
+    assert np.abs(gap[-1].mean()) < 0.01
+
+
+def test_one_draw_is_the_elbo(bounds):
+    model, given, posterior, found = bounds
+    mean, variance = (np.asarray(x, np.float64) for x in (posterior.mean, np.exp(posterior.log_variance)))
+    kl = 0.5 * (mean**2 + variance - 1 - np.log(variance)).sum(axis=1)
+    weight, bias = np.asarray(model.weight, np.float64), np.asarray(model.bias, np.float64)
+    # E|x - W z - b|^2 under the posterior, in closed form.
+    error = ((given.reshape(-1, 12) - mean @ weight.T - bias) ** 2).sum(axis=1) + variance @ (weight**2).sum(axis=0)
+    elbo = -0.5 * (12 * math.log(2 * math.pi * model.variance) + error / model.variance) - kl
+    np.testing.assert_allclose(found[1].mean(), elbo.mean(), atol=0.1)  # of 8 x 5,000 draws
+
+
+def test_draws_that_cannot_be_grouped_are_refused():
+    for draws in ((), (0, 10), (1, 10, 15), (10, 1), (5, 5)):
+        with pytest.raises(UserError, match="each a multiple of the one before"):
+            likelihood.check_draws(draws)
+
+
+def test_other_weights_than_the_published_ones_are_refused(tmp_path):
+    (tmp_path / "weights.pth").write_bytes(b"a pickle that runs something")
+    with pytest.raises(UserError, match=r"has SHA-256 \w{8}\.\.\., not 6726825d"):
+        inception.check_weights(tmp_path / "weights.pth")
+    with pytest.raises(UserError, match="cannot be read"):
+        inception.check_weights(tmp_path / "nowhere.pth")
+
+
+def test_fid_and_kid_of_a_small_extractor():
+    """The path to torch-fidelity, with a network of its registry that needs no download."""
+    torch = pytest.importorskip("torch", reason="the extra `fid` is not installed")
+    fidelity = pytest.importorskip("torch_fidelity", reason="the extra `fid` is not installed")
+    from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+
+    class Channels(FeatureExtractorBase):
+        """Mean and standard deviation of each channel."""
+
+        def __init__(self, name, features_list, **options):
+            super().__init__(name, features_list)
+
+        @staticmethod
+        def get_provided_features_list():
+            return ("moments",)
+
+        @staticmethod
+        def get_default_feature_layer_for_metric(metric):
+            return "moments"
+
+        @staticmethod
+        def can_be_compiled():
+            return False
+
+        @staticmethod
+        def get_dummy_input_for_compile():
+            return torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+
+        def forward(self, x):
+            flat = x.double().flatten(2) / 255
+            return (torch.cat([flat.mean(2), flat.std(2)], dim=1),)
+
+    fidelity.register_feature_extractor("channels", Channels)
+    made = np.random.default_rng(0).integers(0, 256, (48, 8, 8, 3), np.uint8)
+    real = made[::-1] // 2 + 64
+    found = inception.fidelity(np.split(made, 4), np.split(real, 3), count=48, resolution=8, extractor="channels")
+
+    def features(x):
+        flat = x.reshape(48, 64, 3) / 255
+        return np.concatenate([flat.mean(1), flat.std(1, ddof=1)], axis=1)
+
+    assert found["fid"] == pytest.approx(frechet.frechet_distance(features(made), features(real)), rel=1e-4)
+    # Each subset is the whole set.
+    assert found["kid"] == pytest.approx(frechet.kernel_distance(features(made), features(real)), rel=1e-3)
