@@ -1,9 +1,10 @@
 """How near a reconstruction is to its image: mean squared error, PSNR, SSIM and MS-SSIM.
 
-Own code, because dm-pix, which has SSIM in JAX, has no MS-SSIM and takes longer over an image than the decoder does.
+Own code, because dm-pix, which has SSIM in JAX, has no MS-SSIM.
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -15,6 +16,10 @@ WINDOW = 11  # pixels along one side of the Gaussian window, and its standard de
 SIGMA = 1.5
 C1, C2 = 0.01**2, 0.03**2  # of pixels in [0, 1]
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # the finest scale first (Wang, Simoncelli & Bovik 2003)
+# Means under the window are products of matrices with a band, of so many rows and images that they stay in the cache:
+# measured, a quarter of the time of shifted sums.
+ROWS_AT_ONCE = 24
+IMAGES_AT_ONCE = 4
 SMALLEST_ERROR = 1e-10  # PSNR of an image that is met exactly is 100 dB, not infinite
 
 
@@ -46,25 +51,30 @@ def scales(resolution: int) -> int:
 
 def ms_ssim_parts(
     images: Float[Array, "b h w c"], others: Float[Array, "b h w c"]
-) -> tuple[list[Float[Array, " b"]], list[Float[Array, " b"]]]:
+) -> tuple[Float[Array, "s b"], Float[Array, "s b"]]:
     """SSIM, and its factors of contrast and structure alone, on each scale."""
-    whole, contrasts = [], []
-    for scale in range(scales(images.shape[1])):
-        if scale:
-            images, others = _halve(images), _halve(others)
-        similarity, contrast = _similarity(images, others)
-        whole.append(similarity)
-        contrasts.append(contrast)
-    return whole, contrasts
+
+    def of_few(pair: tuple[Array, Array]) -> tuple[Array, Array]:
+        parts = []
+        for scale in range(scales(images.shape[1])):
+            if scale:
+                pair = _halve(pair[0]), _halve(pair[1])
+            parts.append(_similarity(*pair))
+        whole, contrasts = zip(*parts, strict=True)
+        return jnp.stack(whole), jnp.stack(contrasts)
+
+    few = math.gcd(IMAGES_AT_ONCE, images.shape[0])
+    whole, contrasts = jax.lax.map(of_few, tuple(x.reshape(-1, few, *x.shape[1:]) for x in (images, others)))
+    return tuple(jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1) for x in (whole, contrasts))  # type: ignore[return-value]
 
 
-def combine_scales(whole: list[Float[Array, " b"]], contrasts: list[Float[Array, " b"]]) -> Float[Array, " b"]:
+def combine_scales(whole: Float[Array, "s b"], contrasts: Float[Array, "s b"]) -> Float[Array, " b"]:
     """MS-SSIM: contrast and structure of all scales and the luminance of the last, each to the power of its weight.
 
     Where fewer than five scales fit, the weights of those that do are scaled to a sum of 1.
     """
     weights = np.array(SCALE_WEIGHTS[: len(whole)]) / sum(SCALE_WEIGHTS[: len(whole)])
-    factors = jnp.stack([*contrasts[:-1], whole[-1]])
+    factors = jnp.concatenate([contrasts[:-1], whole[-1:]])
     return jnp.prod(jnp.maximum(factors, 0.0) ** weights[:, None], axis=0)  # negative: structures that are opposite
 
 
@@ -72,7 +82,8 @@ def _similarity(
     a: Float[Array, "b h w c"], b: Float[Array, "b h w c"]
 ) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
     """Means over positions and channels of SSIM and of its contrast-structure factor (Wang et al. 2004, eq. 13)."""
-    mean_a, mean_b, squares, product = (_blur(x) for x in (a, b, a * a + b * b, a * b))
+    maps = _blur(jnp.concatenate([a, b, a * a + b * b, a * b], axis=-1))
+    mean_a, mean_b, squares, product = jnp.split(maps, 4, axis=-1)
     mean_product, mean_squares = mean_a * mean_b, mean_a * mean_a + mean_b * mean_b
     contrast = (2.0 * (product - mean_product) + C2) / (squares - mean_squares + C2)
     luminance = (2.0 * mean_product + C1) / (mean_squares + C1)
@@ -80,23 +91,28 @@ def _similarity(
 
 
 @functools.cache
-def _window() -> tuple[float, ...]:
-    positions = np.arange(WINDOW) - WINDOW // 2
-    weights = np.exp(-0.5 * np.square(positions / SIGMA))
-    return tuple((weights / weights.sum()).tolist())
+def _band(rows: int) -> Float[np.ndarray, "rows rows+10"]:
+    """The Gaussian window, one position further in each row."""
+    weights = np.exp(-0.5 * np.square((np.arange(WINDOW) - WINDOW // 2) / SIGMA))
+    band = np.zeros((rows, rows + WINDOW - 1), np.float32)
+    for row in range(rows):
+        band[row, row : row + WINDOW] = weights / weights.sum()
+    return band
 
 
-def _blur(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
-    """Weighted means under the Gaussian window, where it fits into the image: one axis after the other."""
-    for axis in (1, 2):
-        size = x.shape[axis] - WINDOW + 1
-        # Shifted copies in one fused loop: as a convolution of so few channels it takes several times as long.
-        parts = [
-            weight * jax.lax.slice_in_dim(x, shift, shift + size, axis=axis) for shift, weight in enumerate(_window())
-        ]
-        x = jax.lax.optimization_barrier(
-            functools.reduce(jnp.add, parts)
-        )  # or the first pass would be computed again for each shift of the second
+def _blur(x: Float[Array, "b h w c"]) -> Float[Array, "b w2 h2 c"]:
+    """Weighted means under the window, where it fits into the image: down, then across, which transposes the image."""
+    for _ in range(2):
+        batch, height, width, channels = x.shape
+        size = height - WINDOW + 1
+        rows = min(ROWS_AT_ONCE, size)
+        flat, parts = x.reshape(batch, height, -1), []
+        for at in range(0, size, rows):
+            start = min(at, size - rows)  # the last rows overlap the ones before, so that all parts are alike
+            window = flat[:, start : start + rows + WINDOW - 1]
+            part = jnp.einsum("ok,bkm->bom", _band(rows), window, precision=jax.lax.Precision.HIGHEST)
+            parts.append(part[:, at - start :])
+        x = jnp.concatenate(parts, axis=1).reshape(batch, size, width, channels).swapaxes(1, 2)
     return x
 
 
