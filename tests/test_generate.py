@@ -415,7 +415,7 @@ def test_the_command(workdir, tmp_path):
 
 def test_a_workdir_of_another_kind_is_told(workdir, tmp_path):
     config = json.loads((workdir / "config.json").read_text())
-    config["model"]["kind"] = "pca"
+    config["model"]["kind"] = "diffusion"
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=r"config\.model\.kind"):
         facevae_jax.load(tmp_path)
