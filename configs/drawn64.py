@@ -1,7 +1,8 @@
-"""Drawn faces at 64x64, long enough that every attribute is in the latents: what editing is measured on.
+"""Drawn faces at 64x64, long enough that most attributes are in the latents: what editing is measured on.
 
 Command: python -m facevae_jax.main --config=configs/drawn64.py --workdir=/tmp/drawn64
-2 cores of an AMD EPYC, 27 min at 410 images/s: validation MSE 0.00108, KL 97.8 nats. Edits: docs/generation.md.
+Hardware, time and score: 2 cores of an AMD EPYC, 27 minutes (410 images/s); validation MSE 0.00108, KL 97.8 nats. What
+edits do: docs/generation.md.
 """
 
 import ml_collections

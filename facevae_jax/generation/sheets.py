@@ -13,7 +13,7 @@ ALPHAS = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)  # standard deviations, of edits
 # What faces are mostly edited for, by the names of CelebA, of FFHQ's features and of the drawn faces.
 PREFERRED_ATTRIBUTES = (
     *("Smiling", "smile", "Male", "gender", "Young", "age", "Eyeglasses", "glasses", "Blond_Hair", "hair_length"),
-    *("Bangs", "fringe", "Mouth_Slightly_Open", "mouth_open", "Bald", "beard", "Pale_Skin", "skin_tone", "turn"),
+    *("Bangs", "Mouth_Slightly_Open", "Bald", "Pale_Skin", "skin_tone", "turn", "beard", "fringe", "mouth_open"),
 )
 
 
