@@ -1,7 +1,9 @@
 """Each alarm, provoked in a run of its own."""
 
+import numpy as np
 import pytest
 
+from facevae_jax.training.alarms import Alarms
 from facevae_jax.training.loop import train
 from tests.conftest import change
 
@@ -52,6 +54,9 @@ def test_over_fitting(fast, tmp_path, capsys):
     assert "the best checkpoint is kept" in found[-1]
 
 
-def test_a_baseline_has_no_posterior_that_could_collapse(fast, tmp_path, capsys):
-    train(change(fast, model={"kind": "pca"}), tmp_path)
-    assert not [line for line in alarms(capsys) if "collapse" in line]
+@pytest.mark.parametrize("baseline", [False, True])
+def test_a_baseline_has_no_posterior_that_could_collapse_or_explode(baseline):
+    images = np.random.default_rng(0).integers(0, 256, (8, 4, 4, 3), np.uint8)
+    watch, units = Alarms(images, latent_dim=8), {} if baseline else {"active_units": 0.0}
+    said = [line for _ in range(2) for line in watch.look({"loss": 1.0, "mse": 0.01, "kl": 1e6, **units}, None)]
+    assert any("collapse" in line for line in said) == any("exploding" in line for line in said) == (not baseline)

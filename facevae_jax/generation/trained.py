@@ -5,6 +5,7 @@ import functools
 import hashlib
 import json
 import pathlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -125,6 +126,16 @@ class TrainedVAE:
         """
         draw = self.drawer(prior, temperature=temperature)
         return np.asarray(draw(named_key(seed, "sample"), np.arange(count)))
+
+    def sample_stream(
+        self, count: int, *, prior: PriorName | Prior = "standard", temperature: float = 1.0, seed: int = 0
+    ) -> Iterator[UInt8[np.ndarray, "b r r 3"]]:
+        """The faces of `sample` a batch at a time, in memory that does not grow with their number."""
+        draw, size = self.drawer(prior, temperature=temperature), self.inference.batch_size
+        key = named_key(seed, "sample")
+        # Always a whole batch, so that it is compiled once.
+        latents = (np.asarray(draw(key, np.arange(at, at + size)))[: count - at] for at in range(0, count, size))
+        return self.inference.decode_stream(latents)
 
     def drawer(self, prior: PriorName | Prior, *, temperature: float) -> priors.Drawer:
         """A compiled function from a key and indices to latents."""

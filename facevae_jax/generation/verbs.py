@@ -17,7 +17,6 @@ from facevae_jax.generation.trained import Faces, TrainedVAE
 from facevae_jax.latents import arithmetic
 from facevae_jax.latents.directions import EditMethod
 from facevae_jax.latents.priors import PriorName
-from facevae_jax.random import named_key
 
 SHOWN_FACES = 24  # that are reconstructed where no number is given
 SHOWN_ROWS = 4  # of edits and interpolations
@@ -63,15 +62,8 @@ def sample(trained: TrainedVAE, request: Request) -> str:
     count = request.count or 64
     to = outputs.choose(request.output, request.format, verb="sample")
     outputs.check_room(to, count=count, resolution=trained.resolution)
-    draw = trained.drawer(request.prior, temperature=request.temperature)
-    key, size = named_key(request.seed, "sample"), trained.inference.batch_size
-
-    def latents() -> Iterator[np.ndarray]:
-        for at in range(0, count, size):
-            # Always a whole batch, so that it is compiled once.
-            yield np.asarray(draw(key, np.arange(at, at + size)))[: count - at]
-
-    outputs.write_stream(to, trained.inference.decode_stream(latents()), count=count)
+    faces = trained.sample_stream(count, prior=request.prior, temperature=request.temperature, seed=request.seed)
+    outputs.write_stream(to, faces, count=count)
     return f"{to.path}: {count:,} faces from step {trained.step:,}, prior {request.prior}"
 
 

@@ -157,7 +157,7 @@ def sample_distances(
     """
     pixels, count = _compared(trained, split, count)
     real = features_of(extract, real_images(trained, pixels, count))
-    made = features_of(extract, sampled_images(trained, prior=prior, count=count, seed=seed))
+    made = features_of(extract, trained.sample_stream(count, prior=prior, seed=seed))
     again = features_of(extract, reconstructed_images(trained, pixels, count))
     return {
         "images": count,
@@ -190,7 +190,7 @@ def inception_distances(
     """
     pixels, count = _compared(trained, split, count)
     sets = {
-        "sample": sampled_images(trained, prior=prior, count=count, seed=seed),
+        "sample": trained.sample_stream(count, prior=prior, seed=seed),
         "reconstruction": reconstructed_images(trained, pixels, count),
     }
     found: dict[str, Any] = {
@@ -228,13 +228,6 @@ def real_images(trained: TrainedVAE, pixels: np.ndarray, count: int) -> Iterator
 def reconstructed_images(trained: TrainedVAE, pixels: np.ndarray, count: int) -> Iterator[np.ndarray]:
     """Their reconstructions from the posteriors' means."""
     return (trained.reconstruct(batch) for batch in real_images(trained, pixels, count))
-
-
-def sampled_images(trained: TrainedVAE, *, prior: PriorName, count: int, seed: int) -> Iterator[np.ndarray]:
-    """New faces: those of `generate sample` with this seed."""
-    draw, key, size = trained.drawer(prior, temperature=1.0), named_key(seed, "sample"), trained.inference.batch_size
-    latents_ = (np.asarray(draw(key, np.arange(at, at + size)))[: count - at] for at in range(0, count, size))
-    return trained.inference.decode_stream(latents_)
 
 
 def table(record: dict[str, Any]) -> str:

@@ -33,8 +33,10 @@ class Alarms:
           training_loss: of the last steps; None where none were logged yet.
         """
         lines, before, self._before = self._overfitting(evaluation["loss"], training_loss), self._before, evaluation
-        if evaluation["kl"] > ABSURD_NATS * self._latent_dim or (
-            before is not None and evaluation["kl"] > max(EXPLODED * before["kl"], EXPLODED_NATS)
+        # That of a baseline, whose posterior is a point, is no cost of anything.
+        if "active_units" in evaluation and (
+            evaluation["kl"] > ABSURD_NATS * self._latent_dim
+            or (before is not None and evaluation["kl"] > max(EXPLODED * before["kl"], EXPLODED_NATS))
         ):
             lines.append(
                 f"exploding KL: {evaluation['kl']:,.0f} nats: lower --config.train.learning_rate or set "
