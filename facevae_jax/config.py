@@ -103,7 +103,9 @@ class ModelConfig:
 class ObjectiveConfig:
     """The loss: decoder likelihood plus weighted KL divergence."""
 
-    likelihood: Literal["mse", "gaussian"] = "mse"  # mse: r_loss_factor x mean squared error (the paper)
+    # mse: r_loss_factor x mean squared error (the paper); discretized_logistic: a probability of the 8-bit values
+    likelihood: Literal["mse", "gaussian", "discretized_logistic"] = "mse"
+    mixture_components: int = 1  # of discretized_logistic
     variance: Literal["optimal", "learned"] = "optimal"  # of the gaussian likelihood (Rybkin et al. 2021)
     r_loss_factor: float = 10_000.0  # weight of the mean squared error over H, W, C; `mse` only
     kl_weight: float = 1.0  # beta
@@ -111,10 +113,19 @@ class ObjectiveConfig:
     free_bits: float = 0.0  # nats per latent dimension that cost nothing (Kingma et al. 2016, eq. 15)
 
     def __post_init__(self) -> None:
+        components = self.mixture_components
+        check(components > 0, "objective.mixture_components", components, "positive")
+        only = "1, unless config.objective.likelihood is discretized_logistic"
+        check(components == 1 or self.is_discrete, "objective.mixture_components", components, only)
         check(self.r_loss_factor > 0, "objective.r_loss_factor", self.r_loss_factor, "positive")
         check(self.kl_weight >= 0, "objective.kl_weight", self.kl_weight, "0 or positive")
         check(self.kl_warmup_steps >= 0, "objective.kl_warmup_steps", self.kl_warmup_steps, "0 or positive")
         check(self.free_bits >= 0, "objective.free_bits", self.free_bits, "0 or positive, in nats")
+
+    @property
+    def is_discrete(self) -> bool:
+        """Whether the likelihood is a probability of 8-bit values, not a density."""
+        return self.likelihood == "discretized_logistic"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -164,11 +175,21 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         self.model.stage_filters(self.data.resolution)
+        needs = "False where config.objective.likelihood is discretized_logistic, whose pixels are whole numbers"
+        check(not (self.data.dequantize and self.objective.is_discrete), "data.dequantize", True, needs)
+        if self.objective.is_discrete:
+            kind, needs = self.model.kind, "vae where config.objective.likelihood is discretized_logistic"
+            check(kind == "vae", "model.kind", kind, needs)
         # What a baseline has not, it cannot be asked for.
         if self.model.kind != "vae":
             object.__setattr__(self, "objective", dataclasses.replace(self.objective, kl_weight=0.0))
         if self.model.kind == "pca":
             object.__setattr__(self, "train", dataclasses.replace(self.train, steps=1, ema_decay=0.0))
+
+    @property
+    def components(self) -> int:
+        """Of the mixture that the decoder gives for each pixel; 0: it gives a mean alone."""
+        return self.objective.mixture_components if self.objective.is_discrete else 0
 
     def to_config_dict(self) -> ml_collections.ConfigDict:
         """The locked ConfigDict that `configs/*.py` return and the command line overrides."""

@@ -21,6 +21,7 @@ _SPLIT = flags.DEFINE_enum("split", None, ["train", "validation"], "Which images
 _JSON = flags.DEFINE_string("json", None, "File to write; WORKDIR/evaluation_SPLIT.json by default.")
 _IMPORTANCE = flags.DEFINE_list("importance_samples", ["1", "10", "100"], "Draws of the bound; empty for no bound.")
 _IMPORTANCE_IMAGES = flags.DEFINE_integer("importance_images", 256, "Images that it is computed for.", lower_bound=1)
+_RECALIBRATE = flags.DEFINE_boolean("recalibrate", False, "Batch normalisation's statistics anew, without dropout.")
 _PRIOR = flags.DEFINE_enum("prior", "gaussian", PRIORS, "What samples are drawn from.")
 _SAMPLES = flags.DEFINE_integer("samples", 10_000, "Images of each set that is compared, at most.", lower_bound=2)
 _FEATURES = flags.DEFINE_string("features", None, "package.module:function, from uint8 images to rows of features.")
@@ -44,9 +45,9 @@ def main(arguments: list[str]) -> None:
 
     from facevae_jax.files import write_json  # after the flags are checked: jax takes seconds to import
     from facevae_jax.generation.latent_tables import evaluation_split
-    from facevae_jax.generation.loading import load
+    from facevae_jax.generation.loading import folder_of, load, restore
     from facevae_jax.latents.priors import PriorName
-    from facevae_jax.metrics import frechet, inception, likelihood, scores
+    from facevae_jax.metrics import frechet, inception, likelihood, recalibration, scores
 
     if draws:
         likelihood.check_draws(draws)
@@ -55,7 +56,10 @@ def main(arguments: list[str]) -> None:
         inception.check_weights(weights)
     extract = frechet.named_extractor(_FEATURES.value) if _FEATURES.value else None
     startup.keep_compiled_programs()
-    trained = load(workdir, batch_size=_BATCH_SIZE.value)
+    if _RECALIBRATE.value:
+        trained = recalibration.recalibrated(restore(workdir), folder_of(workdir), batch_size=_BATCH_SIZE.value)
+    else:
+        trained = load(workdir, batch_size=_BATCH_SIZE.value)
     split = _SPLIT.value or evaluation_split(trained)
     output = expand_home(_JSON.value or str(trained.folder / f"evaluation_{split}.json"), name="--json")
     make_writable_directory(output.parent, name="--json's directory")
@@ -68,7 +72,7 @@ def main(arguments: list[str]) -> None:
         record["features"] = {"function": _FEATURES.value, **distances}
     if _FID.value:
         record["inception"] = scores.inception_distances(trained, split, weights=weights, **comparison)
-    write_json(output, record)
+    write_json(output, {"recalibrated": _RECALIBRATE.value, **record})
     print(scores.table(record))
     print(output)
 

@@ -21,6 +21,7 @@ class ImageTerms(NamedTuple):
     """What each image adds, before any weighting."""
 
     squared_error: Float[Array, " b"]  # mean over H, W, C of (x - x')^2, pixels in [0, 1]
+    discrete_nll: Float[Array, " b"]  # nats: -log p(x | z) of `discretized_logistic`; 0 of the other likelihoods
     kl: Float[Array, "b z"]  # nats, per latent dimension
 
 
@@ -28,13 +29,13 @@ class Loss(NamedTuple):
     """The loss and its parts; `loss` is exactly `reconstruction` + `kl_term`."""
 
     loss: Float[Array, ""]  # what is minimised
-    reconstruction: Float[Array, ""]  # r_loss_factor x mse, or nats of the Gaussian likelihood
+    reconstruction: Float[Array, ""]  # r_loss_factor x mse, or nats of the likelihood
     kl_term: Float[Array, ""]  # the KL after free bits and weight
     mse: Float[Array, ""]  # mean squared error per pixel value, pixels in [0, 1]
     kl: Float[Array, ""]  # nats
-    nll: Float[Array, ""]  # nats: -log N(x; x', variance), a density over pixels in [0, 1]
+    nll: Float[Array, ""]  # nats: -log N(x; x', variance), a density over pixels in [0, 1]; or -log of a probability
     negative_elbo: Float[Array, ""]  # nats: nll + kl
-    variance: Float[Array, ""]  # of the decoder's Gaussian
+    variance: Float[Array, ""]  # of the decoder's Gaussian; the mse where there is none
     equivalent_r_loss_factor: Float[Array, ""]  # the r_loss_factor whose weight this variance has
 
 
@@ -45,18 +46,24 @@ def gaussian_kl(posterior: Posterior) -> Float[Array, "b z"]:
     return 0.5 * (jnp.square(mean) + jnp.expm1(log_variance) - log_variance)
 
 
-def bits_per_dim(negative_elbo: float, *, dimensions: int) -> float:
-    """Bits per pixel value of 8-bit images, from the nats of a density over dequantized pixels in [0, 1].
+def bits_per_dim(negative_elbo: float, *, dimensions: int, discrete: bool) -> float:
+    """Bits per pixel value of 8-bit images: an upper bound on the length of a lossless code of them.
 
-    An upper bound on the code length of the pixels only where the targets were dequantized (Theis et al. 2016).
+    Args:
+      negative_elbo: nats, of a `discrete` likelihood or of a density over pixels in [0, 1], which gives such a bound
+        only where the targets were dequantized (Theis et al. 2016).
+      dimensions: D, the number of pixel values of an image.
+      discrete: whether it is a probability of the 8-bit values, not a density.
     """
-    return negative_elbo / (dimensions * math.log(2.0)) + 8.0
+    return negative_elbo / (dimensions * math.log(2.0)) + (0.0 if discrete else 8.0)
 
 
 def image_terms(images: Float[Array, "b h w c"], output: Output) -> ImageTerms:
     """Per-image terms of images in [0, 1] and the model's output for them."""
     squared_error = jnp.mean(jnp.square(images - output.reconstruction), axis=(1, 2, 3))
-    return ImageTerms(squared_error, gaussian_kl(output.posterior))
+    distribution = output.decoded.distribution
+    nll = jnp.zeros_like(squared_error) if distribution is None else -distribution.log_probability(images)
+    return ImageTerms(squared_error, nll, gaussian_kl(output.posterior))
 
 
 def fixed_variance(config: ObjectiveConfig, *, dimensions: int) -> float:
@@ -74,6 +81,7 @@ def negative_elbo(
     mse: Float[Array, ""],
     kl: Float[Array, " z"],
     *,
+    discrete_nll: Float[Array, ""] | float = 0.0,
     variance: Float[Array, ""],
     kl_weight: Float[Array, ""] | float,
     dimensions: int,
@@ -84,12 +92,16 @@ def negative_elbo(
     Args:
       mse: mean of `squared_error` over the images.
       kl: mean of `kl` over the images, nats per latent dimension.
+      discrete_nll: mean of `discrete_nll` over the images, which `discretized_logistic` takes.
       variance: of the decoder's Gaussian; only the gaussian likelihood's loss depends on it.
       kl_weight: beta.
       dimensions: D, the number of pixel values of an image.
       config: likelihood, r_loss_factor and free bits.
     """
-    nll = 0.5 * dimensions * (jnp.log(2.0 * jnp.pi * variance) + mse / variance)
+    if config.is_discrete:
+        nll = jnp.asarray(discrete_nll)
+    else:
+        nll = 0.5 * dimensions * (jnp.log(2.0 * jnp.pi * variance) + mse / variance)
     reconstruction = config.r_loss_factor * mse if config.likelihood == "mse" else nll
     # On the mean over the batch, as in Kingma et al. 2016, eq. 15: a dimension below the bound gets no gradient.
     kl_term = kl_weight * jnp.sum(jnp.maximum(kl, config.free_bits))

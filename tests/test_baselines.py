@@ -15,7 +15,7 @@ from facevae_jax.data.pixels import open_splits
 from facevae_jax.data.plan import BatchPlan
 from facevae_jax.errors import UserError
 from facevae_jax.metrics import scores
-from facevae_jax.models.vae import Execution, Output, Posterior
+from facevae_jax.models.vae import Decoded, Execution, Output, Posterior
 from facevae_jax.training import pca
 from facevae_jax.training.evaluation import Evaluator
 from facevae_jax.training.loop import train
@@ -104,7 +104,7 @@ class LinearVAE(nn.Module):
 
     def __call__(self, images, noise, *, train):
         posterior = self.encode(images)
-        return Output(self.decode(posterior.sample(noise)), posterior)
+        return Output(Decoded(self.decode(posterior.sample(noise))), posterior)
 
     def encode(self, images):
         mean = self.mean(images.reshape(images.shape[0], -1))

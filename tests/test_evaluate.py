@@ -7,11 +7,16 @@ import numpy as np
 import pytest
 
 from facevae_jax.data.pixels import open_splits
+from facevae_jax.data.plan import BatchPlan
 from facevae_jax.files import write_json
-from facevae_jax.metrics import scores
+from facevae_jax.metrics import recalibration, scores
+from facevae_jax.metrics.frechet import frechet_distance
 from facevae_jax.metrics.images import image_scores
+from facevae_jax.models.convolution import strided_convolution
 from facevae_jax.models.inference import Inference
 from facevae_jax.training.checkpoints import Checkpoints
+from facevae_jax.training.restore import RestoredModel
+from facevae_jax.training.state import make_model
 from tests.conftest import assert_one_line_error, run_module
 from tests.explored import random_model, random_state
 
@@ -71,6 +76,12 @@ def test_samples_against_real_faces_by_any_features(trained):
     found = scores.sample_distances(trained, "validation", extract=red, prior="standard", count=20)
     assert (found["images"], found["features"], found["prior"]) == (20, 3, "standard")
     assert found["sample_frechet"] > 0
+    assert found["interpolation_length"] >= 1
+    assert found["interpolation_largest_step"] >= 1
+    means = trained.encode(np.asarray(open_splits(trained.config.data).evaluation[:20])).mean
+    halfway = red(trained.decode((means + np.roll(means, -1, axis=0)) / 2))
+    real = red(np.asarray(open_splits(trained.config.data).evaluation[:20]))
+    assert found["interpolation_frechet"] == pytest.approx(frechet_distance(halfway, real), rel=1e-3)
     made = red(np.concatenate(list(trained.sample_stream(20))))
     np.testing.assert_allclose(made, red(trained.sample(20)), atol=1)
 
@@ -109,3 +120,33 @@ def test_the_command(workdir):
 )
 def test_mistakes_are_told_in_one_line(workdir, flags, mentioned):
     assert_one_line_error(run_module("facevae_jax.evaluate", f"--workdir={workdir}", *flags), mentioned)
+
+
+def test_recalibrated_statistics_are_those_of_batches_without_dropout(tiny_config):
+    """Those of the first layer, whose input depends on nothing else, are the moments of all images that it saw."""
+    state = random_state(tiny_config)
+    restored = RestoredModel(
+        tiny_config, make_model(tiny_config), state.evaluation_variables, state.latent_moments, None, step=0
+    )
+    pixels = np.asarray(open_splits(tiny_config.data).train)
+    found = recalibration.batch_statistics(restored, pixels)
+    assert jax.tree.structure(found) == jax.tree.structure(state.batch_stats)
+    rows = BatchPlan(tiny_config.train.seed, len(pixels), tiny_config.train.batch_size).rows(0, 10)
+    layer = state.params["encoder"]["StridedConvolution_0"]
+    seen = strided_convolution(pixels[rows.ravel()] / np.float32(255), layer["kernel"], form="plain") + layer["bias"]
+    statistics = found["encoder"]["Stage_0"]["BatchNorm_0"]
+    np.testing.assert_allclose(statistics["mean"], np.mean(seen, axis=(0, 1, 2)), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(statistics["var"], np.var(seen, axis=(0, 1, 2)), rtol=1e-3, atol=1e-7)
+
+
+def test_recalibration_changes_what_is_scored(workdir, tmp_path):
+    flags = ["--workdir", workdir, "--importance_samples=", "--prior=standard"]
+    records = []
+    for name, more in (("as_trained", []), ("recalibrated", ["--recalibrate"])):
+        output = tmp_path / f"{name}.json"
+        result = run_module("facevae_jax.evaluate", *flags, "--json", output, *more)
+        assert result.returncode == 0, result.stderr
+        records.append(json.loads(output.read_text()))
+    assert [record["recalibrated"] for record in records] == [False, True]
+    # A random model's running statistics are still 0 and 1.
+    assert records[0]["reconstruction"]["mse"] != pytest.approx(records[1]["reconstruction"]["mse"], rel=1e-3)

@@ -11,9 +11,9 @@ import scipy.stats
 from skimage.metrics import mean_squared_error, peak_signal_noise_ratio, structural_similarity
 
 from facevae_jax.errors import UserError
-from facevae_jax.metrics import frechet, images, inception, latents, likelihood
+from facevae_jax.metrics import frechet, images, inception, interpolation, latents, likelihood
 from facevae_jax.models.inference import Encoded, Inference
-from facevae_jax.models.vae import Posterior
+from facevae_jax.models.vae import Decoded, Posterior
 
 
 def pictures(side, *, seed=0):
@@ -131,6 +131,19 @@ def test_features_of_a_users_function():
         frechet.features_of(lambda x: np.full((len(x), 2), np.nan), batches)
 
 
+def test_ways_between_faces():
+    pace = np.linspace(0, 1, 5)[:, None]
+    straight = interpolation.ways(np.stack([pace * [3.0, 4.0], pace * [0.0, 1.0] + 7]))
+    assert straight == pytest.approx((1.0, 1.0))
+    # Round a half circle of radius 1: pi to 2, in steps that are chords.
+    angle = np.pi * np.linspace(0, 1, 1001)
+    circle = interpolation.ways(np.stack([np.cos(angle), np.sin(angle)], axis=1)[None])
+    assert circle == pytest.approx((np.pi / 2, 1.0), rel=1e-5)
+    # All at once in one of four steps; and a way that ends where it began, which has no distance to compare with.
+    jump = np.array([[[0.0], [0], [1], [1], [1]], [[0], [2], [2], [1], [0]]])
+    assert interpolation.ways(jump) == pytest.approx((1.0, 4.0))
+
+
 def test_the_aggregate_posteriors_distance_to_the_prior():
     generator = np.random.default_rng(0)
     mean, log_variance = generator.normal(size=(500, 3)) * [1, 2, 0] + [0, 1, 0], generator.normal(size=(500, 3))
@@ -159,6 +172,8 @@ class Linear:
     def apply(self, variables, given, *, method):
         if method == "decode":
             return (given @ self.weight.T + self.bias).reshape(-1, 2, 2, 3)
+        if method == "describe":
+            return Decoded(self.apply(variables, given, method="decode"))
         inverse = jnp.linalg.inv(jnp.eye(2) + self.weight.T @ self.weight / self.variance)
         mean = (given.reshape(-1, 12) - self.bias) @ self.weight @ inverse / self.variance
         return Posterior(mean, jnp.broadcast_to(jnp.log(jnp.diag(inverse)), mean.shape))

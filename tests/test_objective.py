@@ -5,7 +5,7 @@ import pytest
 from scipy import integrate, stats
 
 from facevae_jax.config import ObjectiveConfig
-from facevae_jax.models.vae import Output, Posterior
+from facevae_jax.models.vae import Decoded, Output, Posterior
 from facevae_jax.objective import fixed_variance, gaussian_kl, image_terms, kl_weight, negative_elbo
 
 
@@ -21,7 +21,7 @@ def test_image_terms_average_over_pixels_and_keep_images_and_dimensions_apart():
     images = jnp.zeros((2, 4, 4, 3))
     reconstruction = images.at[0, 0, 0, 0].set(0.5)
     posterior = Posterior(jnp.array([[0.0, 1.0], [2.0, 0.0]]), jnp.zeros((2, 2)))
-    terms = image_terms(images, Output(reconstruction, posterior))
+    terms = image_terms(images, Output(Decoded(reconstruction), posterior))
     np.testing.assert_allclose(terms.squared_error, [0.25 / 48, 0.0])
     np.testing.assert_allclose(terms.kl, [[0.0, 0.5], [2.0, 0.0]])
 
@@ -69,7 +69,7 @@ def test_r_loss_factor_is_a_variance():
     np.testing.assert_allclose(result.equivalent_r_loss_factor, 10_000.0, rtol=1e-6)
 
 
-@pytest.mark.parametrize("likelihood", ["mse", "gaussian"])
+@pytest.mark.parametrize("likelihood", ["mse", "gaussian", "discretized_logistic"])
 def test_the_total_is_the_sum_of_its_parts(likelihood):
     result = loss(likelihood=likelihood, weight=0.3, free_bits=2.0)
     assert float(result.loss) == float(result.reconstruction + result.kl_term)

@@ -119,6 +119,23 @@ class _Graph:
             return self.add("Mul", half, self.add("Add", tanh, self.constant(1.0)))
         raise NotImplementedError(f"activation {name}")  # a new one has to be written here too
 
+    def mixture_mean(self, x: str, components: int) -> str:
+        """The mean of the distribution that the last layer describes; see `models.logistic.from_outputs`."""
+
+        def channels(x: str, first: int, count: int) -> str:
+            ends = (self.constant([value], np.int64) for value in (first, first + count, 1))  # the last is the axis
+            return self.add("Slice", x, *ends)
+
+        size = components * CHANNELS
+        means = self.add("Sigmoid", channels(x, 0, size))
+        if components == 1:
+            return means
+        weights = self.add("Softmax", channels(x, 2 * size, components), axis=1)
+        terms = (
+            self.add("Mul", channels(means, k * CHANNELS, CHANNELS), channels(weights, k, 1)) for k in range(components)
+        )
+        return self.add("Sum", *terms)
+
     def model(self, restored: RestoredModel, name: str, inputs: list[Any], outputs: list[Any]) -> Any:
         """The whole, checked by ONNX' own rules on the way."""
         graph = helper.make_graph(self.nodes, name, inputs, outputs, self.constants)
@@ -175,7 +192,8 @@ def _decoder(restored: RestoredModel, variables: Any) -> Any:
         x = graph.convolution(x, f"TransposedConvolution_{index}")
         x = graph.stage(x, index, channels=channels, side=side)
     x = graph.convolution(x, f"TransposedConvolution_{len(filters) - 1}")
-    graph.add("Transpose", graph.add("Sigmoid", x), perm=[0, 2, 3, 1], output="images")
+    x = graph.mixture_mean(x, restored.config.components) if restored.config.components else graph.add("Sigmoid", x)
+    graph.add("Transpose", x, perm=[0, 2, 3, 1], output="images")
     shape: list[str | int | None] = [BATCH, resolution, resolution, CHANNELS]
     images = helper.make_tensor_value_info("images", TensorProto.FLOAT, shape)
     return graph.model(restored, "decoder", [latents], [images])

@@ -33,7 +33,7 @@ class Programs(NamedTuple):
 
 def plain_model(config: RunConfig) -> VAE:
     """The model in the form whose shapes allow any batch; the CPU's other form cuts a batch into blocks."""
-    return VAE(config.model, config.data.resolution, Execution("plain"))
+    return VAE(config.model, config.data.resolution, Execution("plain"), config.components)
 
 
 def serialize_programs(restored: RestoredModel) -> dict[str, bytes]:

@@ -20,7 +20,7 @@ def load(path: str | os.PathLike[str], *, batch_size: int = 0) -> TrainedVAE:
       UserError: there is no run, it has no checkpoint yet, or none can be read; or the file is damaged or foreign.
     """
     place = expand_home(path, name="--workdir")
-    return TrainedVAE(restore(place), folder=_folder(place), batch_size=batch_size)
+    return TrainedVAE(restore(place), folder=folder_of(place), batch_size=batch_size)
 
 
 def restore(place: pathlib.Path) -> RestoredModel:
@@ -34,7 +34,7 @@ def restore(place: pathlib.Path) -> RestoredModel:
     return weights.read_model(place) if weights.is_exported(place) else restore_model(place)
 
 
-def _folder(place: pathlib.Path) -> pathlib.Path:
+def folder_of(place: pathlib.Path) -> pathlib.Path:
     """Where priors and latents of the model are kept.
 
     They are named by the step alone, so that two files in one folder would take each other's for their own: a file of

@@ -14,7 +14,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, Shaped
 from facevae_jax.errors import UserError
 from facevae_jax.latents.priors import normal_by_index
 from facevae_jax.models.inference import Encoded, Inference
-from facevae_jax.models.vae import VAE, Posterior, to_unit
+from facevae_jax.models.vae import VAE, Decoded, Posterior, to_unit
 from facevae_jax.progress import progress_bar
 from facevae_jax.random import named_key
 
@@ -23,11 +23,13 @@ SEED = 0  # of the noise: the same at every evaluation, so that models compare
 
 
 def log_likelihood(
-    targets: Float[Array, "*b h w c"], decoded: Float[Array, "*b h w c"], variance: Float[Array, "*b"]
+    targets: Float[Array, "*b h w c"], decoded: Decoded, variance: Float[Array, "*b"]
 ) -> Float[Array, "*b"]:
-    """log N(x; x', variance), nats: a density over pixels in [0, 1]."""
+    """log p(x | z), nats: of the decoder's distribution, or of N(x'(z), variance), a density over pixels in [0, 1]."""
+    if decoded.distribution is not None:
+        return decoded.distribution.log_probability(targets)
     dimensions = math.prod(targets.shape[-3:])
-    error = jnp.sum(jnp.square(targets - decoded), axis=(-3, -2, -1))
+    error = jnp.sum(jnp.square(targets - decoded.images), axis=(-3, -2, -1))
     return -0.5 * (dimensions * jnp.log(2.0 * jnp.pi * variance) + error / variance)
 
 
@@ -39,7 +41,7 @@ class Draws(NamedTuple):
     log_variance: Float[ArrayLike, "b z"]
     rows: Int[ArrayLike, " b"]  # of the images in their split, which with the number of the draw decide the noise
     first: Int[ArrayLike, " b"]  # number of the first draw
-    variance: Float[ArrayLike, " b"]  # of the decoder's Gaussian
+    variance: Float[ArrayLike, " b"]  # of the decoder's Gaussian, if it is one
 
 
 def log_weights(model: VAE, variables: Any, given: Draws, *, count: int) -> Float[Array, "b k"]:
@@ -52,8 +54,8 @@ def log_weights(model: VAE, variables: Any, given: Draws, *, count: int) -> Floa
 
     noise = jax.vmap(draw)(given.rows, given.first)
     latents = Posterior(mean, log_variance).sample(noise)
-    decoded: Any = model.apply(variables, latents.reshape(-1, latents.shape[-1]), method="decode")
-    decoded = decoded.reshape(*latents.shape[:2], *decoded.shape[1:])
+    decoded: Any = model.apply(variables, latents.reshape(-1, latents.shape[-1]), method="describe")
+    decoded = jax.tree.map(lambda leaf: leaf.reshape(*latents.shape[:2], *leaf.shape[1:]), decoded)
     # log p(z) - log q(z | x): the factors of 2 pi cancel.
     ratio = 0.5 * jnp.sum(jnp.square(noise) + log_variance - jnp.square(latents), axis=-1)
     return log_likelihood(to_unit(jnp.asarray(given.images))[:, None], decoded, variance) + ratio
@@ -82,7 +84,7 @@ def importance_bounds(
       inference: with the model.
       images: rows 0 to n - 1 of a split.
       posterior: theirs.
-      variance: of the decoder's Gaussian.
+      variance: of the decoder's Gaussian; one that gives a distribution itself does without.
       draws: values of K, each a multiple of the one before.
 
     Raises:

@@ -1,30 +1,33 @@
 """Everything that is measured about a trained model on a split, as one JSON-able record."""
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, ArrayLike, Float, Int, Shaped
 
 from facevae_jax.data.batches import gather_rows
 from facevae_jax.data.pixels import open_splits
 from facevae_jax.errors import UserError
 from facevae_jax.generation import fitting, latent_tables
 from facevae_jax.generation.trained import TrainedVAE
+from facevae_jax.latents.arithmetic import lerp
 from facevae_jax.latents.priors import PriorName, normal_by_index
-from facevae_jax.metrics import images, inception, latents, likelihood
+from facevae_jax.metrics import images, inception, interpolation, latents, likelihood
 from facevae_jax.metrics.frechet import features_of, frechet_distance, kernel_distance
 from facevae_jax.metrics.images import ImageScores
 from facevae_jax.metrics.likelihood import SEED
 from facevae_jax.models.inference import Encoded
 from facevae_jax.models.vae import VAE, Posterior, to_unit
+from facevae_jax.objective import bits_per_dim
 from facevae_jax.progress import progress_bar
 from facevae_jax.random import named_key
 
 DRAWS = (1, 10, 100)  # of the importance-weighted bound
 BOUND_IMAGES = 256  # that it is computed for
+WAYS, WAY_PICTURES = 100, 9  # between two images, whose smoothness is measured
 
 
 class Measured(NamedTuple):
@@ -32,19 +35,27 @@ class Measured(NamedTuple):
 
     posterior: Posterior
     scores: ImageScores  # of the reconstruction from the posterior's mean
-    squared_error: Float[Array, " b"]  # of that from one draw, the mean per pixel value: the ELBO's distortion
+    distortion: Float[Array, " b"]  # of one draw: -log p(x | z), nats
 
 
-def measure(model: VAE, variables: Any, batch: tuple[Shaped[Array, "b h w c"], Int[Array, " b"]]) -> Measured:
+class Given(NamedTuple):
+    """Images to measure."""
+
+    pixels: Shaped[ArrayLike, "b h w c"]
+    rows: Int[ArrayLike, " b"]  # in their split, which decide the draws
+    variance: Float[ArrayLike, " b"]  # of the decoder's Gaussian, if it is one
+
+
+def measure(model: VAE, variables: Any, given: Given) -> Measured:
     """Encodes, and decodes twice: from the mean and from a draw, which depends on the image's row alone."""
-    pixels, rows = batch
+    pixels, rows, variance = (jnp.asarray(x) for x in given)
     targets = to_unit(pixels)
     posterior: Any = model.apply(variables, pixels, method="encode")
     noise = normal_by_index(named_key(SEED, "evaluate"), rows, posterior.mean.shape[1])
     of_mean: Any = model.apply(variables, posterior.mean, method="decode")
-    of_draw: Any = model.apply(variables, posterior.sample(noise), method="decode")
-    error = jax.numpy.mean(jax.numpy.square(targets - of_draw), axis=(1, 2, 3))
-    return Measured(posterior, images.image_scores(targets, of_mean), error)
+    of_draw: Any = model.apply(variables, posterior.sample(noise), method="describe")
+    distortion = -likelihood.log_likelihood(targets, of_draw, variance)
+    return Measured(posterior, images.image_scores(targets, of_mean), distortion)
 
 
 def evaluate(
@@ -93,7 +104,7 @@ def evaluate(
         return record
     kl = latents.kl_by_dimension(posterior)
     record["latents"]["kl_by_dimension"] = kl.tolist()
-    record["likelihood"] = _elbo(trained, measured.squared_error, kl, dimensions=pixels[0].size)
+    record["likelihood"] = _elbo(trained, measured.distortion, kl, dimensions=pixels[0].size)
     record["rates"] = {name: fitting.rate(trained, name, split) for name in priors}
     if draws:
         first = slice(min(bound_images, len(pixels)))
@@ -110,39 +121,38 @@ def evaluate(
 
 
 def _elbo(
-    trained: TrainedVAE, squared_error: Float[np.ndarray, " n"], kl: Float[np.ndarray, " z"], *, dimensions: int
+    trained: TrainedVAE, distortions: Float[np.ndarray, " n"], kl: Float[np.ndarray, " z"], *, dimensions: int
 ) -> dict[str, float]:
-    """Rate and distortion, nats, and their sum."""
-    error, rate = float(squared_error.mean(dtype=np.float64)), float(kl.sum(dtype=np.float64))
-    distortion = 0.5 * dimensions * (math.log(2 * math.pi * trained.variance) + error / trained.variance)
-    return {
-        "variance": trained.variance,
-        "distortion": distortion,
-        "rate": rate,
-        "negative_elbo": distortion + rate,
-    }
+    """Rate and distortion, nats, and their sum; of a Gaussian its variance, of a probability bits per pixel value."""
+    distortion, rate = float(distortions.mean(dtype=np.float64)), float(kl.sum(dtype=np.float64))
+    found = {"distortion": distortion, "rate": rate, "negative_elbo": distortion + rate}
+    if trained.config.objective.is_discrete:
+        return found | {"bits_per_dim": bits_per_dim(distortion + rate, dimensions=dimensions, discrete=True)}
+    return found | {"variance": trained.variance}
 
 
 def _measure_all(trained: TrainedVAE, pixels: np.ndarray) -> Any:
     size = trained.inference.batch_size
 
-    def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def batches() -> Iterator[Given]:
         for at in range(0, len(pixels), size):
             rows = np.arange(at, min(at + size, len(pixels)))
-            yield gather_rows(pixels, rows), rows
+            yield Given(gather_rows(pixels, rows), rows, np.full(len(rows), trained.variance, np.float32))
 
     parts = []
     with progress_bar(total=len(pixels), description="evaluating") as progress:
         for part in trained.inference.map_stream(measure, batches()):
             parts.append(part)
-            progress.update(len(part.squared_error))
+            progress.update(len(part.distortion))
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
 
 def sample_distances(
     trained: TrainedVAE, split: str, *, extract: Any, prior: PriorName, count: int, seed: int = SEED
 ) -> dict[str, Any]:
-    """Frechet and kernel distances of samples, and of reconstructions, to images of a split, by any features.
+    """Distances of samples, reconstructions and faces halfway between two to images of a split, by any features.
+
+    The last come from the line between the latents of each image and the next, whose smoothness is measured too.
 
     Args:
       trained: the model.
@@ -159,6 +169,10 @@ def sample_distances(
     real = features_of(extract, real_images(trained, pixels, count))
     made = features_of(extract, trained.sample_stream(count, prior=prior, seed=seed))
     again = features_of(extract, reconstructed_images(trained, pixels, count))
+    halfway = features_of(extract, _between(trained, pixels, count, (0.5,)))
+    pairs = min(WAYS, count)
+    steps = features_of(extract, _between(trained, pixels, pairs, np.linspace(0, 1, WAY_PICTURES).tolist()))
+    of_ways = interpolation.ways(steps.reshape(pairs, WAY_PICTURES, -1))
     return {
         "images": count,
         "prior": prior,
@@ -168,6 +182,10 @@ def sample_distances(
         "sample_kernel": kernel_distance(made, real),
         "reconstruction_frechet": frechet_distance(again, real),
         "reconstruction_kernel": kernel_distance(again, real),
+        "interpolation_frechet": frechet_distance(halfway, real),
+        "interpolation_length": of_ways.length,
+        "interpolation_largest_step": of_ways.largest_step,
+        "ways": pairs,
     }
 
 
@@ -230,6 +248,14 @@ def reconstructed_images(trained: TrainedVAE, pixels: np.ndarray, count: int) ->
     return (trained.reconstruct(batch) for batch in real_images(trained, pixels, count))
 
 
+def _between(trained: TrainedVAE, pixels: np.ndarray, count: int, weights: Sequence[float]) -> Iterator[np.ndarray]:
+    """Faces on the ways from each of the first `count` images to the next, the last one's to the first."""
+    means = np.concatenate([trained.encode(batch).mean for batch in real_images(trained, pixels, count)])
+    latents_ = np.concatenate([lerp(a, b, weights) for a, b in zip(means, np.roll(means, -1, axis=0), strict=True)])
+    size = trained.inference.batch_size
+    return trained.inference.decode_stream(latents_[at : at + size] for at in range(0, len(latents_), size))
+
+
 def table(record: dict[str, Any]) -> str:
     """A record as lines to read."""
     made, codes = record["reconstruction"], record["latents"]
@@ -241,11 +267,16 @@ def table(record: dict[str, Any]) -> str:
     ]
     if "likelihood" in record:
         nats = record["likelihood"]
+        discrete = "bits_per_dim" in nats
+        decoder = "discretized logistic" if discrete else f"Gaussian of variance {nats['variance']:.3g}"
+        of = "a probability of 8-bit pixels" if discrete else "a density over pixels from 0 to 1"
         rows += [
-            ("Distortion", nats["distortion"], ",.1f", f"nats; Gaussian of variance {nats['variance']:.3g}, one draw"),
+            ("Distortion", nats["distortion"], ",.1f", f"nats; {decoder}, one draw"),
             ("Rate", nats["rate"], ",.2f", "nats; KL(q(z|x) || N(0, I))"),
-            ("-ELBO", nats["negative_elbo"], ",.1f", "nats; of a density over pixels from 0 to 1"),
+            ("-ELBO", nats["negative_elbo"], ",.1f", f"nats; of {of}"),
         ]
+        if discrete:
+            rows.append(("Bits/dim", nats["bits_per_dim"], ".4f", "-ELBO per pixel value"))
     if "importance" in record:
         shown = record["importance"]["images"]
         rows += [
@@ -261,14 +292,14 @@ def table(record: dict[str, Any]) -> str:
             if name != "standard"
         ),
     ]
-    for key, of in (("features", "Frechet and kernel distance"), ("inception", "FID and KID")):
+    for key, of in (("features", "by the features"), ("inception", "by Inception's")):
         if key in record:
             found = record[key]
-            compared = f"{found['images']:,} images, {found['split']} split, prior {found['prior']}"
+            compared = f"{of}; {found['images']:,} images, {found['split']} split, prior {found['prior']}"
             rows += [
-                (name.replace("_", " "), value, ".5g", f"{of}: {compared}")
+                (name.replace("_", " "), value, ".5g", compared)
                 for name, value in found.items()
-                if name.startswith(("sample_", "reconstruction_"))
+                if name.startswith(("sample_", "reconstruction_", "interpolation_"))
             ]
     head = f"{record['data']}, {record['split']} split, {record['images']:,} images at {record['resolution']}x"
     lines = [f"{head}{record['resolution']}, step {record['step']:,}"]

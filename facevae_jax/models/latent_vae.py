@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from facevae_jax.models.vae import LOG_VARIANCE_RANGE, Execution, Output, Posterior
+from facevae_jax.models.vae import LOG_VARIANCE_RANGE, Decoded, Execution, Output, Posterior
 
 LAYERS = 2
 
@@ -29,7 +29,7 @@ class LatentVAE(nn.Module):
         """Reconstructs latents from one draw of the posterior; `noise` is from N(0, I)."""
         del train
         posterior = self.encode(images)
-        return Output(self.decode(posterior.sample(noise)), posterior)
+        return Output(self.describe(posterior.sample(noise)), posterior)
 
     def encode(self, images: Float[Array, "b 1 1 z"]) -> Posterior:
         """The posterior of latents."""
@@ -39,6 +39,10 @@ class LatentVAE(nn.Module):
     def decode(self, latents: Float[Array, "b z"]) -> Float[Array, "b 1 1 z"]:
         """First-stage latents of second-stage ones."""
         return self.decoder(latents)[:, None, None]
+
+    def describe(self, latents: Float[Array, "b z"]) -> Decoded:
+        """See `VAE.describe`."""
+        return Decoded(self.decode(latents))
 
 
 class Perceptron(nn.Module):

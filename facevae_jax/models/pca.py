@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
 from facevae_jax.config import CHANNELS, ModelConfig
-from facevae_jax.models.vae import Execution, Output, Posterior, deterministic, to_unit
+from facevae_jax.models.vae import Decoded, Execution, Output, Posterior, deterministic, to_unit
 
 
 class PCA(nn.Module):
@@ -36,7 +36,7 @@ class PCA(nn.Module):
         """Projects images, uint8 or in [0, 1], on the components; `noise` is not used."""
         del noise, train
         posterior = self.encode(images)
-        return Output(self.decode(posterior.mean), posterior)
+        return Output(self.describe(posterior.mean), posterior)
 
     def encode(self, images: Shaped[Array, "b h w c"]) -> Posterior:
         """Latents of images, uint8 or in [0, 1]."""
@@ -49,3 +49,7 @@ class PCA(nn.Module):
         scaled = latents * self.deviations
         flat = self.mean + jnp.matmul(scaled, self.components, precision=jax.lax.Precision.HIGHEST)
         return jnp.clip(flat, 0.0, 1.0).reshape(-1, *self.image_shape)
+
+    def describe(self, latents: Float[Array, "b z"]) -> Decoded:
+        """See `VAE.describe`."""
+        return Decoded(self.decode(latents))

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Shaped, UInt8, UInt32
 from facevae_jax.config import CHANNELS, ModelConfig
 from facevae_jax.models.blocks import Moments, apply_layer, block_size
 from facevae_jax.models.convolution import STRIDE, Form, strided_convolution, transposed_convolution
+from facevae_jax.models.logistic import LogisticMixture, from_outputs, output_channels
 
 # Keras' values, which differ from Flax's (epsilon 1e-5, slope 0.01).
 BATCH_NORM_EPSILON = 1e-3
@@ -53,11 +54,23 @@ def deterministic(mean: Float[Array, "b z"]) -> Posterior:
     return Posterior(mean, jnp.full_like(mean, LOG_VARIANCE_RANGE[0]))
 
 
+class Decoded(NamedTuple):
+    """What a decoder says of the pixels."""
+
+    images: Float[Array, "b h w c"]  # the mean, in [0, 1], float32
+    distribution: LogisticMixture | None = None  # None where the objective's Gaussian is around the mean
+
+
 class Output(NamedTuple):
     """What a forward pass gives."""
 
-    reconstruction: Float[Array, "b h w c"]  # in [0, 1], float32
+    decoded: Decoded
     posterior: Posterior
+
+    @property
+    def reconstruction(self) -> Float[Array, "b h w c"]:
+        """In [0, 1], float32."""
+        return self.decoded.images
 
 
 class Affine(NamedTuple):
@@ -262,14 +275,15 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents to images in [0, 1]."""
+    """Latents to images in [0, 1], or to a mixture of so many components for each pixel."""
 
     config: ModelConfig
     resolution: int
     execution: Execution
+    components: int
 
     @nn.compact
-    def __call__(self, latents: Float[Array, "b z"], *, train: bool) -> Float[Array, "b h w c"]:  # noqa: D102
+    def __call__(self, latents: Float[Array, "b z"], *, train: bool) -> Decoded:  # noqa: D102
         dtype = jnp.dtype(self.config.dtype)
         filters = self.config.stage_filters(self.resolution)
         grid = self.resolution // 2 ** len(filters)
@@ -279,8 +293,13 @@ class Decoder(nn.Module):
         for hidden in reversed(filters[:-1]):
             x, moments = TransposedConvolution(hidden, self.config, self.execution)(x, prologue)
             prologue = Stage(self.config, self.execution)(x, moments, train=train)
-        x, _ = TransposedConvolution(CHANNELS, self.config, self.execution, hidden=False)(x, prologue)
-        return nn.sigmoid(x.astype(jnp.float32))
+        channels = output_channels(self.components, CHANNELS) if self.components else CHANNELS
+        x, _ = TransposedConvolution(channels, self.config, self.execution, hidden=False)(x, prologue)
+        x = x.astype(jnp.float32)
+        if not self.components:
+            return Decoded(nn.sigmoid(x))
+        distribution = from_outputs(x, self.components, CHANNELS)
+        return Decoded(distribution.mean(), distribution)
 
 
 class VAE(nn.Module):
@@ -289,6 +308,7 @@ class VAE(nn.Module):
     config: ModelConfig
     resolution: int
     execution: Execution
+    components: int = 0  # of the discretized logistic mixture that the decoder gives; 0: it gives a mean alone
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -297,7 +317,7 @@ class VAE(nn.Module):
 
     def setup(self) -> None:  # noqa: D102
         self.encoder = Encoder(self.config, self.execution)
-        self.decoder = Decoder(self.config, self.resolution, self.execution)
+        self.decoder = Decoder(self.config, self.resolution, self.execution, self.components)
 
     def __call__(self, images: Shaped[Array, "b h w c"], noise: Float[Array, "b z"], *, train: bool) -> Output:
         """Reconstructs images, uint8 or in [0, 1], from one draw of the posterior; `noise` is from N(0, I)."""
@@ -310,6 +330,10 @@ class VAE(nn.Module):
 
     def decode(self, latents: Float[Array, "b z"]) -> Float[Array, "b h w c"]:
         """Images in [0, 1] of latents, for evaluation."""
+        return self.decoder(latents, train=False).images
+
+    def describe(self, latents: Float[Array, "b z"]) -> Decoded:
+        """What is said of the pixels of latents, for likelihoods."""
         return self.decoder(latents, train=False)
 
 

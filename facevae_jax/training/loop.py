@@ -200,8 +200,10 @@ class Loop:
         values = {name: float(value) for name, value in jax.device_get(loss)._asdict().items()}
         if self.trainer.config.model.kind == "vae":
             values["active_units"] = float(active_units)
-        if self.trainer.config.data.dequantize:
-            values["bits_per_dim"] = bits_per_dim(values["negative_elbo"], dimensions=self.trainer.dimensions)
+        discrete = self.trainer.config.objective.is_discrete
+        if discrete or self.trainer.config.data.dequantize:
+            dimensions = self.trainer.dimensions
+            values["bits_per_dim"] = bits_per_dim(values["negative_elbo"], dimensions=dimensions, discrete=discrete)
         self.telemetry.write("evaluation", step, {"split": self.evaluation_split, **values})
         if hosts.is_main():
             self.painter(state, step=step)

@@ -53,8 +53,11 @@ class TrainState(flax.struct.PyTreeNode):
 def make_model(config: RunConfig) -> VAE:
     """The model of a run, with convolutions in the form for this platform."""
     axis = DATA_AXIS if jax.device_count() > 1 else None
-    kind: Any = PCA if config.model.kind == "pca" else VAE
-    return kind(config.model, config.data.resolution, Execution(choose_form(config.train.convolution), axis))
+    execution = Execution(choose_form(config.train.convolution), axis)
+    if config.model.kind == "pca":
+        pca: Any = PCA(config.model, config.data.resolution, execution)
+        return pca
+    return VAE(config.model, config.data.resolution, execution, config.components)
 
 
 def make_schedule(config: TrainConfig, *, total_steps: int) -> optax.Schedule:

@@ -50,11 +50,14 @@ class Trainer(NamedTuple):
 
 
 def estimate_variance(mse: Float[Array, ""], params: Any, trainer: Trainer) -> Float[Array, ""]:
-    """The decoder's variance for a training batch: fixed by r_loss_factor, learned, or the batch's optimum."""
+    """The decoder's variance for a training batch: fixed by r_loss_factor, learned, or the batch's optimum.
+
+    The last is told of a likelihood that has no variance too.
+    """
     objective = trainer.config.objective
     if objective.likelihood == "mse":
         return jnp.asarray(fixed_variance(objective, dimensions=trainer.dimensions))
-    if objective.variance == "learned":
+    if objective.likelihood == "gaussian" and objective.variance == "learned":
         return jnp.maximum(jnp.exp(params["decoder_log_variance"]), MIN_VARIANCE)
     # At the optimum the loss does not change with the variance, so holding it fixed leaves the gradient exact
     # (Rybkin et al. 2021, section 3.3).
@@ -101,12 +104,14 @@ def _gradients(
             rngs={"dropout": dropout_key},
         )
         terms = image_terms(targets, output)
-        means = jnp.concatenate([jnp.mean(terms.squared_error)[None], jnp.mean(terms.kl, axis=0)])
+        scalars = jnp.stack([jnp.mean(terms.squared_error), jnp.mean(terms.discrete_nll)])
+        means = jnp.concatenate([scalars, jnp.mean(terms.kl, axis=0)])
         means = lax.pmean(means, axis) if axis else means
         mse = means[0]
         loss = negative_elbo(
             mse,
-            means[1:],
+            means[2:],
+            discrete_nll=means[1],
             variance=estimate_variance(mse, params, trainer),
             kl_weight=weight,
             dimensions=trainer.dimensions,
@@ -230,6 +235,7 @@ class EvaluationSums(flax.struct.PyTreeNode):
 
     images: Float[Array, ""]
     squared_error: Float[Array, ""]
+    discrete_nll: Float[Array, ""]
     kl: Float[Array, " z"]
     latent: Float[Array, " z"]  # of the posterior means
     posterior_variance: Float[Array, " z"]
@@ -239,7 +245,7 @@ class EvaluationSums(flax.struct.PyTreeNode):
     def zeros(cls, latent_dim: int) -> "EvaluationSums":
         """The empty sums."""
         scalar, vector = jnp.zeros(()), jnp.zeros(latent_dim)
-        return cls(scalar, scalar, vector, vector, vector, jnp.zeros((latent_dim, latent_dim)))
+        return cls(scalar, scalar, scalar, vector, vector, vector, jnp.zeros((latent_dim, latent_dim)))
 
 
 def _evaluation_sums(
@@ -259,6 +265,7 @@ def _evaluation_sums(
         images=jnp.sum(mask),
         # where, not a product: padding may hold anything, and 0 x NaN is NaN.
         squared_error=jnp.sum(jnp.where(valid, terms.squared_error, 0.0)),
+        discrete_nll=jnp.sum(jnp.where(valid, terms.discrete_nll, 0.0)),
         kl=jnp.sum(jnp.where(valid[:, None], terms.kl, 0.0), axis=0),
         latent=jnp.sum(weighted, axis=0),
         posterior_variance=variance,
@@ -297,6 +304,7 @@ def finish_evaluation(
     loss = negative_elbo(
         sums.squared_error / sums.images,
         sums.kl / sums.images,
+        discrete_nll=sums.discrete_nll / sums.images,
         variance=decoder_variance,
         kl_weight=trainer.config.objective.kl_weight,
         dimensions=trainer.dimensions,
@@ -317,7 +325,8 @@ def evaluation_variance(running: DecoderVariance, params: Any, *, trainer: Train
       params: those that are evaluated, which hold a learned variance.
       trainer: config and model.
     """
-    if trainer.config.objective.likelihood == "gaussian" and trainer.config.objective.variance == "optimal":
+    objective = trainer.config.objective
+    if objective.is_discrete or (objective.likelihood == "gaussian" and objective.variance == "optimal"):
         return jnp.where(running.weight > 0, running.total / jnp.maximum(running.weight, 1e-30), 1.0)
     return estimate_variance(jnp.zeros(()), params, trainer)
 

@@ -23,6 +23,7 @@ FIXED_KEYS = (
     "data.synthetic_validation_images",
     "data.dequantize",
     "objective.likelihood",
+    "objective.mixture_components",
     "objective.variance",
     "objective.r_loss_factor",
     "objective.kl_weight",
