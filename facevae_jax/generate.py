@@ -34,10 +34,10 @@ _SPLIT = flags.DEFINE_enum("split", None, ["train", "validation"], "Faces of the
 _ROWS = flags.DEFINE_list("rows", [], "Which of the split's images, by number; validation's without --split.")
 _PRIOR = flags.DEFINE_enum(
     "prior",
-    "standard",
+    "gaussian",
     PRIORS,
-    "What new faces are drawn from. standard: N(0, I). gaussian, mixture: fitted to the posteriors. second_stage: a "
-    "small VAE trained on them.",
+    "What new faces are drawn from. gaussian, mixture: fitted to the posteriors. second_stage: a small VAE trained on "
+    "them. standard: N(0, I).",
 )
 _TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Factor on the prior's standard deviations.")
 _SEED = flags.DEFINE_integer("seed", 0, "Another seed gives other faces.", lower_bound=0, upper_bound=2**32 - 1)

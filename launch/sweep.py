@@ -77,18 +77,46 @@ def run_one(config: str, workdir: pathlib.Path, settings: dict[str, str], evalua
     return {"seconds": time.monotonic() - started, "scores": json.loads(scores.read_text())}
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """What a reader compares, the best MSE first."""
+# What a reader compares: a heading, where the score stands in a row, and how it is written.
+COLUMNS = (
+    ("MSE", "scores.reconstruction.mse", ".5f"),
+    ("SSIM", "scores.reconstruction.ssim", ".3f"),
+    ("-ELBO", "scores.likelihood.negative_elbo", ",.0f"),
+    ("rate", "scores.likelihood.rate", ",.0f"),
+    ("active", "scores.latents.active_units", "d"),
+    ("samples", "scores.features.sample_frechet", ".4f"),
+    ("halfway", "scores.features.interpolation_frechet", ".4f"),
+    ("way", "scores.features.interpolation_length", ".2f"),
+    ("jump", "scores.features.interpolation_largest_step", ".2f"),
+    ("s", "seconds", ".0f"),
+)
+MISSING = "-"
+
+
+def look_up(row: Any, path: str) -> Any:
+    """The value at a path with dots; None where it is missing."""
+    for key in path.split("."):
+        row = row.get(key) if isinstance(row, dict) else None
+    return row
+
+
+def cells(rows: list[dict[str, Any]]) -> list[list[str]]:
+    """A line of headings and one for each row that was scored, the best MSE first, without columns that no row has."""
     done = sorted((row for row in rows if "scores" in row), key=lambda row: row["scores"]["reconstruction"]["mse"])
-    lines = [f"{'MSE':>9} {'SSIM':>7} {'-ELBO':>12} {'rate':>8} {'active':>7} {'s':>7}  settings"]
+    shown = [column for column in COLUMNS if any(look_up(row, column[1]) is not None for row in done)]
+    lines = [[heading for heading, _, _ in shown] + ["settings"]]
     for row in done:
-        scores = row["scores"]
-        nats = scores.get("likelihood", {})
-        elbo, rate = (f"{nats[key]:,.1f}" if key in nats else "-" for key in ("negative_elbo", "rate"))
-        lines.append(
-            f"{scores['reconstruction']['mse']:9.5f} {scores['reconstruction']['ssim']:7.4f} {elbo:>12} {rate:>8} "
-            f"{scores['latents']['active_units']:7d} {row['seconds']:7.0f}  {name_of(row['settings'])}"
-        )
+        values = [(look_up(row, path), form) for _, path, form in shown]
+        written = [MISSING if value is None else format(value, form) for value, form in values]
+        lines.append([*written, name_of(row["settings"])])
+    return lines
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """`cells` with aligned columns, and what failed."""
+    lines = cells(rows)
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]) - 1)]
+    lines = ["  ".join([*map(str.rjust, line, widths), line[-1]]) for line in lines]
     lines += [f"failed: {name_of(row['settings'])}: {row['reason']} ({row['log']})" for row in rows if "failed" in row]
     return "\n".join(lines)
 
@@ -143,7 +171,7 @@ def sweep(options: argparse.Namespace) -> int:
         print(f"{number} of {len(wanted)}: {name_of(settings)}", flush=True)
         rows = [row for row in rows if row["settings"] != settings]
         found = run_one(options.config, options.output / name_of(settings), settings, options.evaluate)
-        rows.append({"settings": settings, **found})
+        rows.append({"settings": settings, "folder": name_of(settings), **found})
         aside = results.with_suffix(".tmp")
         aside.write_text(json.dumps(rows, indent=1))
         aside.replace(results)

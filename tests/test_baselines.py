@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.decomposition import PCA
 
 import facevae_jax
@@ -67,6 +68,11 @@ def test_a_fitted_pca_is_a_model_like_any_other(fitted, capsys):
     config, workdir, trained = fitted
     assert trained.step == 1
     assert (workdir / "pictures" / "samples_standard_00000001.png").exists()
+    shown = np.asarray(Image.open(workdir / "pictures" / "eigenfaces_00000001.png"))[:32]
+    mean, component = shown[:, :32], shown[:, 34:66].astype(float) - 127.5
+    np.testing.assert_allclose(mean, 255 * trained.variables["params"]["mean"].reshape(32, 32, 3), atol=1)
+    first = np.asarray(trained.variables["params"]["components"])[0].reshape(32, 32, 3)
+    np.testing.assert_allclose(component, 127.5 * first / np.abs(first).max(), atol=1)
     assert trained.sample(3, prior="gaussian").shape == (3, 32, 32, 3)
     assert "likelihood" not in scores.evaluate(trained)  # a point has no ELBO
     train(config, workdir)

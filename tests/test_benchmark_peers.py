@@ -5,6 +5,8 @@ import sys
 import types
 from typing import Any
 
+import jax
+import numpy as np
 import pytest
 
 from benchmarks.peers import client
@@ -14,6 +16,7 @@ from benchmarks.peers.worker import PEERS
 from benchmarks.suites import peers
 from configs import gdl128
 from facevae_jax.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from facevae_jax.training.state import make_model
 
 PAPER = RunConfig.from_config_dict(gdl128.get_config())
 TINY = peers.peer_config(
@@ -35,6 +38,36 @@ def test_torch_network_has_our_parameters():
     from benchmarks.peers import torch_vae
 
     assert torch_vae.trainable_parameters(torch_vae.make_network(PAPER)) == TRAINABLE
+
+
+def test_a_torch_network_turned_round_is_ours():
+    torch = pytest.importorskip("torch")
+    from benchmarks import pythae_run
+    from benchmarks.peers import torch_vae
+
+    config = pythae_run.evaluated_config("synthetic", 32)
+    torch.manual_seed(0)
+    network = torch_vae.make_network(config)
+    generator = np.random.default_rng(0)
+    for module in network.modules():  # away from a new network's zeros and ones
+        if isinstance(module, torch.nn.BatchNorm2d):
+            for tensor in (module.running_mean, module.running_var, module.weight.data, module.bias.data):
+                tensor += torch.from_numpy(generator.uniform(0, 0.2, tensor.shape)).float()
+    network.eval()
+    variables = jax.tree.map(np.asarray, pythae_run.converted(network))
+    model = make_model(config)
+    images = generator.uniform(size=(3, 32, 32, 3)).astype(np.float32)
+    latents = generator.normal(size=(3, 200)).astype(np.float32)
+    turned = np.ascontiguousarray(images[:, ::-1, ::-1].transpose(0, 3, 1, 2))
+    with torch.no_grad():
+        x = network.encoder(torch.from_numpy(turned))
+        expected = [part.numpy() for part in (network.mean(x), network.log_variance(x))]
+        decoded = network.decoder(torch.from_numpy(latents)).numpy().transpose(0, 2, 3, 1)[:, ::-1, ::-1]
+    posterior = model.apply(variables, images, method="encode")
+    for found, wanted in zip(posterior, expected, strict=True):
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
+    assert decoded.std() > 0.01
+    np.testing.assert_allclose(model.apply(variables, latents, method="decode"), decoded, atol=1e-5)
 
 
 def test_keras_network_has_our_parameters():

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 from PIL import Image
 
-from benchmarks import editing, report, throughput
+from benchmarks import editing, record_sweep, report, throughput
 from benchmarks.suites import cost, end_to_end, growth, input, prepare, roofline, sampling, step
 from benchmarks.suites.options import Options, Skipped
 from configs import gdl128
@@ -207,6 +207,14 @@ def test_report_check_is_an_exit_code(repository):
     assert "run python -m benchmarks.report" in result.stderr
     (repository / report.DOCUMENT).write_text("no markers\n")
     assert_one_line_error(run_module("benchmarks.report", f"--root={repository}", "--check"), report.BEGIN)
+
+
+@pytest.mark.parametrize("name", record_sweep.TABLES)
+def test_the_documented_scores_are_those_that_were_measured(name):
+    record = json.loads((REPOSITORY / f"benchmarks/results/{name}.json").read_text())
+    text = record_sweep.DOCUMENT.read_text()
+    assert record_sweep.with_table(text, name, record_sweep.markdown(name, record["rows"])) == text
+    assert record["command"] in text
 
 
 def test_the_documented_edits_are_those_that_were_measured():

@@ -5,6 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
+import scipy.optimize
 
 from facevae_jax.data.pixels import open_splits
 from facevae_jax.data.plan import BatchPlan
@@ -45,6 +46,15 @@ def test_figures_are_means_over_every_image_once(trained, tiny_config, record):
     nats = record["likelihood"]
     assert nats["negative_elbo"] == pytest.approx(nats["distortion"] + nats["rate"])
     assert nats["variance"] == pytest.approx(32 * 32 * 3 / (2 * tiny_config.objective.r_loss_factor))
+    # The same draw's error, from the distortion of the run's own variance.
+    size, of = 32 * 32 * 3, nats["variance"]
+    error = (2 * nats["distortion"] / size - np.log(2 * np.pi * of)) * of
+    assert nats["best_variance"] == pytest.approx(error, rel=1e-3)
+    best = scipy.optimize.minimize_scalar(
+        lambda v: 0.5 * size * (np.log(2 * np.pi * v) + error / v), bounds=(1e-4, 1), method="bounded"
+    )
+    assert nats["negative_elbo_at_best_variance"] == pytest.approx(best.fun + nats["rate"], rel=1e-3)
+    assert record["parameters"] == sum(leaf.size for leaf in jax.tree.leaves(trained.variables["params"]))
     assert list(record["rates"]) == ["standard", "gaussian"]
 
 

@@ -104,19 +104,19 @@ class TrainedVAE:
         return self.inference.reconstruct(self.check_images(images))
 
     def sample(
-        self, count: int, *, prior: PriorName | Prior = "standard", temperature: float = 1.0, seed: int = 0
+        self, count: int, *, prior: PriorName | Prior = "gaussian", temperature: float = 1.0, seed: int = 0
     ) -> UInt8[np.ndarray, "n r r 3"]:
         """New faces, decoded from `sample_latents`."""
         return self.decode(self.sample_latents(count, prior=prior, temperature=temperature, seed=seed))
 
     def sample_latents(
-        self, count: int, *, prior: PriorName | Prior = "standard", temperature: float = 1.0, seed: int = 0
+        self, count: int, *, prior: PriorName | Prior = "gaussian", temperature: float = 1.0, seed: int = 0
     ) -> Float32[np.ndarray, "n z"]:
         """Latents number 0 to `count` - 1 of a seed; the first ones do not depend on how many are drawn.
 
         Args:
           count: how many.
-          prior: `standard` is N(0, I), `gaussian` the one fitted to the posteriors; others come from
+          prior: `gaussian` is the one fitted to the posteriors, `standard` N(0, I); others come from
             `generation.fitting.fitted_prior`.
           temperature: factor on the standard deviations; below 1 gives faces nearer to the mean one.
           seed: another seed gives other faces.
@@ -128,7 +128,7 @@ class TrainedVAE:
         return np.asarray(draw(named_key(seed, "sample"), np.arange(count)))
 
     def sample_stream(
-        self, count: int, *, prior: PriorName | Prior = "standard", temperature: float = 1.0, seed: int = 0
+        self, count: int, *, prior: PriorName | Prior = "gaussian", temperature: float = 1.0, seed: int = 0
     ) -> Iterator[UInt8[np.ndarray, "b r r 3"]]:
         """The faces of `sample` a batch at a time, in memory that does not grow with their number."""
         draw, size = self.drawer(prior, temperature=temperature), self.inference.batch_size

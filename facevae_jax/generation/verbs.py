@@ -34,7 +34,7 @@ class Request:
     images: tuple[str, ...] = ()
     split: str | None = None
     rows: tuple[int, ...] = ()
-    prior: PriorName = "standard"
+    prior: PriorName = "gaussian"
     temperature: float = 1.0
     seed: int = 0
     posterior: str = "mean"

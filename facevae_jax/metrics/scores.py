@@ -1,5 +1,6 @@
 """Everything that is measured about a trained model on a split, as one JSON-able record."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -36,6 +37,7 @@ class Measured(NamedTuple):
     posterior: Posterior
     scores: ImageScores  # of the reconstruction from the posterior's mean
     distortion: Float[Array, " b"]  # of one draw: -log p(x | z), nats
+    squared_error: Float[Array, " b"]  # of that draw's reconstruction, the mean per pixel value
 
 
 class Given(NamedTuple):
@@ -55,7 +57,8 @@ def measure(model: VAE, variables: Any, given: Given) -> Measured:
     of_mean: Any = model.apply(variables, posterior.mean, method="decode")
     of_draw: Any = model.apply(variables, posterior.sample(noise), method="describe")
     distortion = -likelihood.log_likelihood(targets, of_draw, variance)
-    return Measured(posterior, images.image_scores(targets, of_mean), distortion)
+    error = jnp.mean(jnp.square(targets - of_draw.images), axis=(1, 2, 3))
+    return Measured(posterior, images.image_scores(targets, of_mean), distortion, error)
 
 
 def evaluate(
@@ -91,6 +94,7 @@ def evaluate(
         "images": len(pixels),
         "resolution": trained.resolution,
         "latent_dim": trained.latent_dim,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(trained.variables["params"])),
         "reconstruction": {
             **{name: float(values.mean(dtype=np.float64)) for name, values in measured.scores._asdict().items()},
             "ms_ssim_scales": images.scales(trained.resolution),
@@ -104,7 +108,7 @@ def evaluate(
         return record
     kl = latents.kl_by_dimension(posterior)
     record["latents"]["kl_by_dimension"] = kl.tolist()
-    record["likelihood"] = _elbo(trained, measured.distortion, kl, dimensions=pixels[0].size)
+    record["likelihood"] = _elbo(trained, measured, kl, dimensions=pixels[0].size)
     record["rates"] = {name: fitting.rate(trained, name, split) for name in priors}
     if draws:
         first = slice(min(bound_images, len(pixels)))
@@ -120,12 +124,16 @@ def evaluate(
     return record
 
 
-def _elbo(
-    trained: TrainedVAE, distortions: Float[np.ndarray, " n"], kl: Float[np.ndarray, " z"], *, dimensions: int
-) -> dict[str, float]:
-    """Rate and distortion, nats, and their sum; of a Gaussian its variance, of a probability bits per pixel value."""
-    distortion, rate = float(distortions.mean(dtype=np.float64)), float(kl.sum(dtype=np.float64))
+def _elbo(trained: TrainedVAE, measured: Measured, kl: Float[np.ndarray, " z"], *, dimensions: int) -> dict[str, float]:
+    """Rate and distortion, nats, and their sum; of a Gaussian its variance, of a probability bits per pixel value.
+
+    And one likelihood that models compare by whatever they were trained with: a Gaussian of the variance that is best.
+    """
+    distortion, error = (float(x.mean(dtype=np.float64)) for x in (measured.distortion, measured.squared_error))
+    rate = float(kl.sum(dtype=np.float64))
     found = {"distortion": distortion, "rate": rate, "negative_elbo": distortion + rate}
+    found["best_variance"] = error
+    found["negative_elbo_at_best_variance"] = 0.5 * dimensions * (math.log(2 * math.pi * error) + 1) + rate
     if trained.config.objective.is_discrete:
         return found | {"bits_per_dim": bits_per_dim(distortion + rate, dimensions=dimensions, discrete=True)}
     return found | {"variance": trained.variance}
@@ -277,6 +285,9 @@ def table(record: dict[str, Any]) -> str:
         ]
         if discrete:
             rows.append(("Bits/dim", nats["bits_per_dim"], ".4f", "-ELBO per pixel value"))
+        else:
+            variance, value = nats["best_variance"], nats["negative_elbo_at_best_variance"]
+            rows.append(("-ELBO, best variance", value, ",.1f", f"nats; with {variance:.3g}, this split's optimum"))
     if "importance" in record:
         shown = record["importance"]["images"]
         rows += [

@@ -17,6 +17,7 @@ from facevae_jax.latents.priors import LatentMoments, fitted_gaussian, standard
 from facevae_jax.models.inference import Inference
 from facevae_jax.objective import Loss
 from facevae_jax.random import named_key
+from facevae_jax.training.pca import eigenfaces
 from facevae_jax.training.sharding import replicated, split_along
 from facevae_jax.training.state import TrainState
 from facevae_jax.training.step import (
@@ -95,7 +96,7 @@ class Painter:
             self._finish()
 
     def __call__(self, state: TrainState, *, step: int) -> None:
-        """Draws reconstructions and samples from both priors, and has them written.
+        """Draws reconstructions and samples from both priors, of PCA its components too, and has them written.
 
         Raises:
           OSError: the pictures before could not be written.
@@ -119,6 +120,9 @@ class Painter:
         for name, prior in priors.items():
             latents = np.asarray(prior.sample(key, np.arange(SHOWN_SAMPLES)))
             grids[f"samples_{name}"] = pictures.grid(inference.decode(latents), columns=COLUMNS)
+        if self._trainer.config.model.kind == "pca":
+            faces = eigenfaces(variables["params"], self._trainer.model.image_shape, SHOWN_SAMPLES)
+            grids["eigenfaces"] = pictures.grid(faces, columns=COLUMNS)
         for name, image in grids.items():
             path = self._directory / f"{name}_{step:08d}.png"
             self._written.append(self._writer.submit(pictures.write_png, path, image))

@@ -68,6 +68,14 @@ def fit_pca(
     }
 
 
+def eigenfaces(params: Any, shape: tuple[int, int, int], count: int) -> UInt8[np.ndarray, "n h w c"]:
+    """The mean face and after it the first `count` - 1 components, grey where they are 0, each scaled to its largest."""
+    components = np.asarray(params["components"])[: count - 1]
+    scaled = 0.5 + 0.5 * components / np.abs(components).max(axis=1, keepdims=True)
+    faces = np.concatenate([np.asarray(params["mean"])[None], scaled])
+    return np.round(255 * faces.clip(0, 1)).astype(np.uint8).reshape(-1, *shape)
+
+
 @jax.jit
 def _sum(pixels: UInt8[Array, "b d"]) -> Float[Array, " d"]:
     return jnp.sum(pixels.astype(jnp.float32) / 255.0, axis=0)

@@ -1,0 +1,128 @@
+"""From a sweep to one JSON file of its figures, and to the table that the documentation shows.
+
+python -m benchmarks.record_sweep --sweep=/tmp/sweep --output=benchmarks/results/sweep_choices.json --command="..."
+
+Run it on the machine, in the environment and at the commit of the sweep, before facevae_jax/ or configs/ change. The
+table goes into docs/evaluation.md between <!-- NAME:begin --> and <!-- NAME:end -->; tests/test_benchmarks.py compares.
+"""
+
+import json
+import pathlib
+import statistics
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from absl import flags
+
+from benchmarks.environment import REPOSITORY, environment
+from benchmarks.report import MISSING, look_up
+from facevae_jax import command_line
+from facevae_jax.errors import UserError
+from facevae_jax.files import atomic_writer, write_json
+from facevae_jax.training.telemetry import read_metrics
+from facevae_jax.training.workdir import CONFIG_FILE
+
+DOCUMENT = REPOSITORY / "docs" / "evaluation.md"
+
+
+class Column(NamedTuple):
+    """What a table shows of each row."""
+
+    heading: str
+    path: str  # in the row, with dots
+    form: str
+
+
+SHARED = (
+    Column("MSE", "scores.reconstruction.mse", ".4f"),
+    Column("SSIM", "scores.reconstruction.ssim", ".3f"),
+    Column("KL, nats", "scores.likelihood.rate", ",.0f"),
+)
+ELBO = Column("−ELBO, nats", "scores.likelihood.negative_elbo_at_best_variance", ",.0f")  # noqa: RUF001
+SAMPLES = Column("samples", "scores.features.sample_frechet", ".4f")
+TABLES: dict[str, tuple[Column, ...]] = {
+    "sweep_choices": (*SHARED, ELBO, Column("images/s", "images_per_second", ",.0f")),
+    "sweep_baselines": (
+        *SHARED,
+        SAMPLES,
+        Column("halfway", "scores.features.interpolation_frechet", ".4f"),
+        Column("way", "scores.features.interpolation_length", ".2f"),
+        Column("jump", "scores.features.interpolation_largest_step", ".2f"),
+    ),
+    "sweep_same_time": (
+        Column("parameters", "scores.parameters", ",d"),
+        Column("epochs", "epochs", "d"),
+        Column("s", "seconds", ".0f"),
+        *SHARED,
+        ELBO,
+        SAMPLES,
+    ),
+}
+
+
+def cell(row: Any, column: Column) -> str:
+    """A figure, or a dash where there is none."""
+    value = look_up(row, column.path)
+    return MISSING if value is None else format(value, column.form)
+
+
+def markdown(name: str, rows: Sequence[dict[str, Any]]) -> str:
+    """The table of a record."""
+    columns = TABLES[name]
+    lines = [f"| | {' | '.join(column.heading for column in columns)} |", "| --- " * (len(columns) + 1) + "|"]
+    lines += [f"| {row['name']} | {' | '.join(cell(row, column) for column in columns)} |" for row in rows]
+    return "\n".join(lines)
+
+
+def with_table(text: str, name: str, table: str) -> str:
+    """A document's text with a table between its markers.
+
+    Raises:
+      UserError: the markers are missing.
+    """
+    begin, end = f"<!-- {name}:begin -->\n", f"\n<!-- {name}:end -->"
+    before, found, rest = text.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise UserError(f"{DOCUMENT} needs the lines {begin.strip()} and {end.strip()}, in this order.")
+    return before + begin + table + end + after
+
+
+def training_of(workdir: pathlib.Path) -> dict[str, Any]:
+    """What a run says of itself: its epochs, its speed, and its settings without paths of one machine."""
+    lines = read_metrics(workdir)
+    rates = [line["images_per_second"] for line in lines if line["kind"] == "train"]
+    config = json.loads((workdir / CONFIG_FILE).read_text())
+    for key in ("data_dir", "cache_dir"):
+        config["data"].pop(key, None)
+    found: dict[str, Any] = {"config": config}
+    if rates:
+        found |= {"images_per_second": statistics.median(rates), "epochs": config["train"]["epochs"]}
+    return found
+
+
+def define_flags() -> None:
+    """Defines the flags; not at import, so that a test may import this module."""
+    flags.DEFINE_string("sweep", None, "--output of launch/sweep.py", required=True)
+    flags.DEFINE_string("output", None, "JSON file to write", required=True)
+    flags.DEFINE_string("command", None, "of the sweep", required=True)
+
+
+def main(arguments: list[str]) -> None:
+    """Writes the record and puts its table into the document."""
+    del arguments
+    values, folder = flags.FLAGS, pathlib.Path(flags.FLAGS.sweep)
+    rows = []
+    for row in json.loads((folder / "sweep.json").read_text()):
+        name = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in row["settings"].items())
+        rows.append({"name": name, **row, **training_of(folder / row["folder"])})
+    output = pathlib.Path(values.output)
+    write_json(output, {"command": values.command, "rows": rows, **environment()})
+    text = with_table(DOCUMENT.read_text(), output.stem, markdown(output.stem, rows))
+    with atomic_writer(DOCUMENT) as file:
+        file.write(text.encode())
+
+
+if __name__ == "__main__":
+    define_flags()
+    command_line.run(main)
