@@ -69,7 +69,7 @@ def fit_pca(
 
 
 def eigenfaces(params: Any, shape: tuple[int, int, int], count: int) -> UInt8[np.ndarray, "n h w c"]:
-    """The mean face and after it the first `count` - 1 components, grey where they are 0, each scaled to its largest."""
+    """The mean face, then the first `count` - 1 components, grey where they are 0, each scaled to its largest."""
     components = np.asarray(params["components"])[: count - 1]
     scaled = 0.5 + 0.5 * components / np.abs(components).max(axis=1, keepdims=True)
     faces = np.concatenate([np.asarray(params["mean"])[None], scaled])
