@@ -23,9 +23,11 @@ from facevae_jax.data.synthetic import ATTRIBUTES
 from facevae_jax.errors import UserError
 from facevae_jax.files import write_json
 from facevae_jax.generation import latent_tables
+from facevae_jax.generation.curves import METHOD, curve_of
 from facevae_jax.generation.directions import direction_of
 from facevae_jax.generation.loading import load
 from facevae_jax.generation.trained import TrainedVAE
+from facevae_jax.latents.curves import Curve
 from facevae_jax.latents.directions import METHODS, Direction
 
 NAMES = [attribute.name for attribute in ATTRIBUTES]
@@ -40,7 +42,11 @@ def define_flags() -> None:
 
 
 def measure(
-    trained: TrainedVAE, read: Regressor, direction: Direction, latents: Float[np.ndarray, "n z"], truth: np.ndarray
+    trained: TrainedVAE,
+    read: Regressor,
+    direction: Direction | Curve,
+    latents: Float[np.ndarray, "n z"],
+    truth: np.ndarray,
 ) -> dict[str, Any]:
     """One attribute's row.
 
@@ -118,11 +124,12 @@ def main(arguments: list[str]) -> None:
         for x in (images, trained.decode(latents))
     )
     rows: dict[str, list[dict[str, Any]]] = {}
-    for method in METHODS:
-        rows[method] = [
-            measure(trained, read, direction_of(trained, name, method=method, keep=("all",)), latents, truth)
-            for name in NAMES
-        ]
+    for method in (*METHODS, METHOD):
+        rows[method] = []
+        for name in NAMES:
+            moves = curve_of(trained, name, keep=("all",)) if method == METHOD else None
+            moves = moves or direction_of(trained, name, method=method, keep=("all",))
+            rows[method].append(measure(trained, read, moves, latents, truth))
         print(f"{method}:\n\n{table(rows[method], reconstructed)}\n", flush=True)
     if values.json:
         record = {

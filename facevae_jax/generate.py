@@ -52,8 +52,8 @@ _KEEP = flags.DEFINE_list("keep", [], "Attributes that the edit is to leave as t
 _DIRECTION = flags.DEFINE_enum(
     "direction",
     "mean",
-    ["mean", "regression"],
-    "Difference of means (the paper's), or logistic or ridge regression.",
+    ["mean", "regression", "curve"],
+    "Difference of means (the paper's), logistic or ridge regression, or a way that bends with the means.",
 )
 _ALPHA = flags.DEFINE_list("alpha", ["-3", "-2", "-1", "0", "1", "2", "3"], "How far, in standard deviations.")
 _DIMENSIONS = flags.DEFINE_list(

@@ -7,8 +7,10 @@ import json
 import pathlib
 import urllib.parse
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float32
 
 from facevae_jax.data.labels import AttributeTable
 from facevae_jax.errors import UserError
@@ -37,24 +39,53 @@ def direction_of(
     Raises:
       UserError: there is no such attribute, or too few labels; the run's data are not there.
     """
+    kept = kept_attributes(trained, attribute, keep)
+    path = trained.folder / DIRECTORY / trained.identity / f"{file_name(attribute, method, kept)}.json"
+    found = _read(path, trained.latent_dim)
+    if found is None:
+        given = labelled_latents(trained, (attribute, *kept))
+        found = fit_direction(given.draws, given.whitening, given.labels[0], given.labels[1:], method=method)
+        with contextlib.suppress(OSError):  # a folder that cannot be written to costs time only
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, {"format": FORMAT, **found._asdict(), "vector": found.vector.tolist()})
+    return found
+
+
+def kept_attributes(trained: TrainedVAE, attribute: str, keep: Sequence[str]) -> list[str]:
+    """What `keep` stands for.
+
+    Raises:
+      UserError: there is no such attribute; the edited one is among the kept.
+    """
     names = [a.name for a in latent_tables.attributes_of(trained)]
     kept = [name for name in names if name != attribute] if list(keep) == [KEEP_ALL] else list(keep)
     for flag, name in [("--attribute", attribute), *(("--keep", name) for name in kept)]:
         check_name(name, names, flag=flag)
     if attribute in kept:
         raise UserError(f"--keep={attribute} is what --attribute edits: leave it out of one of the two.")
-    path = trained.folder / DIRECTORY / trained.identity / f"{_file_name(attribute, method, kept)}.json"
-    found = _read(path, trained.latent_dim)
-    if found is None:
-        table = latent_tables.encode_split(trained, "train")
-        draws = trained.posterior_sample(table.posterior)
-        whitening = Whitening.of(table.mean, table.log_variance)
-        labels = {name: _labels(table.labels, name) for name in (attribute, *kept)}
-        found = fit_direction(draws, whitening, labels[attribute], [labels[name] for name in kept], method=method)
-        with contextlib.suppress(OSError):  # a folder that cannot be written to costs time only
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, {"format": FORMAT, **found._asdict(), "vector": found.vector.tolist()})
-    return found
+    return kept
+
+
+class LabelledLatents(NamedTuple):
+    """What directions and curves are fitted to."""
+
+    draws: Float32[np.ndarray, "n z"]  # one from the posterior of each training image
+    whitening: Whitening
+    labels: tuple[Labels, ...]
+
+
+def labelled_latents(trained: TrainedVAE, attributes: Sequence[str]) -> LabelledLatents:
+    """The training split's latents and labels.
+
+    Raises:
+      UserError: the run's data are not there; an attribute has categories without an order.
+    """
+    table = latent_tables.encode_split(trained, "train")
+    return LabelledLatents(
+        trained.posterior_sample(table.posterior),
+        Whitening.of(table.mean, table.log_variance),
+        tuple(_labels(table.labels, name) for name in attributes),
+    )
 
 
 def check_name(name: str, names: Sequence[str], *, flag: str) -> None:
@@ -78,7 +109,8 @@ def _labels(table: AttributeTable, name: str) -> Labels:
     return Labels(name, kinds[name] == "binary", table.column(name))
 
 
-def _file_name(attribute: str, method: str, kept: Sequence[str]) -> str:
+def file_name(attribute: str, method: str, kept: Sequence[str]) -> str:
+    """Names what is fitted, without its ending; of many attributes by a hash."""
     name = urllib.parse.quote("-".join([attribute, method, *(["keeping", *sorted(kept)] if kept else [])]), safe="")
     return name if len(name) <= MAX_NAME else f"{name[:60]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 

@@ -4,18 +4,20 @@ import dataclasses
 import itertools
 import pathlib
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, UInt8
 
 from facevae_jax.errors import UserError, expand_home, make_writable_directory
 from facevae_jax.generation import latent_tables, outputs, sheets
+from facevae_jax.generation.curves import METHOD, curve_of
 from facevae_jax.generation.directions import direction_of
 from facevae_jax.generation.photographs import list_photographs, photograph_blocks, read_faces
 from facevae_jax.generation.trained import Faces, TrainedVAE
 from facevae_jax.latents import arithmetic
-from facevae_jax.latents.directions import EditMethod
+from facevae_jax.latents.curves import Curve
+from facevae_jax.latents.directions import Direction, EditMethod
 from facevae_jax.latents.priors import PriorName
 
 SHOWN_FACES = 24  # that are reconstructed where no number is given
@@ -43,7 +45,7 @@ class Request:
     loop: bool = False
     attributes: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
-    method: EditMethod = "mean"
+    method: EditMethod | Literal["curve"] = "mean"
     alphas: tuple[float, ...] = sheets.ALPHAS
     dimensions: tuple[int, ...] = ()
     frames_per_second: float = 12.0
@@ -155,7 +157,7 @@ def edit(trained: TrainedVAE, request: Request) -> str:
         raise UserError("--attribute is missing: name what to edit, such as --attribute=smile or Smiling.")
     check_alphas(request.alphas)
     to = outputs.choose(request.output, request.format, verb="edit")
-    directions = [direction_of(trained, name, method=request.method, keep=request.keep) for name in request.attributes]
+    directions = [_edit_of(trained, name, request) for name in request.attributes]
     start = _start(trained, request, default=SHOWN_ROWS)
     pairs = list(itertools.product(range(len(start.latents)), directions))
     latents = np.stack([direction.edit(start.latents[row], request.alphas) for row, direction in pairs])
@@ -193,6 +195,13 @@ def check_alphas(alphas: Sequence[float]) -> None:
         raise UserError(
             f"--alpha={wrong[0]:g} is out of range: it counts standard deviations, {-MAX_ALPHA:g} to {MAX_ALPHA:g}."
         )
+
+
+def _edit_of(trained: TrainedVAE, attribute: str, request: Request) -> Direction | Curve:
+    """What moves latents."""
+    if request.method == METHOD:
+        return curve_of(trained, attribute, keep=request.keep)
+    return direction_of(trained, attribute, method=request.method, keep=request.keep)
 
 
 def _given_faces(trained: TrainedVAE, request: Request, *, count: int) -> Faces:

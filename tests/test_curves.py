@@ -1,0 +1,90 @@
+"""Edits that bend: on latents whose curve is known, and from a run's folder."""
+
+import numpy as np
+import pytest
+
+from facevae_jax.errors import UserError
+from facevae_jax.generation import curves, directions
+from facevae_jax.latents.curves import fit_attribute_map, fit_perceptron
+from facevae_jax.latents.directions import Labels, Whitening, fit_direction
+from tests.explored import random_model
+
+IMAGES = 6_000
+
+
+@pytest.fixture(scope="module")
+def arc():
+    """One attribute leads round most of a circle, as long hair or a turned head would; another along a line."""
+    generator = np.random.default_rng(0)
+    angle, height = generator.uniform(-2, 2, IMAGES), generator.normal(size=IMAGES)
+    latents = np.stack([2 * np.cos(angle), 2 * np.sin(angle), height, generator.normal(size=IMAGES)], axis=1)
+    latents = (latents + 0.05 * generator.normal(size=latents.shape)).astype(np.float32)
+    whitening = Whitening.of(latents, np.full_like(latents, -6.0))
+    return latents, whitening, Labels("angle", False, angle), Labels("height", False, height)
+
+
+def angle_of(latents):
+    return np.arctan2(latents[:, 1], latents[:, 0])
+
+
+def test_a_network_with_a_line_beside_it():
+    x = np.random.default_rng(0).normal(size=(4_000, 2)).astype(np.float32)
+    y = np.stack([x[:, 0] - 2 * x[:, 1] + 3, np.sin(2 * x[:, 0])], axis=1)
+    error = fit_perceptron(x[:3_000], y[:3_000])(x[3_000:]) - y[3_000:]
+    assert np.abs(error).mean() < 0.1
+
+
+def test_a_curve_arrives_where_a_line_leaves_the_circle(arc):
+    latents, whitening, angle, height = arc
+    found = fit_attribute_map(latents, whitening, [angle, height])
+    assert found.scores.min() > 0.95
+    faces = latents[np.abs(angle.values) < 0.7][:200]
+    start = angle_of(faces)
+    wanted = np.std(angle.values)
+    moved = np.stack([found.edit(face, 0, [1.0])[0] for face in faces])
+    change = angle_of(moved) - start
+    assert np.mean(change) == pytest.approx(wanted, rel=0.15)
+    assert np.abs(np.linalg.norm(moved[:, :2], axis=1) - 2).mean() < 0.3  # still on the circle
+    assert np.abs(moved[:, 2] - faces[:, 2]).mean() < 0.15  # the height is kept
+    line = fit_direction(latents, whitening, angle, [height], method="mean")
+    straight = np.stack([line.edit(face, [1.0])[0] for face in faces])
+    assert np.abs(np.linalg.norm(straight[:, :2], axis=1) - 2).mean() > 0.4
+    np.testing.assert_array_equal(found.edit(faces[0], 0, [0.0])[0], faces[0])
+    np.testing.assert_allclose(found.gains, 1, atol=0.15)
+
+
+def test_the_gain_makes_up_for_what_latents_hold_in_part(arc):
+    latents, whitening, angle, _ = arc
+    values = latents[:, 3] + np.random.default_rng(1).normal(size=IMAGES)  # half of its variance is in the latents
+    found = fit_attribute_map(latents, whitening, [Labels("half", False, values), angle])
+    assert found.scores[0] == pytest.approx(0.5, abs=0.1)
+    assert found.gains[0] == pytest.approx(2.0, rel=0.2)
+
+
+@pytest.fixture
+def trained(tiny_config, tmp_path):
+    return random_model(tiny_config, tmp_path)
+
+
+def test_a_curve_is_kept_and_shared(trained, monkeypatch):
+    fitted = []
+
+    def fit(*given):
+        fitted.append(given)
+        return fit_attribute_map(*given)
+
+    monkeypatch.setattr(curves, "fit_attribute_map", fit)
+    first = curves.curve_of(trained, "skin_tone", keep=["background"])
+    latent = np.zeros(8, np.float32)
+    again = curves.curve_of(trained, "skin_tone", keep=["background"])
+    np.testing.assert_array_equal(again.edit(latent, [1.0]), first.edit(latent, [1.0]))
+    other = curves.curve_of(trained, "background", keep=["skin_tone"])
+    assert not np.allclose(other.edit(latent, [1.0]), first.edit(latent, [1.0]))
+    assert len(fitted) == 1
+    assert again.describe().startswith("skin_tone by curve, keeping background: R² ")
+    (path,) = (trained.folder / directions.DIRECTORY).rglob("*.npz")
+    path.write_bytes(path.read_bytes()[:100])
+    curves.curve_of(trained, "skin_tone", keep=["background"])
+    assert len(fitted) == 2
+    with pytest.raises(UserError, match="did you mean skin_tone"):
+        curves.curve_of(trained, "skin_ton")
