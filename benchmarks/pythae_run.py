@@ -133,8 +133,8 @@ def main(arguments: list[str]) -> None:
     moments = LatentMoments(jnp.asarray(float(len(posterior.mean))), mean, covariance)
     with atomic_writer(output / weights.FILE) as file:
         file.write(weights.serialize(restored._replace(latent_moments=moments)))
-    write_json(output / "training.json", {"epochs": values.epochs, "seconds": seconds})
-    print(json.dumps({"epochs": values.epochs, "seconds": seconds}))
+    write_json(output / "training.json", {"epochs": values.epochs, "training_seconds": seconds})
+    print(json.dumps({"epochs": values.epochs, "training_seconds": seconds}))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
-"""From a sweep to one JSON file of its figures, and to the table that the documentation shows.
+"""From a sweep, or from some runs, to one JSON file of their figures and to the table that the documentation shows.
 
 python -m benchmarks.record_sweep --sweep=/tmp/sweep --output=benchmarks/results/sweep_choices.json --command="..."
+python -m benchmarks.record_sweep --run="the lineage=/tmp/gdl" --run=ours=/tmp/ours --output=... --command="..."
+
+A run is the workdir of a training, or what benchmarks.pythae_run wrote, after `python -m facevae_jax.evaluate`.
 
 Run it on the machine, in the environment and at the commit of the sweep, before facevae_jax/ or configs/ change. The
 table goes into docs/evaluation.md between <!-- NAME:begin --> and <!-- NAME:end -->; tests/test_benchmarks.py compares.
@@ -12,6 +15,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 from absl import flags
 
 from benchmarks.environment import REPOSITORY, environment
@@ -41,7 +45,7 @@ SHARED = (
 ELBO = Column("−ELBO, nats", "scores.likelihood.negative_elbo_at_best_variance", ",.0f")  # noqa: RUF001
 SAMPLES = Column("samples", "scores.features.sample_frechet", ".4f")
 TABLES: dict[str, tuple[Column, ...]] = {
-    "sweep_choices": (*SHARED, ELBO, Column("images/s", "images_per_second", ",.0f")),
+    "sweep_choices": (Column("parameters", "scores.parameters", ",d"), *SHARED, ELBO),
     "sweep_baselines": (
         *SHARED,
         SAMPLES,
@@ -52,7 +56,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
     "sweep_same_time": (
         Column("parameters", "scores.parameters", ",d"),
         Column("epochs", "epochs", "d"),
-        Column("s", "seconds", ".0f"),
+        Column("training, s", "training_seconds", ",.0f"),
         *SHARED,
         ELBO,
         SAMPLES,
@@ -89,21 +93,30 @@ def with_table(text: str, name: str, table: str) -> str:
 
 
 def training_of(workdir: pathlib.Path) -> dict[str, Any]:
-    """What a run says of itself: its epochs, its speed, and its settings without paths of one machine."""
-    lines = read_metrics(workdir)
-    rates = [line["images_per_second"] for line in lines if line["kind"] == "train"]
+    """What a run says of itself: its epochs, its speed, and its settings without paths of one machine.
+
+    The seconds are those of training steps, without compilation, evaluation and time between a stop and going on.
+    """
+    elsewhere = workdir / "training.json"
+    if elsewhere.exists():
+        return json.loads(elsewhere.read_text())
+    lines = [line for line in read_metrics(workdir) if line["kind"] == "train"]
     config = json.loads((workdir / CONFIG_FILE).read_text())
     for key in ("data_dir", "cache_dir"):
         config["data"].pop(key, None)
     found: dict[str, Any] = {"config": config}
-    if rates:
-        found |= {"images_per_second": statistics.median(rates), "epochs": config["train"]["epochs"]}
+    if lines:
+        rates = [line["images_per_second"] for line in lines]
+        images = config["train"]["batch_size"] * np.diff([0, *(line["step"] for line in lines)])
+        found |= {"images_per_second": statistics.median(rates), "training_seconds": float(np.sum(images / rates))}
+        found |= {"epochs": config["train"]["epochs"]}
     return found
 
 
 def define_flags() -> None:
     """Defines the flags; not at import, so that a test may import this module."""
-    flags.DEFINE_string("sweep", None, "--output of launch/sweep.py", required=True)
+    flags.DEFINE_string("sweep", None, "--output of launch/sweep.py")
+    flags.DEFINE_multi_string("run", [], "NAME=WORKDIR of a run that was evaluated")
     flags.DEFINE_string("output", None, "JSON file to write", required=True)
     flags.DEFINE_string("command", None, "of the sweep", required=True)
 
@@ -111,11 +124,16 @@ def define_flags() -> None:
 def main(arguments: list[str]) -> None:
     """Writes the record and puts its table into the document."""
     del arguments
-    values, folder = flags.FLAGS, pathlib.Path(flags.FLAGS.sweep)
-    rows = []
-    for row in json.loads((folder / "sweep.json").read_text()):
-        name = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in row["settings"].items())
-        rows.append({"name": name, **row, **training_of(folder / row["folder"])})
+    values, rows = flags.FLAGS, []
+    if values.sweep:
+        folder = pathlib.Path(values.sweep)
+        for row in json.loads((folder / "sweep.json").read_text()):
+            name = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in row["settings"].items())
+            rows.append({"name": name, **row, **training_of(folder / row["folder"])})
+    for run in values.run:
+        name, _, workdir = run.partition("=")
+        scores = json.loads((pathlib.Path(workdir) / "evaluation_validation.json").read_text())
+        rows.append({"name": name, "scores": scores, **training_of(pathlib.Path(workdir))})
     output = pathlib.Path(values.output)
     write_json(output, {"command": values.command, "rows": rows, **environment()})
     text = with_table(DOCUMENT.read_text(), output.stem, markdown(output.stem, rows))

@@ -16,6 +16,7 @@ from facevae_jax.generation import latent_tables
 from facevae_jax.generation.second_stage import SecondStage, abstract_variables, make_second_stage, train_second_stage
 from facevae_jax.generation.trained import TrainedVAE
 from facevae_jax.latents.priors import Gaussian, Mixture, Prior, PriorName, normal_by_index
+from facevae_jax.models.inference import Encoded
 from facevae_jax.random import named_key
 
 DIRECTORY = "priors"
@@ -88,15 +89,14 @@ def fit_mixture(train: Float32[np.ndarray, "n z"], validation: Float32[np.ndarra
     return Mixture(jnp.asarray(np.log(fitted.weights_), jnp.float32), gaussians)
 
 
-def rate(trained: TrainedVAE, prior: Prior | PriorName, split: str = "") -> float:
-    """KL(q(z|x) || prior), in nats, the mean over at most `SCORED` images of a split, from one draw each.
+def rate(trained: TrainedVAE, prior: Prior | PriorName, posterior: Encoded) -> float:
+    """KL(q(z|x) || prior), in nats, the mean over the posteriors of at most `SCORED` images, from one draw each.
 
     For N(0, I) it is the KL of the loss, but for the noise of the draws; a fitted prior that describes the latents
     better has a lower one. The negative ELBO with that prior is the reconstruction term plus this. Of the second
     stage it is an upper bound.
     """
-    table = latent_tables.encode_split(trained, split or latent_tables.evaluation_split(trained))
-    mean, log_variance = table.mean[:SCORED], table.log_variance[:SCORED]
+    mean, log_variance = posterior.mean[:SCORED], posterior.log_variance[:SCORED]
     noise = np.asarray(normal_by_index(named_key(0, "rate"), np.arange(len(mean)), trained.latent_dim))
     latents = mean + np.exp(0.5 * log_variance) * noise
     entropy_term = -0.5 * np.sum(np.square(noise) + log_variance + np.log(2 * np.pi), axis=1)

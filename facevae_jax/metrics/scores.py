@@ -109,7 +109,7 @@ def evaluate(
     kl = latents.kl_by_dimension(posterior)
     record["latents"]["kl_by_dimension"] = kl.tolist()
     record["likelihood"] = _elbo(trained, measured, kl, dimensions=pixels[0].size)
-    record["rates"] = {name: fitting.rate(trained, name, split) for name in priors}
+    record["rates"] = {name: fitting.rate(trained, name, posterior) for name in priors}
     if draws:
         first = slice(min(bound_images, len(pixels)))
         bounds = likelihood.importance_bounds(

@@ -10,7 +10,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from facevae_jax.data.layouts import Attribute
-from facevae_jax.generation import fitting
+from facevae_jax.generation import fitting, latent_tables
 from facevae_jax.generation.latent_tables import LatentTable
 from facevae_jax.generation.sheets import shown_attributes
 from facevae_jax.generation.trained import TrainedVAE
@@ -218,10 +218,11 @@ def _map(
 
 def priors(trained: TrainedVAE) -> Table:
     """The rate of each prior that is there: N(0, I), the fitted Gaussian, and what has been fitted before."""
-    standard = fitting.rate(trained, "standard")
+    posterior = latent_tables.encode_split(trained, latent_tables.evaluation_split(trained)).posterior
+    standard = fitting.rate(trained, "standard", posterior)
     rows = [("standard", f"{standard:,.2f}", "", PRIORS["standard"])]
     for name in available_priors(trained):
-        rate = fitting.rate(trained, name)
+        rate = fitting.rate(trained, name, posterior)
         rows.append((name, f"{rate:,.2f}", f"{rate - standard:+,.2f}", PRIORS[name]))
     header = ("Prior", "Rate, nats", "Against standard", "What it is")
     return Table("Rate of the evaluation split's latents under each prior", header, rows, figures=True)
