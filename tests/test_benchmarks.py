@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import pytest
 from PIL import Image
 
-from benchmarks import editing, record_sweep, report, throughput
+from benchmarks import editing, evaluation_cost, record_sweep, report, throughput
 from benchmarks.suites import cost, end_to_end, growth, input, prepare, roofline, sampling, step
 from benchmarks.suites.options import Options, Skipped
-from configs import gdl128
+from configs import gdl128, quickstart
 from facevae_jax.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from facevae_jax.metrics import scores
 from facevae_jax.models.vae import VAE, Execution, forward_flops
 from tests.conftest import REPOSITORY, assert_one_line_error, run_module
 
@@ -207,6 +208,14 @@ def test_report_check_is_an_exit_code(repository):
     assert "run python -m benchmarks.report" in result.stderr
     (repository / report.DOCUMENT).write_text("no markers\n")
     assert_one_line_error(run_module("benchmarks.report", f"--root={repository}", "--check"), report.BEGIN)
+
+
+def test_the_cost_of_an_evaluation(monkeypatch):
+    monkeypatch.setattr(scores, "DRAWS", (1, 4))
+    record = evaluation_cost.measure(quickstart, images=9, rounds=2)
+    assert len(record["ratios"]) == 2
+    assert record["ratio"] > 0
+    assert all(len(taken) == 2 for taken in record["seconds"].values())
 
 
 @pytest.mark.parametrize("name", record_sweep.TABLES)
