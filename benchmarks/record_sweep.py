@@ -115,7 +115,7 @@ def training_of(workdir: pathlib.Path) -> dict[str, Any]:
 
 def define_flags() -> None:
     """Defines the flags; not at import, so that a test may import this module."""
-    flags.DEFINE_string("sweep", None, "--output of launch/sweep.py")
+    flags.DEFINE_multi_string("sweep", [], "--output of launch/sweep.py")
     flags.DEFINE_multi_string("run", [], "NAME=WORKDIR of a run that was evaluated")
     flags.DEFINE_string("output", None, "JSON file to write", required=True)
     flags.DEFINE_string("command", None, "of the sweep", required=True)
@@ -125,8 +125,7 @@ def main(arguments: list[str]) -> None:
     """Writes the record and puts its table into the document."""
     del arguments
     values, rows = flags.FLAGS, []
-    if values.sweep:
-        folder = pathlib.Path(values.sweep)
+    for folder in map(pathlib.Path, values.sweep):
         for row in json.loads((folder / "sweep.json").read_text()):
             name = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in row["settings"].items())
             rows.append({"name": name, **row, **training_of(folder / row["folder"])})

@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> None:
     from facevae_jax.generation.latent_tables import evaluation_split
     from facevae_jax.generation.loading import folder_of, load, restore
     from facevae_jax.latents.priors import PriorName
-    from facevae_jax.metrics import frechet, inception, likelihood, recalibration, scores
+    from facevae_jax.metrics import comparison, frechet, inception, likelihood, recalibration, scores
 
     if draws:
         likelihood.check_draws(draws)
@@ -66,12 +66,12 @@ def main(arguments: list[str]) -> None:
     prior = cast(PriorName, _PRIOR.value)
     priors: list[Any] = list(dict.fromkeys(["standard", prior]))
     record = scores.evaluate(trained, split, draws=draws, bound_images=_IMPORTANCE_IMAGES.value, priors=priors)
-    comparison: dict[str, Any] = {"prior": prior, "count": _SAMPLES.value, "seed": _SEED.value}
+    compared: dict[str, Any] = {"prior": prior, "count": _SAMPLES.value, "seed": _SEED.value}
     if extract:
-        distances = scores.sample_distances(trained, split, extract=extract, **comparison)
+        distances = comparison.sample_distances(trained, split, extract=extract, **compared)
         record["features"] = {"function": _FEATURES.value, **distances}
     if _FID.value:
-        record["inception"] = scores.inception_distances(trained, split, weights=weights, **comparison)
+        record["inception"] = comparison.inception_distances(trained, split, weights=weights, **compared)
     write_json(output, {"recalibrated": _RECALIBRATE.value, **record})
     print(scores.table(record))
     print(output)

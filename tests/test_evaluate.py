@@ -10,7 +10,7 @@ import scipy.optimize
 from facevae_jax.data.pixels import open_splits
 from facevae_jax.data.plan import BatchPlan
 from facevae_jax.files import write_json
-from facevae_jax.metrics import recalibration, scores
+from facevae_jax.metrics import comparison, recalibration, scores
 from facevae_jax.metrics.frechet import frechet_distance
 from facevae_jax.metrics.images import image_scores
 from facevae_jax.models.convolution import strided_convolution
@@ -83,7 +83,7 @@ def red(images):
 
 
 def test_samples_against_real_faces_by_any_features(trained):
-    found = scores.sample_distances(trained, "validation", extract=red, prior="standard", count=20)
+    found = comparison.sample_distances(trained, "validation", extract=red, prior="standard", count=20)
     assert (found["images"], found["features"], found["prior"]) == (20, 3, "standard")
     assert found["sample_frechet"] > 0
     assert found["interpolation_length"] >= 1

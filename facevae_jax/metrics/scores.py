@@ -11,13 +11,10 @@ from jaxtyping import Array, ArrayLike, Float, Int, Shaped
 
 from facevae_jax.data.batches import gather_rows
 from facevae_jax.data.pixels import open_splits
-from facevae_jax.errors import UserError
 from facevae_jax.generation import fitting, latent_tables
 from facevae_jax.generation.trained import TrainedVAE
-from facevae_jax.latents.arithmetic import lerp
 from facevae_jax.latents.priors import PriorName, normal_by_index
-from facevae_jax.metrics import images, inception, interpolation, latents, likelihood
-from facevae_jax.metrics.frechet import features_of, frechet_distance, kernel_distance
+from facevae_jax.metrics import images, latents, likelihood
 from facevae_jax.metrics.images import ImageScores
 from facevae_jax.metrics.likelihood import SEED
 from facevae_jax.models.inference import Encoded
@@ -28,7 +25,6 @@ from facevae_jax.random import named_key
 
 DRAWS = (1, 10, 100)  # of the importance-weighted bound
 BOUND_IMAGES = 256  # that it is computed for
-WAYS, WAY_PICTURES = 100, 9  # between two images, whose smoothness is measured
 
 
 class Measured(NamedTuple):
@@ -153,115 +149,6 @@ def _measure_all(trained: TrainedVAE, pixels: np.ndarray) -> Any:
             parts.append(part)
             progress.update(len(part.distortion))
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
-
-
-def sample_distances(
-    trained: TrainedVAE, split: str, *, extract: Any, prior: PriorName, count: int, seed: int = SEED
-) -> dict[str, Any]:
-    """Distances of samples, reconstructions and faces halfway between two to images of a split, by any features.
-
-    The last come from the line between the latents of each image and the next, whose smoothness is measured too.
-
-    Args:
-      trained: the model.
-      split: of the real images, of which the first `count` are compared with.
-      extract: from uint8 images [n, h, w, 3] to features [n, d].
-      prior: of the samples.
-      count: images of each set, at most.
-      seed: of the samples.
-
-    Raises:
-      UserError: the data are not there; the features are not an array of a row for each image.
-    """
-    pixels, count = _compared(trained, split, count)
-    real = features_of(extract, real_images(trained, pixels, count))
-    made = features_of(extract, trained.sample_stream(count, prior=prior, seed=seed))
-    again = features_of(extract, reconstructed_images(trained, pixels, count))
-    halfway = features_of(extract, _between(trained, pixels, count, (0.5,)))
-    pairs = min(WAYS, count)
-    steps = features_of(extract, _between(trained, pixels, pairs, np.linspace(0, 1, WAY_PICTURES).tolist()))
-    of_ways = interpolation.ways(steps.reshape(pairs, WAY_PICTURES, -1))
-    return {
-        "images": count,
-        "prior": prior,
-        "split": split,
-        "features": real.shape[1],
-        "sample_frechet": frechet_distance(made, real),
-        "sample_kernel": kernel_distance(made, real),
-        "reconstruction_frechet": frechet_distance(again, real),
-        "reconstruction_kernel": kernel_distance(again, real),
-        "interpolation_frechet": frechet_distance(halfway, real),
-        "interpolation_length": of_ways.length,
-        "interpolation_largest_step": of_ways.largest_step,
-        "ways": pairs,
-    }
-
-
-def inception_distances(
-    trained: TrainedVAE, split: str, *, weights: Any, prior: PriorName, count: int, seed: int = SEED, **options: Any
-) -> dict[str, Any]:
-    """FID and KID of samples, and of reconstructions, to images of a split; see `sample_distances`.
-
-    Args:
-      trained: the model.
-      split: of the real images.
-      weights: see `inception.fidelity`.
-      prior: of the samples.
-      count: images of each set, at most.
-      seed: of the samples.
-      options: of `inception.fidelity`.
-
-    Raises:
-      UserError: the data are not there, or torch-fidelity or its weights are not.
-    """
-    pixels, count = _compared(trained, split, count)
-    sets = {
-        "sample": trained.sample_stream(count, prior=prior, seed=seed),
-        "reconstruction": reconstructed_images(trained, pixels, count),
-    }
-    found: dict[str, Any] = {
-        "images": count,
-        "prior": prior,
-        "split": split,
-        "extractor": options.get("extractor", inception.EXTRACTOR),
-        "resize": "as torch-fidelity's extractor does: bilinear to 299x299, like TensorFlow 1",
-    }
-    for name, made in sets.items():
-        real = real_images(trained, pixels, count)
-        distances = inception.fidelity(
-            made, real, count=count, resolution=trained.resolution, weights=weights, **options
-        )
-        found |= {f"{name}_{key}": value for key, value in distances.items()}
-    return found
-
-
-def _compared(trained: TrainedVAE, split: str, count: int) -> tuple[np.ndarray, int]:
-    """The real images, and how many of them there are to compare with."""
-    pixels = latent_tables.split_pixels(open_splits(trained.config.data), split)
-    count = min(count, len(pixels))
-    if count < 2:
-        raise UserError(f"the split {split!r} has {len(pixels)} images: a distribution needs two at least.")
-    return pixels, count
-
-
-def real_images(trained: TrainedVAE, pixels: np.ndarray, count: int) -> Iterator[np.ndarray]:
-    """The first images of a split, in batches."""
-    size = trained.inference.batch_size
-    for at in range(0, count, size):
-        yield gather_rows(pixels, np.arange(at, min(at + size, count)))
-
-
-def reconstructed_images(trained: TrainedVAE, pixels: np.ndarray, count: int) -> Iterator[np.ndarray]:
-    """Their reconstructions from the posteriors' means."""
-    return (trained.reconstruct(batch) for batch in real_images(trained, pixels, count))
-
-
-def _between(trained: TrainedVAE, pixels: np.ndarray, count: int, weights: Sequence[float]) -> Iterator[np.ndarray]:
-    """Faces on the ways from each of the first `count` images to the next, the last one's to the first."""
-    means = np.concatenate([trained.encode(batch).mean for batch in real_images(trained, pixels, count)])
-    latents_ = np.concatenate([lerp(a, b, weights) for a, b in zip(means, np.roll(means, -1, axis=0), strict=True)])
-    size = trained.inference.batch_size
-    return trained.inference.decode_stream(latents_[at : at + size] for at in range(0, len(latents_), size))
 
 
 def table(record: dict[str, Any]) -> str:
