@@ -3,6 +3,7 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.optimize
@@ -10,6 +11,7 @@ import scipy.optimize
 from facevae_jax.data.pixels import open_splits
 from facevae_jax.data.plan import BatchPlan
 from facevae_jax.files import write_json
+from facevae_jax.latents.priors import LatentMoments, fitted_gaussian
 from facevae_jax.metrics import comparison, recalibration, scores
 from facevae_jax.metrics.frechet import frechet_distance
 from facevae_jax.metrics.images import image_scores
@@ -94,6 +96,20 @@ def test_samples_against_real_faces_by_any_features(trained):
     assert found["interpolation_frechet"] == pytest.approx(frechet_distance(halfway, real), rel=1e-3)
     made = red(np.concatenate(list(trained.sample_stream(20))))
     np.testing.assert_allclose(made, red(trained.sample(20)), atol=1)
+
+
+def test_samples_come_from_a_gaussian_that_has_not_seen_the_images(trained):
+    """Of training latents, where the one that a run keeps is of the split that is compared with."""
+    found = comparison.sample_distances(trained, "validation", extract=red, prior="gaussian", count=20)
+    pixels = np.asarray(open_splits(trained.config.data).train)
+    posterior = trained.encode(pixels)
+    covariance = np.cov(posterior.mean.T, bias=True) + np.diag(np.exp(posterior.log_variance).mean(axis=0))
+    moments = LatentMoments(*(jnp.asarray(x, jnp.float32) for x in (165.0, posterior.mean.mean(axis=0), covariance)))
+    made = red(trained.sample(20, prior=fitted_gaussian(moments)))
+    real = red(np.asarray(open_splits(trained.config.data).evaluation[:20]))
+    assert found["sample_frechet"] == pytest.approx(frechet_distance(made, real), rel=0.02)
+    kept = red(trained.sample(20, prior="gaussian"))
+    assert found["sample_frechet"] != pytest.approx(frechet_distance(kept, real), rel=0.05)
 
 
 @pytest.fixture(scope="module")

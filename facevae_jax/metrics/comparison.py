@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from facevae_jax.data.batches import gather_rows
@@ -11,9 +12,10 @@ from facevae_jax.errors import UserError
 from facevae_jax.generation import latent_tables
 from facevae_jax.generation.trained import TrainedVAE
 from facevae_jax.latents.arithmetic import lerp
-from facevae_jax.latents.priors import PriorName
+from facevae_jax.latents.priors import LatentMoments, Prior, PriorName, fitted_gaussian
 from facevae_jax.metrics import inception, interpolation
 from facevae_jax.metrics.frechet import features_of, frechet_distance, kernel_distance
+from facevae_jax.metrics.latents import moments_of
 from facevae_jax.metrics.likelihood import SEED
 
 WAYS, WAY_PICTURES = 100, 9  # between two images, whose smoothness is measured
@@ -30,7 +32,7 @@ def sample_distances(
       trained: the model.
       split: of the real images, of which the first `count` are compared with.
       extract: from uint8 images [n, h, w, 3] to features [n, d].
-      prior: of the samples.
+      prior: of the samples; the gaussian one is fitted to training latents here.
       count: images of each set, at most.
       seed: of the samples.
 
@@ -39,7 +41,7 @@ def sample_distances(
     """
     pixels, count = _compared(trained, split, count)
     real = features_of(extract, real_images(trained, pixels, count))
-    made = features_of(extract, trained.sample_stream(count, prior=prior, seed=seed))
+    made = features_of(extract, trained.sample_stream(count, prior=_unseen(trained, prior, split), seed=seed))
     again = features_of(extract, reconstructed_images(trained, pixels, count))
     halfway = features_of(extract, _between(trained, pixels, count, (0.5,)))
     pairs = min(WAYS, count)
@@ -70,7 +72,7 @@ def inception_distances(
       trained: the model.
       split: of the real images.
       weights: see `inception.fidelity`.
-      prior: of the samples.
+      prior: of the samples; the gaussian one is fitted to training latents here.
       count: images of each set, at most.
       seed: of the samples.
       options: of `inception.fidelity`.
@@ -80,7 +82,7 @@ def inception_distances(
     """
     pixels, count = _compared(trained, split, count)
     sets = {
-        "sample": trained.sample_stream(count, prior=prior, seed=seed),
+        "sample": trained.sample_stream(count, prior=_unseen(trained, prior, split), seed=seed),
         "reconstruction": reconstructed_images(trained, pixels, count),
     }
     found: dict[str, Any] = {
@@ -97,6 +99,19 @@ def inception_distances(
         )
         found |= {f"{name}_{key}": value for key, value in distances.items()}
     return found
+
+
+def _unseen(trained: TrainedVAE, prior: PriorName, split: str) -> PriorName | Prior:
+    """The prior, never fitted to the images that its samples are compared with.
+
+    The Gaussian that a run keeps is that of its evaluation split, whose images it would know by their latents: another
+    one is fitted to the training split.
+    """
+    if prior != "gaussian" or split == "train":
+        return prior
+    posterior = latent_tables.encode_split(trained, "train").posterior
+    moments = len(posterior.mean), *moments_of(posterior)
+    return fitted_gaussian(LatentMoments(*(jnp.asarray(x, jnp.float32) for x in moments)))
 
 
 def _compared(trained: TrainedVAE, split: str, count: int) -> tuple[np.ndarray, int]:
