@@ -127,8 +127,14 @@ def main(arguments: list[str]) -> None:
     for method in (*METHODS, METHOD):
         rows[method] = []
         for name in NAMES:
-            moves = curve_of(trained, name, keep=("all",)) if method == METHOD else None
-            moves = moves or direction_of(trained, name, method=method, keep=("all",))
+            try:
+                if method == METHOD:
+                    moves: Direction | Curve = curve_of(trained, name, keep=("all",))
+                else:
+                    moves = direction_of(trained, name, method=method, keep=("all",))
+            except UserError as error:  # it is not in the latents
+                print(error)
+                continue
             rows[method].append(measure(trained, read, moves, latents, truth))
         print(f"{method}:\n\n{table(rows[method], reconstructed)}\n", flush=True)
     if values.json:

@@ -38,10 +38,11 @@ def define_flags() -> None:
 
 
 def make_trained(module: Any, images: int, folder: str) -> TrainedVAE:
-    """A new network, and drawn faces to evaluate it on."""
+    """A new network, and drawn faces to evaluate it on, in a folder."""
     settings = module.get_config()
     with settings.unlocked():
-        settings.data.update(name="synthetic", synthetic_train_images=1, synthetic_validation_images=images)
+        settings.data.update(name="synthetic", data_dir=folder)
+        settings.data.update(synthetic_train_images=1, synthetic_validation_images=images)
     config = RunConfig.from_config_dict(settings)
     state = create_state(config, make_model(config), make_optimizer(config.train, total_steps=1), make_mesh())
     moments = state.latent_moments.replace(images=np.float32(images))

@@ -12,6 +12,7 @@ pixels that hold an upright face, as CelebA's and FFHQ's crops do, enlarged by a
 import functools
 import importlib.util
 import pathlib
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -39,7 +40,7 @@ SIDE = 64
 FEATURES = 128
 FILTERS = (32, 64, 128, 128)
 EPOCHS, BATCH_SIZE, LEARNING_RATE = 6, 128, 2e-3
-KEPT = pathlib.Path("~/.cache/facevae_jax/celeba_attribute_network_64.npz").expanduser()
+CACHE = pathlib.Path("~/.cache/facevae_jax").expanduser()
 
 
 @functools.cache
@@ -93,12 +94,14 @@ def _attribute_features() -> Callable[[Any], Array]:
     data = DataConfig(name="celeba", resolution=SIDE)
     labels = open_attributes(data, "train").values
     network = Classifier(labels.shape[1])
-    if not KEPT.exists():
+    # Named by its images' labels: another training split is another network's.
+    kept = CACHE / f"celeba_attribute_network_{SIDE}_{zlib.crc32(labels.tobytes()):08x}.npz"
+    if not kept.exists():
         params = train(network, open_splits(data).train, labels)
-        KEPT.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_writer(KEPT) as file:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_writer(kept) as file:
             np.savez(file, **{"/".join(path): np.asarray(leaf) for path, leaf in flatten_dict(params).items()})
-    with np.load(KEPT, allow_pickle=False) as file:
+    with np.load(kept, allow_pickle=False) as file:
         params = unflatten_dict({tuple(name.split("/")): file[name] for name in file.files})
 
     @jax.jit
@@ -132,5 +135,5 @@ def train(network: Classifier, pixels: UInt8[np.ndarray, "n h w 3"], labels: Flo
         rows = np.sort(draw.choice(len(pixels), BATCH_SIZE, replace=False))
         key = jax.random.fold_in(jax.random.key(1), number)
         params, state, value = step(params, state, gather_rows(pixels, rows), labels[rows], key)
-    print(f"a network for CelebA's attributes: cross-entropy {float(value):.3f} in training, kept in {KEPT}")
+    print(f"a network for CelebA's attributes: cross-entropy {float(value):.3f} at the end of training")
     return params

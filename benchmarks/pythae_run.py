@@ -29,7 +29,6 @@ from facevae_jax.files import atomic_writer, write_json
 from facevae_jax.generation import latent_tables
 from facevae_jax.generation.trained import TrainedVAE
 from facevae_jax.latents.priors import LatentMoments
-from facevae_jax.metrics.latents import moments_of
 from facevae_jax.training.restore import RestoredModel
 from facevae_jax.training.state import DecoderVariance, make_model
 
@@ -129,8 +128,7 @@ def main(arguments: list[str]) -> None:
     restored = RestoredModel(config, make_model(config), variables, moments, zeros, step=values.epochs)
     trained = TrainedVAE(restored, folder=output)
     posterior = latent_tables.encode_split(trained, latent_tables.evaluation_split(trained)).posterior
-    mean, covariance = (jnp.asarray(x, jnp.float32) for x in moments_of(posterior))
-    moments = LatentMoments(jnp.asarray(float(len(posterior.mean))), mean, covariance)
+    moments = LatentMoments.of(*posterior)
     with atomic_writer(output / weights.FILE) as file:
         file.write(weights.serialize(restored._replace(latent_moments=moments)))
     write_json(output / "training.json", {"epochs": values.epochs, "training_seconds": seconds})

@@ -113,6 +113,25 @@ def training_of(workdir: pathlib.Path) -> dict[str, Any]:
     return found
 
 
+def sweep_rows(folder: pathlib.Path) -> list[dict[str, Any]]:
+    """What a sweep scored; what failed is left out."""
+    rows = [row for row in json.loads((folder / "sweep.json").read_text()) if "scores" in row]
+    return [
+        {
+            "name": ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in row["settings"].items()),
+            **{key: value for key, value in row.items() if key != "folder"},
+            **training_of(folder / row["folder"]),
+        }
+        for row in rows
+    ]
+
+
+def run_row(name: str, workdir: str) -> dict[str, Any]:
+    """A run's training, and its scores on validation."""
+    scores = json.loads((pathlib.Path(workdir) / "evaluation_validation.json").read_text())
+    return {"name": name, "scores": scores, **training_of(pathlib.Path(workdir))}
+
+
 def define_flags() -> None:
     """Defines the flags; not at import, so that a test may import this module."""
     flags.DEFINE_multi_string("sweep", [], "--output of launch/sweep.py")
@@ -124,18 +143,20 @@ def define_flags() -> None:
 def main(arguments: list[str]) -> None:
     """Writes the record and puts its table into the document."""
     del arguments
-    values, rows = flags.FLAGS, []
-    for folder in map(pathlib.Path, values.sweep):
-        for row in json.loads((folder / "sweep.json").read_text()):
-            name = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in row["settings"].items())
-            rows.append({"name": name, **row, **training_of(folder / row["folder"])})
-    for run in values.run:
-        name, _, workdir = run.partition("=")
-        scores = json.loads((pathlib.Path(workdir) / "evaluation_validation.json").read_text())
-        rows.append({"name": name, "scores": scores, **training_of(pathlib.Path(workdir))})
-    output = pathlib.Path(values.output)
-    write_json(output, {"command": values.command, "rows": rows, **environment()})
+    values, output = flags.FLAGS, pathlib.Path(flags.FLAGS.output)
+    if output.stem not in TABLES:
+        raise UserError(
+            f"--output={values.output!r} must be named {', '.join(TABLES)}.json: there are tables of these."
+        )
+    try:
+        rows = [row for sweep in values.sweep for row in sweep_rows(pathlib.Path(sweep))]
+        rows += [run_row(*run.partition("=")[::2]) for run in values.run]
+    except OSError as error:
+        raise UserError(
+            f"{error.filename} cannot be read ({error.strerror}): has it been run and evaluated?"
+        ) from error
     text = with_table(DOCUMENT.read_text(), output.stem, markdown(output.stem, rows))
+    write_json(output, {"command": values.command, "rows": rows, **environment()})
     with atomic_writer(DOCUMENT) as file:
         file.write(text.encode())
 

@@ -184,6 +184,7 @@ class RunConfig:
         if self.model.kind != "vae":
             object.__setattr__(self, "objective", dataclasses.replace(self.objective, kl_weight=0.0))
         if self.model.kind == "pca":
+            object.__setattr__(self, "objective", dataclasses.replace(self.objective, likelihood="mse"))
             object.__setattr__(self, "train", dataclasses.replace(self.train, steps=1, ema_decay=0.0))
 
     @property

@@ -81,7 +81,7 @@ def negative_elbo(
     mse: Float[Array, ""],
     kl: Float[Array, " z"],
     *,
-    discrete_nll: Float[Array, ""] | float = 0.0,
+    discrete_nll: Float[Array, ""] | float,
     variance: Float[Array, ""],
     kl_weight: Float[Array, ""] | float,
     dimensions: int,

@@ -2,7 +2,7 @@
 """Trains and evaluates every combination of some settings, one after another, into one JSON file and a plot.
 
     python launch/sweep.py --config=configs/celeba64.py --output=/tmp/sweep \
-        --set model.latent_dim=64,200 --set objective.r_loss_factor=1e4,1e5 --set train.seed=0,1
+        --set model.latent_dim=64,200 --set objective.kl_weight=0.5,1 --set train.seed=0,1
 
 Values that belong together go into one --set: --set "objective.likelihood=gaussian;train.ema_decay=0.999|train.seed=1"
 has two. What is done already is not done again, so that a sweep that was stopped goes on by the same command, and may

@@ -5,7 +5,7 @@ import pytest
 
 from facevae_jax.errors import UserError
 from facevae_jax.generation import curves, directions
-from facevae_jax.latents.curves import fit_attribute_map, fit_perceptron
+from facevae_jax.latents.curves import Curve, fit_attribute_map, fit_perceptron
 from facevae_jax.latents.directions import Labels, Whitening, fit_direction
 from tests.explored import random_model
 
@@ -41,7 +41,7 @@ def test_a_curve_arrives_where_a_line_leaves_the_circle(arc):
     faces = latents[np.abs(angle.values) < 0.7][:200]
     start = angle_of(faces)
     wanted = np.std(angle.values)
-    moved = np.stack([found.edit(face, 0, [1.0])[0] for face in faces])
+    moved = found.move(faces, 0, np.ones(len(faces)))
     change = angle_of(moved) - start
     assert np.mean(change) == pytest.approx(wanted, rel=0.15)
     assert np.abs(np.linalg.norm(moved[:, :2], axis=1) - 2).mean() < 0.3  # still on the circle
@@ -49,7 +49,7 @@ def test_a_curve_arrives_where_a_line_leaves_the_circle(arc):
     line = fit_direction(latents, whitening, angle, [height], method="mean")
     straight = np.stack([line.edit(face, [1.0])[0] for face in faces])
     assert np.abs(np.linalg.norm(straight[:, :2], axis=1) - 2).mean() > 0.4
-    np.testing.assert_array_equal(found.edit(faces[0], 0, [0.0])[0], faces[0])
+    np.testing.assert_array_equal(Curve("angle", found).edit(faces[0], [0.0])[0], faces[0])
     np.testing.assert_allclose(found.gains, 1, atol=0.15)
 
 
@@ -59,6 +59,13 @@ def test_the_gain_makes_up_for_what_latents_hold_in_part(arc):
     found = fit_attribute_map(latents, whitening, [Labels("half", False, values), angle])
     assert found.scores[0] == pytest.approx(0.5, abs=0.1)
     assert found.gains[0] == pytest.approx(2.0, rel=0.2)
+
+
+def test_one_attribute_alone(arc):
+    latents, whitening, _, height = arc
+    found = fit_attribute_map(latents, whitening, [height])
+    moved = Curve("height", found).edit(latents[0], [-1.0, 1.0])
+    assert moved[1, 2] - moved[0, 2] == pytest.approx(2 * np.std(height.values), rel=0.1)
 
 
 @pytest.fixture

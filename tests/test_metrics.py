@@ -11,6 +11,7 @@ import scipy.stats
 from skimage.metrics import mean_squared_error, peak_signal_noise_ratio, structural_similarity
 
 from facevae_jax.errors import UserError
+from facevae_jax.latents.priors import moments_of
 from facevae_jax.metrics import frechet, images, inception, interpolation, latents, likelihood
 from facevae_jax.models.inference import Encoded, Inference
 from facevae_jax.models.vae import Decoded, Posterior
@@ -142,12 +143,13 @@ def test_ways_between_faces():
     # All at once in one of four steps; and a way that ends where it began, which has no distance to compare with.
     jump = np.array([[[0.0], [0], [1], [1], [1]], [[0], [2], [2], [1], [0]]])
     assert interpolation.ways(jump) == pytest.approx((1.0, 4.0))
+    assert interpolation.ways(np.ones((2, 4, 3))) is None  # a decoder that looks at no latent
 
 
 def test_the_aggregate_posteriors_distance_to_the_prior():
     generator = np.random.default_rng(0)
     mean, log_variance = generator.normal(size=(500, 3)) * [1, 2, 0] + [0, 1, 0], generator.normal(size=(500, 3))
-    centre, covariance = latents.moments_of(Encoded(mean, log_variance))
+    centre, covariance = moments_of(mean, log_variance)
     draws = mean + np.exp(0.5 * log_variance) * generator.normal(size=(4000, 500, 3))
     flat = draws.reshape(-1, 3)
     np.testing.assert_allclose(centre, flat.mean(axis=0), atol=0.01)

@@ -26,10 +26,11 @@ def test_image_terms_average_over_pixels_and_keep_images_and_dimensions_apart():
     np.testing.assert_allclose(terms.kl, [[0.0, 0.5], [2.0, 0.0]])
 
 
-def loss(mse=0.02, kl=(1.0, 3.0), variance=0.1, weight=1.0, dimensions=48, **config):
+def loss(mse=0.02, kl=(1.0, 3.0), variance=0.1, weight=1.0, dimensions=48, discrete_nll=70.0, **config):
     return negative_elbo(
         jnp.asarray(mse),
         jnp.asarray(kl),
+        discrete_nll=jnp.asarray(discrete_nll),
         variance=jnp.asarray(variance),
         kl_weight=weight,
         dimensions=dimensions,
@@ -73,6 +74,7 @@ def test_r_loss_factor_is_a_variance():
 def test_the_total_is_the_sum_of_its_parts(likelihood):
     result = loss(likelihood=likelihood, weight=0.3, free_bits=2.0)
     assert float(result.loss) == float(result.reconstruction + result.kl_term)
+    assert (float(result.reconstruction) == 70.0) == (likelihood == "discretized_logistic")
 
 
 def test_free_bits_cost_nothing_and_pull_nothing():

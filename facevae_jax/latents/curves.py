@@ -6,6 +6,7 @@ the mean latent of faces with attributes a. A face with the latent z, whose attr
 is edited to z + g(a + d) - g(a).
 """
 
+import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -46,22 +47,26 @@ def fit_perceptron(x: Float[np.ndarray, "n i"], y: Float[np.ndarray, "n o"]) -> 
       x: of about unit variance.
       y: of about unit variance.
     """
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.neural_network import MLPRegressor  # which takes a second to import
 
     design = np.concatenate([x, np.ones((len(x), 1))], axis=1)
     line = np.linalg.lstsq(design, y, rcond=None)[0]
+    rest = y - design @ line
     network = MLPRegressor(
         hidden_layer_sizes=HIDDEN,
         activation="tanh",
         alpha=ALPHA,
-        batch_size=min(256, len(x)),
+        batch_size=max(1, min(256, int((1 - HELD_OUT) * len(x)))),
         early_stopping=True,
         max_iter=MAX_EPOCHS,
         n_iter_no_change=PATIENCE,
         random_state=0,
         validation_fraction=HELD_OUT,
     )
-    network.fit(x, y - design @ line)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the score decides whether it is good enough
+        network.fit(x, rest if rest.shape[1] > 1 else rest[:, 0])
     weights, biases = network.coefs_, network.intercepts_
     return Perceptron(
         tuple(w.astype(np.float32) for w in weights),
@@ -85,13 +90,19 @@ class AttributeMap(NamedTuple):
     gains: Float[np.ndarray, " a"]  # steps of a standard deviation that change what is read by one; 0: none does
     images: int  # that it was fitted to
 
-    def edit(self, latent: Float[np.ndarray, " z"], number: int, steps: Sequence[float]) -> Float32[np.ndarray, "n z"]:
+    def attributes(self, latents: Float[np.ndarray, "n z"]) -> Float[np.ndarray, "n a"]:
+        """The standardised attributes that are read off latents."""
+        return self.read(self.whitening.whiten(latents))
+
+    def move(
+        self, latents: Float[np.ndarray, "n z"], number: int, steps: Float[np.ndarray, " n"]
+    ) -> Float32[np.ndarray, "n z"]:
         """z + g(a + step) - g(a), steps in standard deviations of attribute `number`; 0 gives the latent exactly."""
-        here = self.read(self.whitening.whiten(latent[None])).clip(self.low, self.high)
-        there = np.repeat(here, len(steps), axis=0)
-        there[:, number] += np.asarray(steps)
+        here = self.attributes(latents).clip(self.low, self.high)
+        there = here.copy()
+        there[:, number] += steps
         moved = (self.to_latents(there) - self.to_latents(here)) @ self.whitening.root.T
-        return (latent + moved).astype(np.float32)
+        return (latents + moved).astype(np.float32)
 
 
 class Curve(NamedTuple):
@@ -103,8 +114,8 @@ class Curve(NamedTuple):
     def edit(self, latent: Float[np.ndarray, " z"], alphas: Sequence[float]) -> Float32[np.ndarray, "n z"]:
         """The face with its attribute changed by each alpha, in standard deviations; 0 gives the latent exactly."""
         number = self.map.names.index(self.attribute)
-        gain = float(self.map.gains[number])
-        return self.map.edit(latent, number, [gain * alpha for alpha in alphas])
+        steps = self.map.gains[number] * np.asarray(alphas, np.float64)
+        return self.map.move(np.repeat(latent[None], len(steps), axis=0), number, steps)
 
     @property
     def score(self) -> float:
@@ -156,7 +167,7 @@ def fit_attribute_map(
         low=standard.min(axis=0),
         high=standard.max(axis=0),
         std=std,
-        scores=1 - errors / standard[held_out].var(axis=0),
+        scores=1 - errors / np.maximum(standard[held_out].var(axis=0), SMALLEST_CHANGE),
         gains=np.ones(len(labels)),
         images=len(drawn),
     )
@@ -168,7 +179,8 @@ def _gain(found: AttributeMap, number: int, latents: Float[np.ndarray, "n z"]) -
 
     Latents hold an attribute but in part, and the mean latent of faces that have one more of it shows that part alone.
     """
-    moved = np.stack([found.edit(latent, number, [-0.5, 0.5]) for latent in latents]).astype(np.float64)
-    before, after = (found.read(found.whitening.whiten(moved[:, end]))[:, number] for end in (0, 1))
+    before, after = (
+        found.attributes(found.move(latents, number, np.full(len(latents), step)))[:, number] for step in (-0.5, 0.5)
+    )
     change = float(np.mean(after - before))
     return min(1.0 / change, MAX_GAIN) if change > SMALLEST_CHANGE else 0.0

@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
 
 PriorName = Literal["standard", "gaussian", "mixture", "second_stage"]
@@ -24,6 +25,20 @@ class LatentMoments(flax.struct.PyTreeNode):
     images: Float[Array, ""]  # that were measured; 0 before the first evaluation
     mean: Float[Array, " z"]
     covariance: Float[Array, "z z"]
+
+    @classmethod
+    def of(cls, mean: Float[np.ndarray, "n z"], log_variance: Float[np.ndarray, "n z"]) -> "LatentMoments":
+        """Those of some posteriors."""
+        return cls(*(jnp.asarray(x, jnp.float32) for x in (len(mean), *moments_of(mean, log_variance))))
+
+
+def moments_of(
+    mean: Float[np.ndarray, "n z"], log_variance: Float[np.ndarray, "n z"]
+) -> tuple[Float[np.ndarray, " z"], Float[np.ndarray, "z z"]]:
+    """Mean and covariance of the aggregate posterior q(z), the mean of the images' posteriors, in float64."""
+    mean, variance = mean.astype(np.float64), np.exp(log_variance.astype(np.float64))
+    covariance = np.cov(mean.T, bias=True).reshape(mean.shape[1], -1) + np.diag(variance.mean(axis=0))
+    return mean.mean(axis=0), covariance
 
 
 class Prior(Protocol):

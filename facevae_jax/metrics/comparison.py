@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from facevae_jax.data.batches import gather_rows
@@ -15,7 +14,6 @@ from facevae_jax.latents.arithmetic import lerp
 from facevae_jax.latents.priors import LatentMoments, Prior, PriorName, fitted_gaussian
 from facevae_jax.metrics import inception, interpolation
 from facevae_jax.metrics.frechet import features_of, frechet_distance, kernel_distance
-from facevae_jax.metrics.latents import moments_of
 from facevae_jax.metrics.likelihood import SEED
 
 WAYS, WAY_PICTURES = 100, 9  # between two images, whose smoothness is measured
@@ -57,9 +55,8 @@ def sample_distances(
         "reconstruction_frechet": frechet_distance(again, real),
         "reconstruction_kernel": kernel_distance(again, real),
         "interpolation_frechet": frechet_distance(halfway, real),
-        "interpolation_length": of_ways.length,
-        "interpolation_largest_step": of_ways.largest_step,
         "ways": pairs,
+        **({f"interpolation_{name}": value for name, value in of_ways._asdict().items()} if of_ways else {}),
     }
 
 
@@ -102,16 +99,14 @@ def inception_distances(
 
 
 def _unseen(trained: TrainedVAE, prior: PriorName, split: str) -> PriorName | Prior:
-    """The prior, never fitted to the images that its samples are compared with.
+    """The prior, where it can be helped not fitted to the images that its samples are compared with.
 
     The Gaussian that a run keeps is that of its evaluation split, whose images it would know by their latents: another
     one is fitted to the training split.
     """
     if prior != "gaussian" or split == "train":
         return prior
-    posterior = latent_tables.encode_split(trained, "train").posterior
-    moments = len(posterior.mean), *moments_of(posterior)
-    return fitted_gaussian(LatentMoments(*(jnp.asarray(x, jnp.float32) for x in moments)))
+    return fitted_gaussian(LatentMoments.of(*latent_tables.encode_split(trained, "train").posterior))
 
 
 def _compared(trained: TrainedVAE, split: str, count: int) -> tuple[np.ndarray, int]:
@@ -138,6 +133,6 @@ def reconstructed_images(trained: TrainedVAE, pixels: np.ndarray, count: int) ->
 def _between(trained: TrainedVAE, pixels: np.ndarray, count: int, weights: Sequence[float]) -> Iterator[np.ndarray]:
     """Faces on the ways from each of the first `count` images to the next, the last one's to the first."""
     means = np.concatenate([trained.encode(batch).mean for batch in real_images(trained, pixels, count)])
-    latents_ = np.concatenate([lerp(a, b, weights) for a, b in zip(means, np.roll(means, -1, axis=0), strict=True)])
+    latents = np.concatenate([lerp(a, b, weights) for a, b in zip(means, np.roll(means, -1, axis=0), strict=True)])
     size = trained.inference.batch_size
-    return trained.inference.decode_stream(latents_[at : at + size] for at in range(0, len(latents_), size))
+    return trained.inference.decode_stream(latents[at : at + size] for at in range(0, len(latents), size))

@@ -21,15 +21,6 @@ def active_units(posterior: Encoded) -> int:
     return int(np.sum(posterior.mean.var(axis=0) > ACTIVE_VARIANCE))
 
 
-def moments_of(posterior: Encoded) -> tuple[Float[np.ndarray, " z"], Float[np.ndarray, "z z"]]:
-    """Mean and covariance of the aggregate posterior q(z), the mean of the images' posteriors."""
-    mean = posterior.mean.astype(np.float64)
-    covariance = np.cov(mean.T, bias=True).reshape(mean.shape[1], -1) + np.diag(
-        np.exp(posterior.log_variance.astype(np.float64)).mean(axis=0)
-    )
-    return mean.mean(axis=0), covariance
-
-
 def gaussian_kl_to_prior(mean: Float[np.ndarray, " z"], covariance: Float[np.ndarray, "z z"]) -> float:
     """KL(N(mean, covariance) || N(0, I)), nats: 1/2 (tr C + mᵀm - z - log det C).
 

@@ -21,7 +21,6 @@ from facevae_jax.errors import UserError
 from facevae_jax.generation import latent_tables
 from facevae_jax.generation.trained import TrainedVAE
 from facevae_jax.latents.priors import LatentMoments
-from facevae_jax.metrics.latents import moments_of
 from facevae_jax.models.vae import VAE, Execution
 from facevae_jax.random import named_key
 from facevae_jax.training.restore import RestoredModel
@@ -48,8 +47,7 @@ def recalibrated(restored: RestoredModel, folder: pathlib.Path, *, batch_size: i
     variables = {**restored.variables, "batch_stats": batch_statistics(restored, pixels)}
     trained = TrainedVAE(restored._replace(variables=variables), folder=folder, batch_size=batch_size)
     posterior = latent_tables.encode_split(trained, latent_tables.evaluation_split(trained)).posterior
-    mean, covariance = (jnp.asarray(x, jnp.float32) for x in moments_of(posterior))
-    trained.moments = LatentMoments(jnp.asarray(float(len(posterior.mean))), mean, covariance)
+    trained.moments = LatentMoments.of(*posterior)
     return trained
 
 
@@ -67,7 +65,7 @@ def batch_statistics(restored: RestoredModel, pixels: UInt8[np.ndarray, "n h w c
     key = named_key(config.train.seed, "recalibrate")
 
     @jax.jit
-    def moments(number: Array, images: Array) -> Any:
+    def moments(variables: Any, number: Array, images: Array) -> Any:
         noise = jax.random.normal(jax.random.fold_in(key, number), (size, quiet.latent_dim))
         _, updates = model.apply(variables, images, noise, train=True, mutable=["batch_stats"])
         statistics = flatten_dict(updates["batch_stats"])
@@ -77,7 +75,7 @@ def batch_statistics(restored: RestoredModel, pixels: UInt8[np.ndarray, "n h w c
 
     sums: Any = None
     for number in range(batches):
-        part = moments(number, gather_rows(pixels, plan.rows(number)[0]))
+        part = moments(variables, number, gather_rows(pixels, plan.rows(number)[0]))
         sums = part if sums is None else jax.tree.map(jnp.add, sums, part)
     means = {path: total / batches for path, total in sums.items()}
     found = {

@@ -13,7 +13,7 @@ from facevae_jax.data.batches import gather_rows
 from facevae_jax.data.pixels import open_splits
 from facevae_jax.generation import fitting, latent_tables
 from facevae_jax.generation.trained import TrainedVAE
-from facevae_jax.latents.priors import PriorName, normal_by_index
+from facevae_jax.latents.priors import PriorName, moments_of, normal_by_index
 from facevae_jax.metrics import images, latents, likelihood
 from facevae_jax.metrics.images import ImageScores
 from facevae_jax.metrics.likelihood import SEED
@@ -97,7 +97,7 @@ def evaluate(
         },
         "latents": {
             "active_units": latents.active_units(posterior),
-            "aggregate_kl_to_prior": latents.gaussian_kl_to_prior(*latents.moments_of(posterior)),
+            "aggregate_kl_to_prior": latents.gaussian_kl_to_prior(*moments_of(*posterior)),
         },
     }
     if trained.config.model.kind != "vae":  # a code that is a point has no density to speak of

@@ -65,6 +65,8 @@ class Run:
         objective = self.config.objective
         if objective.likelihood == "mse":
             parts = [f"r = {objective.r_loss_factor:,.6g}"]
+        elif objective.is_discrete:
+            parts = [f"discretized logistic, {objective.mixture_components} to a pixel"]
         else:
             parts = [f"gaussian, {objective.variance} variance"]
         if objective.kl_weight != 1:

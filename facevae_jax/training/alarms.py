@@ -47,15 +47,15 @@ class Alarms:
         active = [of.get("active_units", self._latent_dim) for of in (before, evaluation)]
         if max(active) < max(1, COLLAPSED * self._latent_dim):
             lines.append(
-                f"posterior collapse: {active[1]:.0f} of {self._latent_dim} latent dimensions are active: raise "
-                "--config.objective.r_loss_factor, lower --config.objective.kl_weight, or set "
+                f"posterior collapse: {active[1]:.0f} of {self._latent_dim} latent dimensions are active: lower "
+                "--config.objective.kl_weight (or raise r_loss_factor, of the likelihood mse), or set "
                 "--config.objective.kl_warmup_steps or free_bits."
             )
         if evaluation["mse"] > max(DEAD * self._mean_image_error, DEAD * before["mse"]):
             lines.append(
                 f"dead decoder: MSE {evaluation['mse']:.4f}, which falls no more, and the mean image alone has "
                 f"{self._mean_image_error:.4f}: the reconstructions hardly depend on the image; lower "
-                "--config.train.learning_rate, or raise --config.objective.r_loss_factor."
+                "--config.train.learning_rate or --config.objective.kl_weight."
             )
         return lines
 
