@@ -2,8 +2,8 @@
 
 Command: python -m facevae_jax.main --config=configs/celeba64.py --workdir=/tmp/celeba64
 Hardware, time and score: 2 cores of an AMD EPYC, 14.5 minutes (580 images/s, on a slow day) on 16,000 images with
---config.train.evaluate_every_epochs=6; on 2,000 validation images MSE 0.0041, KL 567 nats, -ELBO -15,703 nats. Why these settings: docs/evaluation.md. GPU: not yet
-measured.
+--config.train.evaluate_every_epochs=6; on 2,000 validation images MSE 0.0041, KL 567 nats, -ELBO -15,703 nats. Why
+these settings: docs/evaluation.md. GPU: not yet measured.
 """
 
 import ml_collections

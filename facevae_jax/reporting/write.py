@@ -37,6 +37,7 @@ SCORES = (
     ("variance", "Variance of the decoder's Gaussian", "", ",.6g"),
     ("equivalent_r_loss_factor", "r_loss_factor that this variance is equal to", "", ",.1f"),
 )
+OF_A_GAUSSIAN = ("variance", "equivalent_r_loss_factor")
 NONE = "–"  # noqa: RUF001 - the dash that tables use
 
 
@@ -136,10 +137,11 @@ def scores(trained: TrainedVAE, runs: Sequence[Run]) -> list[Block]:
         columns = [(f"This checkpoint, step {trained.step:,}", shown)] if shown else []
         if shown is not last:
             columns.append((f"Last evaluation, step {last['step']:,}", last))
+        discrete = run.config.objective.is_discrete
         rows = [
             [name + (f", {unit}" if unit else ""), *(number(record.get(key), form) for _, record in columns)]
             for key, name, unit, form in SCORES
-            if any(key in record for _, record in columns)
+            if any(key in record for _, record in columns) and not (key in OF_A_GAUSSIAN and discrete)
         ]
         split = run.evaluation_split
         blocks = [Table(f"Scores of the {split} split", ["Figure", *(name for name, _ in columns)], rows, figures=True)]
