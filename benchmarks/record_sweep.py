@@ -114,11 +114,17 @@ def training_of(workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def sweep_rows(folder: pathlib.Path) -> list[dict[str, Any]]:
-    """What a sweep scored; what failed is left out."""
+    """What a sweep scored, named by the settings that are not the same in all rows; what failed is left out."""
     rows = [row for row in json.loads((folder / "sweep.json").read_text()) if "scores" in row]
+    shared = set.intersection(*(set(row["settings"].items()) for row in rows)) if len(rows) > 1 else set()
+
+    def name(settings: dict[str, str]) -> str:
+        own = (item for item in settings.items() if item not in shared)
+        return ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in own)
+
     return [
         {
-            "name": ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in row["settings"].items()),
+            "name": name(row["settings"]),
             **{key: value for key, value in row.items() if key != "folder"},
             **training_of(folder / row["folder"]),
         }
