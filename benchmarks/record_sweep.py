@@ -15,7 +15,6 @@ import statistics
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 from absl import flags
 
 from benchmarks.environment import REPOSITORY, environment
@@ -95,7 +94,8 @@ def with_table(text: str, name: str, table: str) -> str:
 def training_of(workdir: pathlib.Path) -> dict[str, Any]:
     """What a run says of itself: its epochs, its speed, and its settings without paths of one machine.
 
-    The seconds are those of training steps, without compilation, evaluation and time between a stop and going on.
+    The seconds are those of training steps at their median speed: without compilation, evaluation, the time between a
+    stop and going on, and bursts of other work on the machine.
     """
     elsewhere = workdir / "training.json"
     if elsewhere.exists():
@@ -106,10 +106,9 @@ def training_of(workdir: pathlib.Path) -> dict[str, Any]:
         config["data"].pop(key, None)
     found: dict[str, Any] = {"config": config}
     if lines:
-        rates = [line["images_per_second"] for line in lines]
-        images = config["train"]["batch_size"] * np.diff([0, *(line["step"] for line in lines)])
-        found |= {"images_per_second": statistics.median(rates), "training_seconds": float(np.sum(images / rates))}
-        found |= {"epochs": config["train"]["epochs"]}
+        rate = statistics.median(line["images_per_second"] for line in lines)
+        images = config["train"]["batch_size"] * lines[-1]["step"]
+        found |= {"images_per_second": rate, "training_seconds": images / rate, "epochs": config["train"]["epochs"]}
     return found
 
 
