@@ -37,7 +37,7 @@ class Column(NamedTuple):
 
 
 SHARED = (
-    Column("MSE", "scores.reconstruction.mse", ".4f"),
+    Column("MSE", "scores.reconstruction.mse", ".5f"),
     Column("SSIM", "scores.reconstruction.ssim", ".3f"),
     Column("KL, nats", "scores.likelihood.rate", ",.0f"),
 )
