@@ -50,7 +50,7 @@ def expected(parameters, *, parts=1):
     numbers = Counter({Collective("all-reduce", (("f32", (parameters,)),), 1): 1})
     for channels in STATISTICS:
         numbers[Collective("all-reduce", (("f32", (2, channels)),), parts)] += 2
-    numbers[Collective("all-reduce", (("f32", (1 + LATENT_DIM,)),), parts)] += 2
+    numbers[Collective("all-reduce", (("f32", (2 + LATENT_DIM,)),), parts)] += 2
     return numbers
 
 
@@ -66,7 +66,7 @@ def expected(parameters, *, parts=1):
 def test_what_is_sent_in_a_step(feed, accumulation, convolution):
     text, parameters = program(feed=feed, accumulation=accumulation, convolution=convolution)
     assert Counter(collectives(text)) == expected(parameters, parts=accumulation)
-    values = parameters + 2 * accumulation * (2 * sum(STATISTICS) + 1 + LATENT_DIM)
+    values = parameters + 2 * accumulation * (2 * sum(STATISTICS) + 2 + LATENT_DIM)
     assert bytes_per_step(text) == 4 * values
 
 

@@ -104,7 +104,7 @@ def test_samples_do_not_depend_on_how_many_are_asked_for(workdir, trained, tmp_p
         assert few["arr_0"].shape == (10, SIDE, SIDE, 3)
         assert np.abs(many["arr_0"][:10].astype(int) - few["arr_0"]).max() <= 1
         assert np.abs(many["arr_0"][:10].astype(int) - trained.sample(10, seed=1)).max() <= 1
-    assert "10 faces from step 20, prior standard" in message
+    assert "10 faces from step 20, prior gaussian" in message
     other = trained.sample(10, seed=2)
     assert np.abs(other.astype(int) - trained.sample(10, seed=1)).max() > 10
 

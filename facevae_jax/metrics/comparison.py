@@ -39,7 +39,7 @@ def sample_distances(
     """
     pixels, count = _compared(trained, split, count)
     real = features_of(extract, real_images(trained, pixels, count))
-    made = features_of(extract, trained.sample_stream(count, prior=_unseen(trained, prior, split), seed=seed))
+    made = features_of(extract, trained.sample_stream(count, prior=unseen_prior(trained, prior, split), seed=seed))
     again = features_of(extract, reconstructed_images(trained, pixels, count))
     halfway = features_of(extract, _between(trained, pixels, count, (0.5,)))
     pairs = min(WAYS, count)
@@ -79,7 +79,7 @@ def inception_distances(
     """
     pixels, count = _compared(trained, split, count)
     sets = {
-        "sample": trained.sample_stream(count, prior=_unseen(trained, prior, split), seed=seed),
+        "sample": trained.sample_stream(count, prior=unseen_prior(trained, prior, split), seed=seed),
         "reconstruction": reconstructed_images(trained, pixels, count),
     }
     found: dict[str, Any] = {
@@ -98,7 +98,7 @@ def inception_distances(
     return found
 
 
-def _unseen(trained: TrainedVAE, prior: PriorName, split: str) -> PriorName | Prior:
+def unseen_prior(trained: TrainedVAE, prior: PriorName, split: str) -> PriorName | Prior:
     """The prior, where it can be helped not fitted to the images that its samples are compared with.
 
     The Gaussian that a run keeps is that of its evaluation split, whose images it would know by their latents: another
