@@ -42,13 +42,13 @@ SHARED = (
     Column("KL, nats", "scores.likelihood.rate", ",.0f"),
 )
 ELBO = Column("−ELBO, nats", "scores.likelihood.negative_elbo_at_best_variance", ",.0f")  # noqa: RUF001
-SAMPLES = Column("samples", "scores.features.sample_frechet", ".4f")
+SAMPLES = Column("samples", "scores.features.sample_frechet", ".1f")
 TABLES: dict[str, tuple[Column, ...]] = {
     "sweep_choices": (Column("parameters", "scores.parameters", ",d"), *SHARED, ELBO),
     "sweep_baselines": (
         *SHARED,
         SAMPLES,
-        Column("halfway", "scores.features.interpolation_frechet", ".4f"),
+        Column("halfway", "scores.features.interpolation_frechet", ".1f"),
         Column("way", "scores.features.interpolation_length", ".2f"),
         Column("jump", "scores.features.interpolation_largest_step", ".2f"),
     ),
@@ -94,8 +94,8 @@ def with_table(text: str, name: str, table: str) -> str:
 def training_of(workdir: pathlib.Path) -> dict[str, Any]:
     """What a run says of itself: its epochs, its speed, and its settings without paths of one machine.
 
-    The seconds are those of training steps at their median speed: without compilation, evaluation, the time between a
-    stop and going on, and bursts of other work on the machine.
+    The seconds are those of training steps at the speed that a quarter of the log's lines reach: without compilation,
+    evaluation, the time between a stop and going on, and other work on the machine, which slows many lines.
     """
     elsewhere = workdir / "training.json"
     if elsewhere.exists():
@@ -105,8 +105,8 @@ def training_of(workdir: pathlib.Path) -> dict[str, Any]:
     for key in ("data_dir", "cache_dir"):
         config["data"].pop(key, None)
     found: dict[str, Any] = {"config": config}
-    if lines:
-        rate = statistics.median(line["images_per_second"] for line in lines)
+    if len(lines) > 1:
+        rate = statistics.quantiles((line["images_per_second"] for line in lines), n=4)[2]
         images = config["train"]["batch_size"] * lines[-1]["step"]
         found |= {"images_per_second": rate, "training_seconds": images / rate, "epochs": config["train"]["epochs"]}
     return found
