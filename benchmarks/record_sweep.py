@@ -112,22 +112,24 @@ def training_of(workdir: pathlib.Path) -> dict[str, Any]:
     return found
 
 
-def sweep_rows(folder: pathlib.Path) -> list[dict[str, Any]]:
-    """What a sweep scored, named by the settings that are not the same in all rows; what failed is left out."""
-    rows = [row for row in json.loads((folder / "sweep.json").read_text()) if "scores" in row]
-    shared = set.intersection(*(set(row["settings"].items()) for row in rows)) if len(rows) > 1 else set()
+def sweep_rows(folders: Sequence[pathlib.Path]) -> list[dict[str, Any]]:
+    """What sweeps scored, named by the settings that are not the same in all rows; what failed is left out."""
+    found = [(folder, row) for folder in folders for row in json.loads((folder / "sweep.json").read_text())]
+    found = [(folder, row) for folder, row in found if "scores" in row]
+    settings = [set(row["settings"].items()) for _, row in found]
+    shared = set.intersection(*settings) if len(settings) > 1 else set()
 
-    def name(settings: dict[str, str]) -> str:
-        own = (item for item in settings.items() if item not in shared)
+    def name(row: dict[str, Any]) -> str:
+        own = (item for item in row["settings"].items() if item not in shared)
         return ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in own)
 
     return [
         {
-            "name": name(row["settings"]),
+            "name": name(row),
             **{key: value for key, value in row.items() if key != "folder"},
             **training_of(folder / row["folder"]),
         }
-        for row in rows
+        for folder, row in found
     ]
 
 
@@ -154,7 +156,7 @@ def main(arguments: list[str]) -> None:
             f"--output={values.output!r} must be named {', '.join(TABLES)}.json: there are tables of these."
         )
     try:
-        rows = [row for sweep in values.sweep for row in sweep_rows(pathlib.Path(sweep))]
+        rows = sweep_rows([pathlib.Path(sweep) for sweep in values.sweep])
         rows += [run_row(*run.partition("=")[::2]) for run in values.run]
     except OSError as error:
         raise UserError(
