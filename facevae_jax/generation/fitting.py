@@ -3,7 +3,6 @@
 import pathlib
 import warnings
 import zipfile
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -101,8 +100,12 @@ def rate(trained: TrainedVAE, prior: Prior | PriorName, posterior: Encoded) -> f
     latents = mean + np.exp(0.5 * log_variance) * noise
     entropy_term = -0.5 * np.sum(np.square(noise) + log_variance + np.log(2 * np.pi), axis=1)
     distribution: Any = trained.prior(prior) if isinstance(prior, str) else prior
-    density: Callable[..., Any] = jax.jit(lambda z: distribution.log_density(z))
-    return float(np.mean(entropy_term - np.asarray(density(jnp.asarray(latents)))))
+    return float(np.mean(entropy_term - np.asarray(_log_density(distribution, jnp.asarray(latents)))))
+
+
+@jax.jit
+def _log_density(distribution: Any, latents: Any) -> Any:
+    return distribution.log_density(latents)
 
 
 def _write(path: pathlib.Path, prior: Mixture | SecondStage) -> None:
