@@ -40,10 +40,11 @@ def sample_distances(
     pixels, count = _compared(trained, split, count)
     real = features_of(extract, real_images(trained, pixels, count))
     made = features_of(extract, trained.sample_stream(count, prior=unseen_prior(trained, prior, split), seed=seed))
-    again = features_of(extract, reconstructed_images(trained, pixels, count))
-    halfway = features_of(extract, _between(trained, pixels, count, (0.5,)))
+    means = np.concatenate([trained.encode(batch).mean for batch in real_images(trained, pixels, count)])
+    again = features_of(extract, _decoded(trained, means))
+    halfway = features_of(extract, _between(trained, means, (0.5,)))
     pairs = min(WAYS, count)
-    steps = features_of(extract, _between(trained, pixels, pairs, np.linspace(0, 1, WAY_PICTURES).tolist()))
+    steps = features_of(extract, _between(trained, means[:pairs], np.linspace(0, 1, WAY_PICTURES).tolist()))
     of_ways = interpolation.ways(steps.reshape(pairs, WAY_PICTURES, -1))
     return {
         "images": count,
@@ -130,9 +131,13 @@ def reconstructed_images(trained: TrainedVAE, pixels: np.ndarray, count: int) ->
     return (trained.reconstruct(batch) for batch in real_images(trained, pixels, count))
 
 
-def _between(trained: TrainedVAE, pixels: np.ndarray, count: int, weights: Sequence[float]) -> Iterator[np.ndarray]:
-    """Faces on the ways from each of the first `count` images to the next, the last one's to the first."""
-    means = np.concatenate([trained.encode(batch).mean for batch in real_images(trained, pixels, count)])
-    latents = np.concatenate([lerp(a, b, weights) for a, b in zip(means, np.roll(means, -1, axis=0), strict=True)])
+def _between(trained: TrainedVAE, means: np.ndarray, weights: Sequence[float]) -> Iterator[np.ndarray]:
+    """Faces on the ways from each latent to the next, the last one's to the first."""
+    ways = [lerp(a, b, weights) for a, b in zip(means, np.roll(means, -1, axis=0), strict=True)]
+    return _decoded(trained, np.concatenate(ways))
+
+
+def _decoded(trained: TrainedVAE, latents: np.ndarray) -> Iterator[np.ndarray]:
+    """Their images, in batches."""
     size = trained.inference.batch_size
     return trained.inference.decode_stream(latents[at : at + size] for at in range(0, len(latents), size))

@@ -92,7 +92,6 @@ def importance_bounds(
     """
     check_draws(draws)
     most, size = draws[-1], min(inference.batch_size, len(images))
-    # A power of two even where a few draws too many come of it: blocks of other sizes were slower.
     each = min(1 << (most - 1).bit_length(), max(1, LATENTS_AT_ONCE // size))
     numbers = range(0, most, each)
 
