@@ -92,7 +92,7 @@ def importance_bounds(
     """
     check_draws(draws)
     most, size = draws[-1], min(inference.batch_size, len(images))
-    each = min(1 << (most - 1).bit_length(), max(1, LATENTS_AT_ONCE // size))
+    each = next(count for count in range(max(1, LATENTS_AT_ONCE // size), 0, -1) if most % count == 0)
     numbers = range(0, most, each)
 
     def batches() -> Iterator[Draws]:
@@ -102,13 +102,13 @@ def importance_bounds(
             yield Draws(images[rows], posterior.mean[rows], posterior.log_variance[rows], rows, *of_each)
 
     found: list[Any] = []
-    with progress_bar(total=len(images) * len(numbers) * each, description="importance", unit="draw") as progress:
+    with progress_bar(total=len(images) * most, description="importance", unit="draw") as progress:
         part: list[np.ndarray] = []
         for weights in inference.map_stream(_weigher(each), batches()):
             part.append(weights)
             progress.update(weights.size)
             if len(part) == len(numbers):
-                found.append(_bounds(np.concatenate(part, axis=1)[:, :most], draws))
+                found.append(_bounds(np.concatenate(part, axis=1), draws))
                 part = []
     return {count: np.concatenate([bounds[count] for bounds in found]) for count in draws}
 
