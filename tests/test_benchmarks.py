@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 from PIL import Image
 
-from benchmarks import editing, evaluation_cost, record_sweep, report, throughput
+from benchmarks import editing, evaluation_cost, lineage, record_sweep, report, throughput
 from benchmarks.suites import cost, end_to_end, growth, input, prepare, roofline, sampling, step
 from benchmarks.suites.options import Options, Skipped
 from configs import gdl128, quickstart
@@ -18,6 +18,7 @@ from facevae_jax.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from facevae_jax.metrics import scores
 from facevae_jax.models.vae import VAE, Execution, forward_flops
 from tests.conftest import REPOSITORY, assert_one_line_error, run_module
+from tests.explored import random_model
 
 PAPER = RunConfig.from_config_dict(gdl128.get_config())
 TINY = Options(
@@ -216,6 +217,29 @@ def test_the_cost_of_an_evaluation(monkeypatch):
     assert len(record["ratios"]) == 2
     assert record["ratio"] > 0
     assert all(len(taken) == 2 for taken in record["seconds"].values())
+
+
+def test_training_lines_are_those_of_the_epoch_that_they_end_in():
+    def line(step: int, loss: float, kind: str = "train") -> dict[str, Any]:
+        return {"kind": kind, "step": step, "loss": loss, "reconstruction": loss - 1, "kl": 1.0}
+
+    lines = [line(50, 10), line(100, 8), line(106, 7, "evaluation"), line(106, 6), line(150, 5), line(212, 3)]
+    assert lineage.by_epoch(lines, "train", steps_per_epoch=106) == [
+        {"epoch": 1, "total": 8.0, "reconstruction": 7.0, "KL": 1.0},
+        {"epoch": 2, "total": 4.0, "reconstruction": 3.0, "KL": 1.0},
+    ]
+    assert [row["total"] for row in lineage.by_epoch(lines, "evaluation", steps_per_epoch=106)] == [7.0]
+
+
+def test_the_lineages_total_is_the_loss_of_one_draw(tiny_config, tmp_path):
+    trained = random_model(tiny_config, tmp_path)
+    terms = lineage.evaluated(trained, "validation")
+    nats = scores.evaluate(trained, "validation", draws=())["likelihood"]
+    # Its objective's variance makes r_loss_factor x MSE out of a Gaussian's squared error (Rybkin et al. 2021).
+    size = 3 * trained.resolution**2
+    constant = 0.5 * size * math.log(2 * math.pi * nats["variance"])
+    assert terms["total"] == pytest.approx(nats["negative_elbo"] - constant, rel=1e-4)
+    assert terms["total"] == terms["reconstruction"] + terms["KL"]
 
 
 @pytest.mark.parametrize("name", record_sweep.TABLES)
