@@ -61,6 +61,19 @@ def evaluated(trained: TrainedVAE, split: str) -> dict[str, float]:
     return {"total": reconstruction + nats["rate"], "reconstruction": reconstruction, "KL": nats["rate"]}
 
 
+def table(record: dict[str, Any]) -> str:
+    """The totals of a record, as the documentation shows them."""
+    found, last = record["evaluated"], record["curves"]["train"][-1]["total"]
+    rows = [("in training, last epoch: the batch's statistics, dropout", format(last, ".1f"), "–")]  # noqa: RUF001
+    for name, of in (
+        ("in evaluation: running statistics of momentum 0.99", found["running"]),
+        ("the same with `--recalibrate`", found["recalibrated"]),
+    ):
+        rows.append((name, *(format(of[split]["total"], ".1f") for split in SPLITS)))
+    lines = ["| | training images | validation |", "| --- | --- | --- |"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
 def chart(curves: dict[str, list[dict[str, float]]], path: pathlib.Path) -> None:
     """The terms by epoch: lines are training, dots validation, crosses the public record of the total."""
     with drawing():

@@ -2,7 +2,8 @@
 
 Command: python -m facevae_jax.main --config=configs/gdl128.py --workdir=/tmp/gdl128
          (on CelebA: --config.data.name=celeba)
-Hardware, time and score: not yet measured.
+Hardware, time and score: one core of an AMD EPYC, 100 minutes (81 images/s) on 16,000 images of CelebA; on 2,000
+validation images MSE 0.0137, KL 51.0 nats; total in training 198.6: docs/evaluation.md.
 """
 
 import ml_collections

@@ -1,5 +1,6 @@
 """What the user can mend is told in one line; everything else keeps its traceback."""
 
+import errno
 import os
 import pathlib
 import tempfile
@@ -22,13 +23,18 @@ def expand_home(path: str | os.PathLike[str], *, name: str) -> pathlib.Path:
       name: the flag or key that set it, for the message.
 
     Raises:
-      UserError: the home directory is unknown.
+      UserError: the home directory is unknown; no file can have such a name.
     """
     try:
-        return pathlib.Path(path).expanduser()
+        found = pathlib.Path(path).expanduser()
+        found.stat()
     except RuntimeError as error:
         message = f"{name}={str(path)!r}: the home directory that ~ stands for is unknown: write the path out."
         raise UserError(message) from error
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise UserError(f"{name}={str(path)[:40]!r}... is longer than a file's name may be.") from error
+    return found
 
 
 def make_writable_directory(path: str | os.PathLike[str], *, name: str) -> pathlib.Path:

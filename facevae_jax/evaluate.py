@@ -62,8 +62,14 @@ def main(arguments: list[str]) -> None:
         trained = load(workdir, batch_size=_BATCH_SIZE.value)
     split = _SPLIT.value or evaluation_split(trained)
     output = expand_home(_JSON.value or str(trained.folder / f"evaluation_{split}.json"), name="--json")
+    if output.is_dir():
+        raise UserError(f"--json={str(output)!r} is a folder: give the name of a file.")
     make_writable_directory(output.parent, name="--json's directory")
     prior = cast(PriorName, _PRIOR.value)
+    if _FID.value:
+        inception.check_installed()
+    if extract or _FID.value or trained.config.model.kind == "vae":
+        trained.prior(prior)  # fitted, or refused, before hours of work
     priors: list[Any] = list(dict.fromkeys(["standard", prior]))
     record = scores.evaluate(trained, split, draws=draws, bound_images=_IMPORTANCE_IMAGES.value, priors=priors)
     compared: dict[str, Any] = {"prior": prior, "count": _SAMPLES.value, "seed": _SEED.value}

@@ -14,6 +14,7 @@ python -m facevae_jax.generate VERB --workdir=/tmp/quickstart
 are animations, and no ending is a folder of single PNG files; or say --format.
 """
 
+import math
 from typing import Any, cast
 
 from absl import flags
@@ -69,6 +70,12 @@ def main(arguments: list[str]) -> None:
         raise UserError("--workdir is missing: give the directory of a training run.")
     rows, dimensions = numbers(_ROWS.value, "rows", int), numbers(_DIMENSIONS.value, "dimensions", int)
     alphas = numbers(_ALPHA.value, "alpha", float)
+    if math.isnan(_FPS.value):
+        raise UserError("--fps=nan must be a number.")
+    if (of_split := _SPLIT.value or _ROWS.value) and _IMAGES.value:
+        raise UserError("--images beside --split or --rows: give the one or the other.")
+    if arguments == ["sample"] and (_IMAGES.value or of_split):
+        raise UserError("sample draws from a prior: leave --images, --split and --rows out, or take reconstruct.")
     workdir = expand_home(_WORKDIR.value, name="--workdir")
 
     from facevae_jax.generation import photographs, verbs  # after the flags are checked: jax takes seconds to import

@@ -13,10 +13,11 @@ import argparse
 import itertools
 import json
 import pathlib
+import signal
 import subprocess
 import sys
 import time
-from typing import Any
+from typing import Any, TextIO
 
 STOPPED = (130, 143)  # exit codes of a run that saved at a signal, which was meant for the sweep
 
@@ -51,6 +52,25 @@ def name_of(settings: dict[str, str]) -> str:
     return ",".join(parts).replace("/", "_") or "as_is"
 
 
+def run_to_its_end(command: list[str], log: TextIO) -> int:
+    """The exit code of a command, which is told once to stop where the sweep is, and then has the time that it needs.
+
+    In a session of its own: of a terminal's Ctrl-C it hears by the sweep alone.
+    """
+    with subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True) as process:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            process.send_signal(signal.SIGINT)
+            process.wait()
+            raise
+
+
+def stop(number: int, frame: object) -> None:
+    """Makes of a signal what Ctrl-C is."""
+    raise KeyboardInterrupt
+
+
 def run_one(config: str, workdir: pathlib.Path, settings: dict[str, str], evaluate: list[str]) -> dict[str, Any]:
     """Trains and evaluates one combination.
 
@@ -59,7 +79,7 @@ def run_one(config: str, workdir: pathlib.Path, settings: dict[str, str], evalua
     """
     overrides = [f"--config.{key}={value}" for key, value in settings.items()]
     started = time.monotonic()
-    log = workdir.with_suffix(".log")
+    log = workdir.with_name(f"{workdir.name}.log")
     scores = workdir / "sweep_scores.json"
     commands = [
         ["facevae_jax.main", f"--config={config}", f"--workdir={workdir}", *overrides],
@@ -67,9 +87,7 @@ def run_one(config: str, workdir: pathlib.Path, settings: dict[str, str], evalua
     ]
     for command in commands:
         with log.open("a") as file:
-            code = subprocess.run(
-                [sys.executable, "-m", *command], stdout=file, stderr=subprocess.STDOUT, check=False
-            ).returncode
+            code = run_to_its_end([sys.executable, "-m", *command], file)
         if code in STOPPED:
             raise KeyboardInterrupt
         if code:
@@ -145,8 +163,13 @@ def main() -> int:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=A,B")
     parser.add_argument("--evaluate", action="append", default=[], metavar="--FLAG=VALUE")
     options = parser.parse_args()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, stop)
     try:
         return sweep(options)
+    except OSError as error:
+        print(f"error: {error.filename}: {error.strerror}: give another --output.", file=sys.stderr)
+        return 2
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -166,12 +189,13 @@ def sweep(options: argparse.Namespace) -> int:
     results = options.output / "sweep.json"
     rows: list[dict[str, Any]] = json.loads(results.read_text()) if results.exists() else []
     for number, settings in enumerate(wanted, 1):
-        if any(row["settings"] == settings and "scores" in row for row in rows):
+        asked = {"settings": settings, "config": options.config, "evaluate": options.evaluate}
+        if any("scores" in row and all(row.get(key) == value for key, value in asked.items()) for row in rows):
             continue
         print(f"{number} of {len(wanted)}: {name_of(settings)}", flush=True)
         rows = [row for row in rows if row["settings"] != settings]
         found = run_one(options.config, options.output / name_of(settings), settings, options.evaluate)
-        rows.append({"settings": settings, "folder": name_of(settings), **found})
+        rows.append({**asked, "folder": name_of(settings), **found})
         aside = results.with_suffix(".tmp")
         aside.write_text(json.dumps(rows, indent=1))
         aside.replace(results)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from facevae_jax.training.alarms import Alarms
+from facevae_jax.training.alarms import Alarms, _mean_image_error
 from facevae_jax.training.loop import train
 from tests.conftest import change
 
@@ -60,3 +60,15 @@ def test_a_baseline_has_no_posterior_that_could_collapse_or_explode(baseline):
     watch, units = Alarms(images, latent_dim=8), {} if baseline else {"active_units": 0.0}
     said = [line for _ in range(2) for line in watch.look({"loss": 1.0, "mse": 0.01, "kl": 1e6, **units}, None)]
     assert any("collapse" in line for line in said) == any("exploding" in line for line in said) == (not baseline)
+
+
+def test_the_mean_images_error_is_that_of_all_of_them():
+    images = np.random.default_rng(0).integers(0, 256, (21, 4, 4, 3)).astype(np.uint8)
+    expected = np.square(images / 255 - (images / 255).mean(axis=0)).mean()
+    assert _mean_image_error(images) == pytest.approx(expected, rel=1e-9)
+
+
+def test_one_image_alone_is_its_own_mean_which_is_no_dead_decoder():
+    looked = Alarms(np.full((1, 4, 4, 3), 7, np.uint8), latent_dim=2)
+    evaluation = {"loss": 1.0, "mse": 0.002, "kl": 3.0, "active_units": 2.0}
+    assert looked.look(evaluation, 1.0) == looked.look(evaluation, 1.0) == []

@@ -250,7 +250,16 @@ def test_the_documented_scores_are_those_that_were_measured(name):
     assert record["command"] in text
 
 
+def test_the_documented_lineage_is_what_was_measured():
+    record = json.loads((REPOSITORY / "benchmarks/results/lineage_gdl128.json").read_text())
+    assert lineage.table(record) in record_sweep.DOCUMENT.read_text()
+
+
 def test_the_documented_edits_are_those_that_were_measured():
     record = json.loads((REPOSITORY / "benchmarks/results/editing_drawn64.json").read_text())
-    expected = editing.table(record["rows"]["mean"], record["regressor_r2_on_reconstructions"])
-    assert expected in (REPOSITORY / "docs/generation.md").read_text()
+    document = (REPOSITORY / "docs/generation.md").read_text()
+    assert editing.table(record["rows"]["curve"], record["regressor_r2_on_reconstructions"]) in document
+    for method, rows in record["rows"].items():
+        held = [(row["monotonic"], row["change"] >= 0.7, row["largest_other"] < 0.2) for row in rows]
+        counts = " | ".join(str(count) for count in (*map(sum, zip(*held, strict=True)), sum(map(all, held))))
+        assert f"| `{method}` | {counts} |" in document

@@ -113,6 +113,14 @@ def test_what_cannot_be_fitted_is_told(world):
         world.fit(world.smile, world.smile._replace(name="grin"), method="regression")
 
 
+@pytest.mark.parametrize("method", ["mean", "regression"])
+def test_a_kept_label_that_is_the_same_where_the_edited_one_is_known_is_told(world, method):
+    other = Labels("other", True, (np.arange(IMAGES) % 2).astype(float))
+    values = np.where(other.values == 0, world.smile.values, np.nan)
+    with pytest.raises(UserError, match="'other'"):
+        world.fit(world.smile._replace(values=values), other, method=method)
+
+
 def test_a_dimension_that_carries_nothing_is_left_alone(world):
     """Its means hardly differ, so that a whitening by them alone would blow it up."""
     random = np.random.default_rng(4)

@@ -138,6 +138,9 @@ def test_the_command(workdir):
     [
         (["--importance_samples=2,3"], "--importance_samples=2,3"),
         (["--importance_samples=x"], "--importance_samples"),
+        (["--importance_samples=1,0"], "--importance_samples=1,0"),
+        (["--features=./x.py:f"], "--features='./x.py:f'"),
+        (["--json=/tmp"], "--json='/tmp' is a folder"),
         (["--features=nowhere"], "--features='nowhere'"),
         (["--inception_weights=/nowhere"], "--inception_weights"),
         (["--json=/proc/x/y.json"], "--json"),

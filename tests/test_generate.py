@@ -5,12 +5,15 @@ import pathlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 import facevae_jax
+from facevae_jax.data import synthetic
+from facevae_jax.data.labels import open_attributes
+from facevae_jax.data.layouts import Attribute
 from facevae_jax.data.pixels import open_splits
 from facevae_jax.errors import UserError
-from facevae_jax.generation import latent_tables, second_stage, sheets, verbs
+from facevae_jax.generation import latent_tables, outputs, second_stage, sheets, verbs
 from facevae_jax.generation.trained import TrainedVAE
 from facevae_jax.generation.verbs import Request
 from facevae_jax.training import loop
@@ -250,6 +253,78 @@ def test_an_edit_of_nothing_is_the_reconstruction(trained, originals, tmp_path, 
     assert f"by {method}" in message
 
 
+def test_single_files_of_an_edit_say_whose_they_are_and_how_far(trained, photographs, tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in ("john.smith.png", f"{'x' * 120}.png"):
+        (tmp_path / "in" / name).write_bytes(pathlib.Path(photographs[0]).read_bytes())
+    request = Request(
+        output=str(tmp_path / "out"), images=(str(tmp_path / "in"),), attributes=("smile",), alphas=(-0.5, 0.5, 0.75)
+    )
+    verbs.edit(trained, request)
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    for alpha in ("-0.5", "+0.5", "+0.75"):
+        assert {f"john.smith_smile_{alpha}.png", f"{'x' * 120}_smile_{alpha}.png"} <= names
+
+
+def test_names_of_any_kind_become_file_names():
+    long = outputs.unique(["\u9762" * 300 + "_smile_+1", "\u9762" * 300 + "_smile_+2", "a/b\udcff", "", ""])
+    assert len(set(long)) == 5
+    assert all(name and len(name.encode()) < 250 and "/" not in name for name in long)
+    assert long[1].endswith("_smile_+2")
+
+
+def test_faces_of_a_split_are_what_verbs_begin_with(trained, originals, tmp_path):
+    verbs.interpolate(trained, Request(output=str(tmp_path / "x.npz"), split="validation", count=2, steps=2))
+    way = np.load(tmp_path / "x.npz")["arr_0"]
+    expected = trained.reconstruct(originals[:2]).astype(int)
+    assert np.abs(way[[0, -1]].astype(int) - expected).max() <= 1
+    verbs.traverse(trained, Request(output=str(tmp_path / "y.npz"), split="validation", dimensions=(0,), alphas=(0.0,)))
+    assert np.abs(np.load(tmp_path / "y.npz")["arr_0"].astype(int) - expected[:1]).max() <= 1
+
+
+def test_no_more_photographs_than_are_asked_for(trained, photographs, tmp_path):
+    folder = str(pathlib.Path(photographs[0]).parent)
+    verbs.reconstruct(trained, Request(output=str(tmp_path / "x.npz"), images=(folder,), count=3))
+    assert len(np.load(tmp_path / "x.npz")["arr_0"]) == 3
+    verbs.reconstruct(trained, Request(output=str(tmp_path / "x.png"), images=(folder,), count=3))
+    assert cells(tmp_path / "x.png").shape[:2] == (2, 3)
+
+
+def test_a_direction_is_not_anothers_whose_file_has_its_name(trained, monkeypatch):
+    from facevae_jax.generation import curves, directions
+
+    monkeypatch.setattr(directions, "file_name", lambda *parts: "same")
+    monkeypatch.setattr(curves, "file_name", lambda *parts: "same")
+    assert directions.direction_of(trained, "glasses").attribute == "glasses"
+    assert directions.direction_of(trained, "turn").attribute == "turn"
+    assert curves.curve_of(trained, "glasses").map.names == ("glasses",)
+    assert curves.curve_of(trained, "turn").map.names == ("turn",)
+
+
+def test_labels_that_were_prepared_anew_are_read_anew(trained, monkeypatch):
+    from facevae_jax.generation.directions import direction_of
+
+    before = direction_of(trained, "beard").counts
+    changed = open_attributes(trained.config.data, "train")
+    number = [attribute.name for attribute in changed.attributes].index("beard")
+    changed.values[:, number] = 1 - changed.values[:, number]
+    monkeypatch.setattr(latent_tables, "open_attributes", lambda *of: changed)
+    monkeypatch.setattr(synthetic, "VERSION", "1.0.1")  # what tells prepared data apart is their checksums
+    assert direction_of(trained, "beard").counts == before[::-1]
+
+
+def test_all_are_kept_but_categories(trained, monkeypatch):
+    from facevae_jax.generation.directions import kept_attributes
+
+    kinds = (Attribute("smile", "continuous"), Attribute("glasses", "binary"), Attribute("city", "categorical", ("a",)))
+    monkeypatch.setattr(latent_tables, "attributes_of", lambda trained: kinds)
+    assert kept_attributes(trained, "smile", ("all",)) == ["glasses"]
+    with pytest.raises(UserError, match="--keep=city has categories"):
+        kept_attributes(trained, "smile", ("city",))
+    with pytest.raises(UserError, match="--attribute=city has categories"):
+        kept_attributes(trained, "city", ())
+
+
 def test_directions_are_kept_as_json(trained, workdir):
     from facevae_jax.generation.directions import direction_of
 
@@ -300,9 +375,20 @@ def test_latents_as_parquet(trained, tmp_path):
     np.testing.assert_allclose(table["smile"].to_numpy(), expected.labels.column("smile"))
 
 
+def test_a_label_that_is_called_as_another_column_is_told(trained, tmp_path):
+    pytest.importorskip("pyarrow", reason="the extra `parquet` is not installed")
+    table = latent_tables.encode_split(trained, "validation")
+    attributes = (table.labels.attributes[0]._replace(name="mean"), *table.labels.attributes[1:])
+    with pytest.raises(UserError, match="'mean'"):
+        latent_tables.write_parquet(
+            tmp_path / "x.parquet", table._replace(labels=table.labels._replace(attributes=attributes))
+        )
+    assert not list(tmp_path.iterdir())
+
+
 def test_kept_latents_that_are_damaged_are_made_anew(trained, workdir):
     expected = latent_tables.encode_split(trained, "validation").mean
-    path = workdir / "latents" / f"validation_{trained.identity}.npz"
+    path = workdir / "latents" / f"validation_{latent_tables.identity(trained)}.npz"
     path.write_bytes(path.read_bytes()[:-100])
     np.testing.assert_array_equal(latent_tables.encode_split(trained, "validation").mean, expected)
 
@@ -320,7 +406,9 @@ def test_kept_latents_that_are_damaged_are_made_anew(trained, workdir):
         ("traverse", {"dimensions": (8,)}, "--dimensions=8"),
         ("reconstruct", {"rows": (37,)}, "--rows=37"),
         ("reconstruct", {"images": ("/nowhere/x.png",)}, "/nowhere/x.png does not exist"),
-        ("sample", {"count": 20_000}, "--count=20000"),
+        ("sample", {"count": 20_000}, "20,000 pictures"),
+        ("interpolate", {"count": 2, "steps": 60_000, "output": "x.npz"}, "pictures are more than 100,000"),
+        ("sample", {"output": "..", "format": "png"}, "--output='..'"),
         ("sample", {"output": "x.jpg"}, "must end in .png"),
         ("sample", {"output": "x.png", "format": "npz"}, "must end in .npz"),
         ("sample", {"output": "x.gif"}, "--format=gif"),
@@ -367,6 +455,11 @@ def test_photographs_are_cropped_as_in_training(tmp_path):
     assert [pathlib.Path(name).stem for name in read.names] == ["celeba", "middle", "square", "wide"]
     np.testing.assert_array_equal(read.images[0], read.images[2])
     np.testing.assert_array_equal(read.images[1], read.images[3])
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6  # lies on its side, as cameras store portraits
+    Image.fromarray(np.rot90(aligned)).save(tmp_path / "lying.png", exif=turned)
+    lying = facevae_jax.read_faces(tmp_path / "lying.png", resolution=SIDE)
+    np.testing.assert_array_equal(lying.images[0], read.images[0])
 
 
 def test_a_run_that_was_not_evaluated_has_no_gaussian(trained):

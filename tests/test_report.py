@@ -20,8 +20,9 @@ from facevae_jax.files import write_json
 from facevae_jax.generation import fitting
 from facevae_jax.generation.latent_tables import LatentTable
 from facevae_jax.generation.loading import load
+from facevae_jax.metrics import scores
 from facevae_jax.models.inference import Encoded
-from facevae_jax.reporting import curves, latents
+from facevae_jax.reporting import curves, latents, write
 from facevae_jax.reporting.page import Note, Table, render, section, sheet
 from facevae_jax.reporting.runs import open_runs, printable, shortened, tell_apart
 from facevae_jax.reporting.write import write_report
@@ -254,6 +255,20 @@ def test_before_the_first_evaluation_a_run_has_a_page(copied):
     assert "not been evaluated yet" in page.by_section["rate-distortion"]
     assert "no pictures" in page.by_section["training"]
     assert "Left out" not in page.by_section["reconstructions"]
+
+
+def test_what_an_evaluation_found_of_the_checkpoint_is_shown(copied):
+    trained = load(copied)
+    record = scores.evaluate(trained, "validation", draws=(1, 2), bound_images=5)
+    write_json(copied / "evaluation_validation.json", record)
+    write_json(copied / "evaluation_train.json", record | {"step": trained.step - 1})  # of another checkpoint
+    (shown,) = write.evaluated(trained)
+    assert shown.caption == "Evaluation of the validation split, 37 images"
+    rows = {name: value for name, value, _ in shown.rows}
+    assert rows["SSIM"] == f"{record['reconstruction']['ssim']:.4f}"
+    assert "Bound, K = 2" in rows
+    write_json(copied / "evaluation_train.json", {"step": trained.step})
+    assert isinstance(write.evaluated(trained)[0], Note)
 
 
 def test_fitted_priors_are_scored_where_they_are_there(copied, monkeypatch):

@@ -112,6 +112,20 @@ def read_metadata(directory: pathlib.Path) -> dict[str, Any]:
         raise UserError(f"{directory} has no readable metadata.json: prepare the dataset anew.") from error
 
 
+def fingerprint(directory: pathlib.Path) -> str:
+    """Text that is another as soon as an image or a label is: the checksums of a prepared dataset's files.
+
+    Raises:
+      UserError: the dataset cannot be read.
+    """
+    try:
+        return (directory / CHECKSUMS).read_text()
+    except FileNotFoundError:  # a version that kept none wrote it
+        return json.dumps(read_metadata(directory))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{directory} has no readable {CHECKSUMS}: prepare the dataset anew.") from error
+
+
 def read_images(directory: pathlib.Path, split: str, rows: range | None = None) -> Iterator[UInt8[np.ndarray, "r r 3"]]:
     """The images of a split, in row order.
 

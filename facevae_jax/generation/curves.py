@@ -11,7 +11,7 @@ import numpy as np
 
 from facevae_jax.errors import UserError
 from facevae_jax.files import atomic_writer
-from facevae_jax.generation.directions import DIRECTORY, file_name, kept_attributes, labelled_latents
+from facevae_jax.generation.directions import file_name, folder_of, kept_attributes, labelled_latents
 from facevae_jax.generation.trained import TrainedVAE
 from facevae_jax.latents.curves import AttributeMap, Curve, Perceptron, fit_attribute_map
 from facevae_jax.latents.directions import Whitening
@@ -36,7 +36,7 @@ def curve_of(trained: TrainedVAE, attribute: str, *, keep: Sequence[str] = ()) -
     """
     # In one order: all curves that keep all others share the networks.
     names = tuple(sorted([attribute, *kept_attributes(trained, attribute, keep)]))
-    path = trained.folder / DIRECTORY / trained.identity / f"{file_name(METHOD, 'of', names)}.npz"
+    path = folder_of(trained) / f"{file_name(METHOD, 'of', names)}.npz"
     found = _read(path, names)
     if found is None:
         given = labelled_latents(trained, names)
@@ -54,7 +54,7 @@ def curve_of(trained: TrainedVAE, attribute: str, *, keep: Sequence[str] = ()) -
 def _write(path: pathlib.Path, found: AttributeMap) -> None:
     arrays = {name: getattr(found, name) for name in VECTORS}
     arrays |= {"whitening_mean": found.whitening.mean, "whitening_root": found.whitening.root}
-    arrays["facts"] = np.array(json.dumps({"format": FORMAT, "images": found.images}))
+    arrays["facts"] = np.array(json.dumps({"format": FORMAT, "images": found.images, "names": found.names}))
     for name in NETWORKS:
         network: Perceptron = getattr(found, name)
         arrays |= {f"{name}_slope": network.slope, f"{name}_intercept": network.intercept}
@@ -70,7 +70,7 @@ def _read(path: pathlib.Path, names: tuple[str, ...]) -> AttributeMap | None:
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
         facts = json.loads(str(arrays["facts"]))
-        if facts["format"] != FORMAT or len(arrays["std"]) != len(names):
+        if facts["format"] != FORMAT or tuple(facts["names"]) != names:
             return None
         whitening = Whitening(arrays["whitening_mean"], arrays["whitening_root"])
         to_latents, read = (_network(arrays, name) for name in NETWORKS)

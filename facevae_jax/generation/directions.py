@@ -34,15 +34,15 @@ def direction_of(
       trained: the model.
       attribute: a name among the labels of the run's data.
       method: see `latents.directions.fit_direction`.
-      keep: attributes that are to stay as they are; `all` stands for every other one.
+      keep: attributes that are to stay as they are; `all` stands for every other one whose values have an order.
 
     Raises:
       UserError: there is no such attribute, or too few labels; the run's data are not there.
     """
     kept = kept_attributes(trained, attribute, keep)
-    path = trained.folder / DIRECTORY / trained.identity / f"{file_name(attribute, method, kept)}.json"
+    path = folder_of(trained) / f"{file_name(attribute, method, kept)}.json"
     found = _read(path, trained.latent_dim)
-    if found is None:
+    if found is None or (found.attribute, found.method, sorted(found.kept)) != (attribute, method, sorted(kept)):
         given = labelled_latents(trained, (attribute, *kept))
         found = fit_direction(given.draws, given.whitening, given.labels[0], given.labels[1:], method=method)
         with contextlib.suppress(OSError):  # a folder that cannot be written to costs time only
@@ -51,16 +51,24 @@ def direction_of(
     return found
 
 
+def folder_of(trained: TrainedVAE) -> pathlib.Path:
+    """Where directions and curves of the model and its labels are kept."""
+    return trained.folder / DIRECTORY / latent_tables.identity(trained)
+
+
 def kept_attributes(trained: TrainedVAE, attribute: str, keep: Sequence[str]) -> list[str]:
     """What `keep` stands for.
 
     Raises:
-      UserError: there is no such attribute; the edited one is among the kept.
+      UserError: there is no such attribute, or it has categories without an order; the edited one is among the kept.
     """
-    names = [a.name for a in latent_tables.attributes_of(trained)]
-    kept = [name for name in names if name != attribute] if list(keep) == [KEEP_ALL] else list(keep)
+    kinds = {a.name: a.kind for a in latent_tables.attributes_of(trained)}
+    ordered = [name for name, kind in kinds.items() if kind != "categorical"]
+    kept = [name for name in ordered if name != attribute] if list(keep) == [KEEP_ALL] else list(keep)
     for flag, name in [("--attribute", attribute), *(("--keep", name) for name in kept)]:
-        check_name(name, names, flag=flag)
+        check_name(name, list(kinds), flag=flag)
+        if name not in ordered:
+            raise UserError(f"{flag}={name} has categories without an order: label one of them as binary instead.")
     if attribute in kept:
         raise UserError(f"--keep={attribute} is what --attribute edits: leave it out of one of the two.")
     return kept
@@ -78,7 +86,7 @@ def labelled_latents(trained: TrainedVAE, attributes: Sequence[str]) -> Labelled
     """The training split's latents and labels.
 
     Raises:
-      UserError: the run's data are not there; an attribute has categories without an order.
+      UserError: the run's data are not there.
     """
     table = latent_tables.encode_split(trained, "train")
     return LabelledLatents(
@@ -104,8 +112,6 @@ def check_name(name: str, names: Sequence[str], *, flag: str) -> None:
 
 def _labels(table: AttributeTable, name: str) -> Labels:
     kinds = {attribute.name: attribute.kind for attribute in table.attributes}
-    if kinds[name] == "categorical":
-        raise UserError(f"--attribute={name} has categories without an order: label one of them as binary instead.")
     return Labels(name, kinds[name] == "binary", table.column(name))
 
 

@@ -1,5 +1,6 @@
 """The latents of many faces with their names and labels: of a split of the training data, or of photographs."""
 
+import hashlib
 import json
 import pathlib
 import zipfile
@@ -10,7 +11,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from facevae_jax.config import DataConfig
-from facevae_jax.data import dataset
+from facevae_jax.data import dataset, synthetic
 from facevae_jax.data.batches import gather_rows
 from facevae_jax.data.cache import local_dataset
 from facevae_jax.data.labels import AttributeTable, attribute_kinds, open_attributes
@@ -54,13 +55,24 @@ def encode_photographs(trained: TrainedVAE, paths: Sequence[str]) -> LatentTable
     return LatentTable(*posterior, tuple(map(str, files)), NO_LABELS._replace(values=np.empty((len(files), 0))))
 
 
+def identity(trained: TrainedVAE) -> str:
+    """Names this model and what its data hold: a dataset that was prepared anew under its old name is another.
+
+    Raises:
+      UserError: the data are not there.
+    """
+    config = trained.config.data
+    content = synthetic.VERSION if config.name == SYNTHETIC else dataset.fingerprint(local_dataset(config))
+    return f"{trained.identity}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
+
+
 def encode_split(trained: TrainedVAE, split: str) -> LatentTable:
     """Posteriors of a split of the run's data, with its labels; kept in the run's folder for the next time.
 
     Raises:
       UserError: the data are not there, or have no such split.
     """
-    kept = trained.folder / DIRECTORY / f"{split}_{trained.identity}.npz"
+    kept = trained.folder / DIRECTORY / f"{split}_{identity(trained)}.npz"
     labels = open_attributes(trained.config.data, split)
     pixels = split_pixels(open_splits(trained.config.data), split)
     found = _read_kept(kept, len(pixels), trained.latent_dim)
@@ -170,7 +182,7 @@ def write_parquet(path: pathlib.Path, table: LatentTable) -> None:
     """One row a face: `name`, `mean` and `log_variance` as lists, and a column for each attribute.
 
     Raises:
-      UserError: pyarrow is not installed.
+      UserError: pyarrow is not installed; a label has the name of another column.
     """
     try:
         import pyarrow as arrow
@@ -178,9 +190,12 @@ def write_parquet(path: pathlib.Path, table: LatentTable) -> None:
     except ImportError as error:
         raise UserError('Parquet files need pyarrow: pip install "facevae-jax[parquet]", or take .npz.') from error
     size = table.mean.shape[1]
-    columns = {"name": arrow.array(table.names)}
+    names = [name.encode(errors="replace").decode() for name in table.names]  # a file's name may be no UTF-8
+    columns = {"name": arrow.array(names)}
     for name, values in (("mean", table.mean), ("log_variance", table.log_variance)):
         columns[name] = arrow.FixedSizeListArray.from_arrays(arrow.array(values.ravel()), size)
+    if taken := {attribute.name for attribute in table.labels.attributes} & columns.keys():
+        raise UserError(f"--output={path.name}: the label {taken.pop()!r} has the name of another column: take .npz.")
     for number, attribute in enumerate(table.labels.attributes):
         columns[attribute.name] = arrow.array(table.labels.values[:, number], from_pandas=True)  # NaN becomes null
     described = {attribute.name: _describe(attribute) for attribute in table.labels.attributes}

@@ -25,7 +25,10 @@ from facevae_jax.progress import progress_bar
 Format = Literal["grid", "png", "npz", "gif", "webp", "mp4"]
 FORMATS = ("grid", "png", "npz", "gif", "webp", "mp4")
 ANIMATED = ("gif", "webp", "mp4")
+MAX_NAME_BYTES = 200  # of a file, whose name may have 255 with its number and its ending
+MAX_WEBP_SIDE = 16_383  # pixels
 MAX_GRID_FACES = 10_000
+MAX_SHEET_PICTURES = 100_000  # of a sheet, whose latents are all in memory
 MAX_GRID_PIXELS = 2**28  # 16,384 x 16,384: what viewers open
 
 
@@ -58,6 +61,8 @@ def choose(output: str | None, format: str | None, *, verb: str) -> Destination:
         raise UserError(f"--output={str(path)!r} {wanted} for --format={format}.")
     if format == "png" and (path.is_file() or (path.is_dir() and any(path.iterdir()))):
         raise UserError(f"--output={str(path)!r} exists: give a new folder, so that no other pictures are among these.")
+    if path.name in ("", ".."):
+        raise UserError(f"--output={output!r} must be the name of a new file or folder.")
     if format != "png" and path.is_dir():
         raise UserError(f"--output={str(path)!r} is a folder: give the name of a {ending} file.")
     make_writable_directory(path.parent, name="--output's directory")
@@ -126,11 +131,23 @@ def write_stream(
             raise UserError(f"--format={to.format}: these pictures have no order to animate: take grid, png or npz.")
 
 
-def check_room(to: Destination, *, count: int, resolution: int) -> None:
-    """Raises a UserError, before any work, where a grid would not hold so many pictures."""
+def check_room(to: Destination, *, count: int, resolution: int, any_number: bool = False) -> None:
+    """Raises a UserError, before any work, for more pictures than a grid holds, or than have their latents in memory.
+
+    Args:
+      to: where they are written to.
+      count: of pictures.
+      resolution: theirs.
+      any_number: whether latents are made as they are decoded.
+    """
     if to.format == "grid" and (count > MAX_GRID_FACES or count * resolution**2 > MAX_GRID_PIXELS):
         most = min(MAX_GRID_FACES, MAX_GRID_PIXELS // resolution**2)
-        raise UserError(f"--count={count}: one grid holds {most} at most: add --format=npz, or --format=png for files.")
+        raise UserError(
+            f"{count:,} pictures: one grid holds {most:,} at most: ask for fewer, add --format=npz, or --format=png "
+            "for files."
+        )
+    if count > MAX_SHEET_PICTURES and not any_number:
+        raise UserError(f"{count:,} pictures are more than {MAX_SHEET_PICTURES:,}: ask for fewer steps or rows.")
 
 
 def _counted(batches: Iterable[np.ndarray], progress: Any) -> Iterator[np.ndarray]:
@@ -189,11 +206,13 @@ def _write_files(folder: pathlib.Path, batches: Iterator[np.ndarray], names: Seq
 
 
 def unique(names: Sequence[str]) -> list[str]:
-    """File names for names of any kind: the last part of a path, and a number where two are alike."""
+    """File names, without an ending, for names of any kind; with a number where two are alike."""
     seen: dict[str, int] = {}
     result = []
     for name in names:
-        stem = re.sub(r"[^\w.-]", "_", pathlib.PurePosixPath(name).stem)[:100] or "face"
+        # Too long ones keep their ends, which tell the pictures of one face apart.
+        safe = re.sub(r"[^\w.+-]", "_", name).encode(errors="replace")
+        stem = safe[-MAX_NAME_BYTES:].decode(errors="ignore") or "face"
         seen[stem] = seen.get(stem, 0) + 1
         result.append(stem if seen[stem] == 1 else f"{stem}_{seen[stem]}")
     return result if len(set(result)) == len(result) else [f"{i:06d}_{name}" for i, name in enumerate(result)]
@@ -203,8 +222,11 @@ def write_animation(to: Destination, frames: Sequence[UInt8[np.ndarray, "h w 3"]
     """Frames as a GIF or WebP that repeats for ever, or as H.264 in an MP4 file.
 
     Raises:
-      UserError: MP4's library is not installed.
+      UserError: MP4's library is not installed; a WebP's frames are too large.
     """
+    if to.format == "webp" and max(frames[0].shape) > MAX_WEBP_SIDE:
+        side = max(frames[0].shape)
+        raise UserError(f"--format=webp: a side of {side:,} pixels is more than {MAX_WEBP_SIDE:,}: take gif or mp4.")
     with atomic_writer(to.path) as file:
         if to.format == "mp4":
             _write_mp4(file, frames, frames_per_second)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import ExifTags, Image
 
 from facevae_jax.data.images import FORMATS, Task, load, why_unreadable
 from facevae_jax.data.layouts import CELEBA_CROP, CELEBA_SIZE, CENTRE_SQUARE
@@ -18,6 +18,7 @@ from facevae_jax.data.sources import Folder, image_rows, read_file
 from facevae_jax.errors import UserError, expand_home
 from facevae_jax.generation.trained import Faces
 
+LYING = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 CHUNK = 16  # photographs that a thread decodes at a time
 
 
@@ -103,7 +104,9 @@ def read_photograph(file: pathlib.Path | bytes, *, resolution: int) -> UInt8[np.
     try:
         data = file if isinstance(file, bytes) else read_file(file)
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            crop = CELEBA_CROP if image.size == CELEBA_SIZE else CENTRE_SQUARE
+            lies = image.getexif().get(ExifTags.Base.Orientation, 1) in LYING
+            size = image.size[::-1] if lies else image.size
+            crop = CELEBA_CROP if size == CELEBA_SIZE else CENTRE_SQUARE
         return np.asarray(load(data, Task(crop, resolution))[0])
     except Exception as error:  # decoders raise almost anything on damaged files
         name = "the photograph" if isinstance(file, bytes) else f"--images: {file}"

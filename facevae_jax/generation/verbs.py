@@ -63,7 +63,7 @@ def sample(trained: TrainedVAE, request: Request) -> str:
     """New faces from a prior."""
     count = request.count or 64
     to = outputs.choose(request.output, request.format, verb="sample")
-    outputs.check_room(to, count=count, resolution=trained.resolution)
+    outputs.check_room(to, count=count, resolution=trained.resolution, any_number=True)
     faces = trained.sample_stream(count, prior=request.prior, temperature=request.temperature, seed=request.seed)
     outputs.write_stream(to, faces, count=count)
     return f"{to.path}: {count:,} faces from step {trained.step:,}, prior {request.prior}"
@@ -110,16 +110,17 @@ def encode(trained: TrainedVAE, request: Request) -> str:
 def interpolate(trained: TrainedVAE, request: Request) -> str:
     """Ways from face to face: through all photographs, or between pairs of new faces."""
     to = outputs.choose(request.output, request.format, verb="interpolate")
-    if request.images or request.rows:
-        start = _start(trained, request, default=0)
+    if _are_given(request):
+        start = _start(trained, request, default=SHOWN_ROWS)
         if len(start.latents) < 2:
-            raise UserError(f"--images: {len(start.latents)} face: give two or more to go between.")
+            raise UserError(f"{len(start.latents)} face: give two or more to go between.")
         ways = start.latents[None]
     else:
         pairs = request.count or SHOWN_ROWS
         ways = trained.sample_latents(
             2 * pairs, prior=request.prior, temperature=request.temperature, seed=request.seed
         ).reshape(pairs, 2, -1)
+    _check_room(trained, to, len(ways) * (len(ways[0]) * request.steps + 1))
     rows = [arithmetic.path(stops, request.steps, method=request.path, loop=request.loop) for stops in ways]
     _write(trained, to, np.stack(rows), request, loop_back=False)  # the way itself leads back
     return f"{to.path}: {len(rows)} x {len(rows[0])} faces by {request.path}"
@@ -135,13 +136,16 @@ def morph(trained: TrainedVAE, request: Request) -> str:
         )
     if len(start.latents) == 4:
         side = request.steps + 1
-        latents = arithmetic.square(start.latents, rows=side, columns=side, method=request.path)
         # An animation goes around the square's corners: its inside has no order.
         if to.format in outputs.ANIMATED:
             around = start.latents[[0, 1, 3, 2]]
             latents = arithmetic.path(around, request.steps, method=request.path, loop=True)[None]
+        else:
+            _check_room(trained, to, side**2)
+            latents = arithmetic.square(start.latents, rows=side, columns=side, method=request.path)
         _write(trained, to, latents, request, loop_back=False)
         return f"{to.path}: {latents.shape[0]} x {latents.shape[1]} faces between four"
+    _check_room(trained, to, request.steps + 3)
     latents = arithmetic.path(start.latents, request.steps, method=request.path)[None]
     images = sheets.decode_rows(trained, latents)
     if to.format == "grid" and start.originals is not None:
@@ -160,6 +164,7 @@ def edit(trained: TrainedVAE, request: Request) -> str:
     directions = [_edit_of(trained, name, request) for name in request.attributes]
     start = _start(trained, request, default=SHOWN_ROWS)
     pairs = list(itertools.product(range(len(start.latents)), directions))
+    _check_room(trained, to, len(pairs) * len(request.alphas))
     latents = np.stack([direction.edit(start.latents[row], request.alphas) for row, direction in pairs])
     names = [
         f"{start.names[row]}_{direction.attribute}_{alpha:+g}" for row, direction in pairs for alpha in request.alphas
@@ -176,8 +181,7 @@ def traverse(trained: TrainedVAE, request: Request) -> str:
     if wrong := [d for d in request.dimensions if not 0 <= d < trained.latent_dim]:
         raise UserError(f"--dimensions={wrong[0]}: the latents have dimensions 0 to {trained.latent_dim - 1}.")
     dimensions = request.dimensions or sheets.strongest_dimensions(trained)[: request.count or SHOWN_DIMENSIONS]
-    given = request.images or request.rows
-    base = _start(trained, request, default=1).latents[0] if given else trained.mean_latent
+    base = _start(trained, request, default=1).latents[0] if _are_given(request) else trained.mean_latent
     latents = sheets.traversal(trained, base, dimensions, request.alphas)
     names = [f"dimension_{dimension:03d}_{alpha:+g}" for dimension in dimensions for alpha in request.alphas]
     _write(trained, to, latents, request, names=names, loop_back=request.loop)
@@ -205,17 +209,26 @@ def _edit_of(trained: TrainedVAE, attribute: str, request: Request) -> Direction
 
 
 def _given_faces(trained: TrainedVAE, request: Request, *, count: int) -> Faces:
-    """Photographs, or rows of a split: those that are named, else the first `count`."""
+    """Photographs, all or as many as the request says; or rows of a split: those that are named, else `count`."""
     if request.images:
-        return read_faces(*request.images, resolution=trained.resolution)
+        return read_faces(*list_photographs(request.images)[: request.count], resolution=trained.resolution)
     split = request.split or latent_tables.evaluation_split(trained)
     rows = request.rows or range(min(count, latent_tables.split_size(trained, split)))
     return latent_tables.read_rows(trained, split, list(rows))
 
 
+def _are_given(request: Request) -> bool:
+    """Whether a verb is to begin with faces that there are."""
+    return bool(request.images or request.rows or request.split)
+
+
+def _check_room(trained: TrainedVAE, to: outputs.Destination, count: int) -> None:
+    outputs.check_room(to, count=count, resolution=trained.resolution)
+
+
 def _start(trained: TrainedVAE, request: Request, *, default: int) -> Start:
     """The faces that are named, by their posteriors; new ones, `default` of them, where none is."""
-    if request.images or request.rows or request.split:
+    if _are_given(request):
         faces = _given_faces(trained, request, count=request.count or max(default, 1))
         return Start(_encode(trained, faces.images, request), faces.images, stems(faces.names))
     count = request.count or default
@@ -240,8 +253,8 @@ def _blocks(trained: TrainedVAE, request: Request) -> tuple[tuple[str, ...], Ite
     """Names and images of what is to be reconstructed, a batch at a time."""
     size = trained.inference.batch_size
     if request.images:
-        files = list_photographs(request.images)
-        return tuple(map(str, files)), photograph_blocks(files, resolution=trained.resolution, size=size)
+        files = list_photographs(request.images)[: request.count]
+        return stems(list(map(str, files))), photograph_blocks(files, resolution=trained.resolution, size=size)
     split = request.split or latent_tables.evaluation_split(trained)
     count = request.count or latent_tables.split_size(trained, split)
     rows = request.rows or range(min(count, latent_tables.split_size(trained, split)))
@@ -261,7 +274,11 @@ def _write(
     names: Sequence[str] | None = None,
 ) -> None:
     rows, columns = latents.shape[:2]
-    outputs.check_room(to, count=rows * columns, resolution=trained.resolution)
     names = names or [f"row_{row:03d}_{column:03d}" for row in range(rows) for column in range(columns)]
+    if to.format in ("png", "npz"):  # as they are decoded
+        flat, size = latents.reshape(-1, trained.latent_dim), trained.inference.batch_size
+        faces = trained.inference.decode_stream(flat[at : at + size] for at in range(0, len(flat), size))
+        outputs.write_stream(to, faces, count=len(flat), names=names)
+        return
     sheet = outputs.Sheet(sheets.decode_rows(trained, latents), names)
     outputs.write_sheet(to, sheet, frames_per_second=request.frames_per_second, loop_back=loop_back)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Float32
 
-from facevae_jax.latents.directions import READABLE, Labels, Whitening, check_labels
+from facevae_jax.latents.directions import READABLE, Labels, Whitening, known_to_all
 
 HIDDEN = (128, 128)
 ALPHA = 1e-3  # L2 penalty of the weights
@@ -147,9 +147,7 @@ def fit_attribute_map(
     Raises:
       UserError: too few labels, or one that is the same for all.
     """
-    known = np.all([check_labels(label) for label in labels], axis=0)
-    for label in labels:
-        check_labels(label._replace(values=np.where(known, label.values, np.nan)))
+    known = known_to_all(labels)
     values = np.stack([label.values[known] for label in labels], axis=1).astype(np.float64)
     std = values.std(axis=0)
     standard = ((values - values.mean(axis=0)) / std).astype(np.float32)

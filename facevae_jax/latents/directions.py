@@ -108,8 +108,7 @@ def fit_direction(
     Raises:
       UserError: too few labels, or one that is the same for all; nothing is left of the direction.
     """
-    known = np.all([check_labels(label) for label in (labels, *keep)], axis=0)
-    check_labels(labels._replace(values=np.where(known, labels.values, np.nan)))
+    known = known_to_all((labels, *keep))
     values = labels.values[known].astype(np.float64)
     whitened = whitening.whiten(latents[known])
     names = ", ".join(other.name for other in keep)
@@ -144,7 +143,19 @@ def fit_direction(
     )
 
 
-def check_labels(labels: Labels) -> np.ndarray:
+def known_to_all(labels: Sequence[Labels]) -> np.ndarray:
+    """Which images have all of some labels.
+
+    Raises:
+      UserError: too few have one of them, or it is the same for all of those that have the others.
+    """
+    known = np.all([_known(label) for label in labels], axis=0)
+    for label in labels:
+        _known(label._replace(values=np.where(known, label.values, np.nan)))
+    return known
+
+
+def _known(labels: Labels) -> np.ndarray:
     """Which images have the label.
 
     Raises:
@@ -155,7 +166,7 @@ def check_labels(labels: Labels) -> np.ndarray:
     sizes = [int(np.sum(values == value)) for value in (0, 1)] if labels.binary else [len(values)]
     if min(sizes) < MIN_IMAGES or not np.std(values):
         raise UserError(
-            f"--attribute={labels.name}: {' and '.join(map(str, sizes))} images "
+            f"attribute {labels.name!r}: {' and '.join(map(str, sizes))} images "
             f"{'without and with it' if labels.binary else 'have the label'}; {MIN_IMAGES} at least are needed."
         )
     return known

@@ -68,7 +68,7 @@ class Gaussian(flax.struct.PyTreeNode):
         """Nats."""
         # By the singular values of the root: it need not be triangular, and may be singular, where nothing is likely.
         left, values, _ = jnp.linalg.svd(self.root)
-        scaled = (latents - self.mean) @ left / values
+        scaled = jnp.matmul(latents - self.mean, left, precision=jax.lax.Precision.HIGHEST) / values
         return -0.5 * jnp.sum(jnp.square(scaled) + math.log(2 * math.pi) + 2 * jnp.log(values), axis=1)
 
 

@@ -13,7 +13,7 @@ from facevae_jax.generation.trained import TrainedVAE
 from facevae_jax.latents.arithmetic import lerp
 from facevae_jax.latents.priors import LatentMoments, Prior, PriorName, fitted_gaussian
 from facevae_jax.metrics import inception, interpolation
-from facevae_jax.metrics.frechet import features_of, frechet_distance, kernel_distance
+from facevae_jax.metrics.frechet import KERNEL_IMAGES, features_of, frechet_distance, kernel_distance
 from facevae_jax.metrics.likelihood import SEED
 
 WAYS, WAY_PICTURES = 100, 9  # between two images, whose smoothness is measured
@@ -51,6 +51,7 @@ def sample_distances(
         "prior": prior,
         "split": split,
         "features": real.shape[1],
+        "kernel_images": min(count, KERNEL_IMAGES),
         "sample_frechet": frechet_distance(made, real),
         "sample_kernel": kernel_distance(made, real),
         "reconstruction_frechet": frechet_distance(again, real),
@@ -88,7 +89,7 @@ def inception_distances(
         "prior": prior,
         "split": split,
         "extractor": options.get("extractor", inception.EXTRACTOR),
-        "resize": "as torch-fidelity's extractor does: bilinear to 299x299, like TensorFlow 1",
+        "resize": "by torch-fidelity, bilinear to 299x299 as in TensorFlow 1",
     }
     for name, made in sets.items():
         real = real_images(trained, pixels, count)

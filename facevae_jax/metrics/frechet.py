@@ -25,7 +25,7 @@ def named_extractor(name: str) -> Extractor:
         raise UserError(f"--features={name!r}: {remedy}.")
     try:
         found: Any = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:  # the last two of relative and empty names
         raise UserError(f"--features={name!r} cannot be imported ({error}): {remedy}.") from error
     if not callable(found):
         raise UserError(f"--features={name!r} is of type {type(found).__name__}: {remedy}.")

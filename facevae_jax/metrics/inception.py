@@ -15,6 +15,14 @@ WEIGHTS_SHA256 = "6726825d"  # the first digits, which the file's published name
 KERNEL_SUBSET = 1_000  # images of each of KID's subsets, torch-fidelity's default
 
 
+def check_installed() -> None:
+    """Raises a UserError unless torch-fidelity is there."""
+    try:
+        import torch_fidelity  # noqa: F401
+    except ImportError as error:
+        raise UserError('FID and KID need torch-fidelity: pip install "facevae-jax[fid]".') from error
+
+
 def check_weights(path: pathlib.Path) -> None:
     """Raises a UserError unless the file is the one that torch-fidelity downloads: a pickle, which can run anything."""
     try:
@@ -51,11 +59,9 @@ def fidelity(
     Raises:
       UserError: torch-fidelity is not installed, or cannot get its weights.
     """
-    try:
-        import torch
-        import torch_fidelity
-    except ImportError as error:
-        raise UserError('FID and KID need torch-fidelity: pip install "facevae-jax[fid]".') from error
+    check_installed()
+    import torch
+    import torch_fidelity
 
     class Images(torch.utils.data.Dataset[Any]):
         """uint8 [3, h, w] tensors of a file that is mapped into memory."""

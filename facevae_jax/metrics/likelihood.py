@@ -18,7 +18,8 @@ from facevae_jax.models.vae import VAE, Decoded, Posterior, to_unit
 from facevae_jax.progress import progress_bar
 from facevae_jax.random import named_key
 
-LATENTS_AT_ONCE = 512  # that are decoded together
+# Latents that are decoded together, at most, and batches of images that they may be: memory is the batch's affair.
+LATENTS_AT_ONCE, BATCHES_AT_ONCE = 512, 8
 SEED = 0  # of the noise: the same at every evaluation, so that models compare
 
 
@@ -92,7 +93,8 @@ def importance_bounds(
     """
     check_draws(draws)
     most, size = draws[-1], min(inference.batch_size, len(images))
-    each = next(count for count in range(max(1, LATENTS_AT_ONCE // size), 0, -1) if most % count == 0)
+    together = min(LATENTS_AT_ONCE, BATCHES_AT_ONCE * inference.batch_size)
+    each = next(count for count in range(max(1, together // size), 0, -1) if most % count == 0)
     numbers = range(0, most, each)
 
     def batches() -> Iterator[Draws]:
@@ -115,7 +117,7 @@ def importance_bounds(
 
 def check_draws(draws: Sequence[int]) -> None:
     """Raises a UserError unless each of `draws` is positive and a multiple of the one before."""
-    if not draws or draws[0] < 1 or any(b % a or b == a for a, b in itertools.pairwise(draws)):
+    if not draws or draws[0] < 1 or any(b % a or b <= a for a, b in itertools.pairwise(draws)):
         raise UserError(
             f"--importance_samples={','.join(map(str, draws))} must be growing numbers, each a multiple of the one "
             "before, such as 1,10,100,1000."

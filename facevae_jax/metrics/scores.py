@@ -153,6 +153,13 @@ def _measure_all(trained: TrainedVAE, pixels: np.ndarray) -> Any:
 
 def table(record: dict[str, Any]) -> str:
     """A record as lines to read."""
+    head = f"{record['data']}, {record['split']} split, {record['images']:,} images at {record['resolution']}x"
+    lines = [f"{head}{record['resolution']}, step {record['step']:,}"]
+    return "\n".join([*lines, *(f"  {name:<24}{value:>14}  {note}" for name, value, note in figures(record))])
+
+
+def figures(record: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """What a record says: the name of each score, its value, and its unit or what it is of."""
     made, codes = record["reconstruction"], record["latents"]
     rows: list[tuple[str, float, str, str]] = [
         ("MSE", made["mse"], ".6f", "pixels from 0 to 1; of the posterior mean's reconstruction"),
@@ -193,12 +200,11 @@ def table(record: dict[str, Any]) -> str:
     for key, of in (("features", "by the features"), ("inception", "by Inception's")):
         if key in record:
             found = record[key]
-            compared = f"{of}; {found['images']:,} images, {found['split']} split, prior {found['prior']}"
+            resized = f", resized {found['resize']}" if "resize" in found else ""
+            compared = f"{of}; {found['images']:,} images, {found['split']} split, prior {found['prior']}{resized}"
             rows += [
                 (name.replace("_", " "), value, ".5g", compared)
                 for name, value in found.items()
                 if name.startswith(("sample_", "reconstruction_", "interpolation_"))
             ]
-    head = f"{record['data']}, {record['split']} split, {record['images']:,} images at {record['resolution']}x"
-    lines = [f"{head}{record['resolution']}, step {record['step']:,}"]
-    return "\n".join([*lines, *(f"  {name:<24}{format(value, form):>14}  {note}" for name, value, form, note in rows)])
+    return [(name, format(value, form), note) for name, value, form, note in rows]

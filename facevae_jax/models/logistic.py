@@ -24,7 +24,11 @@ class LogisticMixture(NamedTuple):
     log_scales: Float[Array, "*b h w k c"]  # in units of [0, 1]
 
     def mean(self) -> Float[Array, "*b h w c"]:
-        """The picture that has the least squared error."""
+        """The means of the components, by their weights: the picture.
+
+        Of 8-bit values the mean is further inwards where tails reach beyond black and white, which count as these: by
+        0.04 at 0.03 with the scale of a new network, by 0.01 with one of e^-3.5.
+        """
         return jnp.sum(jnp.exp(self.log_weights)[..., None] * self.means, axis=-2)
 
     def log_probability(self, images: Float[Array, "*b h w c"]) -> Float[Array, "*b"]:

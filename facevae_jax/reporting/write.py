@@ -3,6 +3,7 @@
 import datetime
 import functools
 import importlib.metadata
+import json
 import pathlib
 import platform
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ from facevae_jax.files import atomic_writer
 from facevae_jax.generation import latent_tables
 from facevae_jax.generation.loading import load
 from facevae_jax.generation.trained import TrainedVAE
+from facevae_jax.metrics import scores as metrics
 from facevae_jax.reporting import curves, faces, latents
 from facevae_jax.reporting.page import Block, Note, Section, Table, render, section
 from facevae_jax.reporting.runs import Run, open_runs
@@ -145,7 +147,27 @@ def scores(trained: TrainedVAE, runs: Sequence[Run]) -> list[Block]:
         ]
         split = run.evaluation_split
         blocks = [Table(f"Scores of the {split} split", ["Figure", *(name for name, _ in columns)], rows, figures=True)]
+    blocks += evaluated(trained)
     return [*blocks, compared(runs)] if len(runs) > 1 else blocks
+
+
+def evaluated(trained: TrainedVAE) -> list[Block]:
+    """What `facevae_jax.evaluate` found of this checkpoint, of each split that it was asked for."""
+    blocks: list[Block] = []
+    for path in sorted(trained.folder.glob("evaluation_*.json")):
+        try:
+            record = json.loads(path.read_text())
+            if record["step"] != trained.step:
+                continue
+            rows = [list(row) for row in metrics.figures(record)]
+            caption = f"Evaluation of the {record['split']} split, {record['images']:,} images"
+        except (OSError, ValueError, KeyError, TypeError):  # of another version, or not whole
+            blocks.append(Note(f"Left out: {path.name} cannot be read: evaluate the run again."))
+            continue
+        if record.get("recalibrated"):
+            caption += ", with batch normalisation's statistics computed anew"
+        blocks.append(Table(caption, ["Score", "Value", "Of what"], rows))
+    return blocks
 
 
 def compared(runs: Sequence[Run]) -> Table:

@@ -12,6 +12,7 @@ ABSURD_NATS = 1_000.0  # for each latent dimension: nothing needs 1e434 differen
 DEAD = 0.95  # of the error of the mean image, which a decoder that looks at no latent reaches
 OVERFITTED = 1.05  # times the lowest validation loss so far, while the training loss fell
 SAMPLED = 1_024  # images for the mean one
+AT_ONCE = 8  # of them in memory
 
 
 class Alarms:
@@ -19,8 +20,7 @@ class Alarms:
 
     def __init__(self, images: UInt8[np.ndarray, "n h w c"], *, latent_dim: int) -> None:
         """`images` are those of the evaluations."""
-        sample = np.asarray(images[:SAMPLED], np.float32) / 255.0
-        self._mean_image_error = float(sample.var(axis=0, dtype=np.float64).mean())
+        self._mean_image_error = _mean_image_error(images[:SAMPLED])
         self._latent_dim = latent_dim
         self._before: Mapping[str, float] | None = None  # the evaluation before
         self._best: tuple[float, float] | None = None  # evaluation loss and the training loss of that time
@@ -51,7 +51,8 @@ class Alarms:
                 "--config.objective.kl_weight (or raise r_loss_factor, of the likelihood mse), or set "
                 "--config.objective.kl_warmup_steps or free_bits."
             )
-        if evaluation["mse"] > max(DEAD * self._mean_image_error, DEAD * before["mse"]):
+        # Of one image alone the mean is the image.
+        if self._mean_image_error > 0 and evaluation["mse"] > DEAD * max(self._mean_image_error, before["mse"]):
             lines.append(
                 f"dead decoder: MSE {evaluation['mse']:.4f}, which falls no more, and the mean image alone has "
                 f"{self._mean_image_error:.4f}: the reconstructions hardly depend on the image; lower "
@@ -75,3 +76,13 @@ class Alarms:
                 "--config.data.flip or --config.model.dropout_rate, or take more images or a smaller model."
             ]
         return []
+
+
+def _mean_image_error(images: UInt8[np.ndarray, "n h w c"]) -> float:
+    """The mean squared error of the mean of some images, pixels from 0 to 1."""
+    total = square = np.zeros(images.shape[1:])
+    for at in range(0, len(images), AT_ONCE):
+        part = np.asarray(images[at : at + AT_ONCE], np.float64) / 255.0
+        total, square = total + part.sum(axis=0), square + np.square(part).sum(axis=0)
+    count = max(len(images), 1)
+    return float(np.mean(square / count - np.square(total / count)))

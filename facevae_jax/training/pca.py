@@ -15,8 +15,9 @@ from facevae_jax.random import named_key
 
 OVERSAMPLING = 32  # directions beside those that are wanted (Halko, Martinsson & Tropp 2011, section 4.3)
 POWER_PASSES = 4  # each multiplies by the covariance, so that directions of little variance fade
-BATCH = 1_024  # images at a time
+BATCH, BATCH_VALUES = 1_024, 2**26  # images at a time, and pixel values of them: a quarter of a GiB
 SMALLEST_DEVIATION = 1e-6
+_times = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)  # accelerators round the factors otherwise
 
 
 def fit_pca(
@@ -42,8 +43,9 @@ def fit_pca(
 
     def total(of_batch: Callable[[Array], Any]) -> Any:
         sums: Any = None
-        for at in range(0, len(images), BATCH):
-            rows = np.arange(at, min(at + BATCH, len(images)))
+        batch = max(1, min(BATCH, BATCH_VALUES // size))
+        for at in range(0, len(images), batch):
+            rows = np.arange(at, min(at + batch, len(images)))
             part = of_batch(jnp.asarray(gather_rows(images, rows)).reshape(len(rows), -1))
             sums = part if sums is None else jax.tree.map(jnp.add, sums, part)
             jax.block_until_ready(sums)
@@ -58,7 +60,7 @@ def fit_pca(
     inside = total(functools.partial(_projected_covariance, mean=mean, basis=basis)) / len(images)
     values, vectors = jnp.linalg.eigh(inside)
     order = jnp.argsort(-values)[:components]
-    found = (basis @ vectors[:, order]).T
+    found = _times(basis, vectors[:, order]).T
     # The sign is free: the largest coefficient is positive, so that equal data give equal pictures.
     largest = jnp.take_along_axis(found, jnp.argmax(jnp.abs(found), axis=1)[:, None], axis=1)
     return {
@@ -86,12 +88,12 @@ def _covariance_times(
     pixels: UInt8[Array, "b d"], *, mean: Float[Array, " d"], basis: Float[Array, "d k"]
 ) -> Float[Array, "d k"]:
     centred = pixels.astype(jnp.float32) / 255.0 - mean
-    return centred.T @ (centred @ basis)
+    return _times(centred.T, _times(centred, basis))
 
 
 @jax.jit
 def _projected_covariance(
     pixels: UInt8[Array, "b d"], *, mean: Float[Array, " d"], basis: Float[Array, "d k"]
 ) -> Float[Array, "k k"]:
-    projected = (pixels.astype(jnp.float32) / 255.0 - mean) @ basis
-    return projected.T @ projected
+    projected = _times(pixels.astype(jnp.float32) / 255.0 - mean, basis)
+    return _times(projected.T, projected)
