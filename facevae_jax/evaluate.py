@@ -17,7 +17,7 @@ from facevae_jax.errors import UserError, expand_home, make_writable_directory
 PRIORS = ("standard", "gaussian", "mixture", "second_stage")
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run, or of an exported model.")
-_SPLIT = flags.DEFINE_enum("split", None, ["train", "validation"], "Which images; those of the run's evaluations.")
+_SPLIT = flags.DEFINE_enum("split", None, ["train", "validation", "test"], "Which images; as the run by default.")
 _JSON = flags.DEFINE_string("json", None, "File to write; WORKDIR/evaluation_SPLIT.json by default.")
 _IMPORTANCE = flags.DEFINE_list("importance_samples", ["1", "10", "100"], "Draws of the bound; empty for no bound.")
 _IMPORTANCE_IMAGES = flags.DEFINE_integer("importance_images", 256, "Images that it is computed for.", lower_bound=1)

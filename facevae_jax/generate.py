@@ -31,7 +31,7 @@ _OUTPUT = flags.DEFINE_string("output", None, "File or folder to write; VERB.png
 _FORMAT = flags.DEFINE_enum("format", None, FORMATS, "How to write it; by default as --output ends.")
 _COUNT = flags.DEFINE_integer("count", None, "Faces, rows or dimensions.", lower_bound=1, upper_bound=10**8)
 _IMAGES = flags.DEFINE_list("images", [], "Photographs, or folders of them, of any size; faces in the middle.")
-_SPLIT = flags.DEFINE_enum("split", None, ["train", "validation"], "Faces of the run's own data.")
+_SPLIT = flags.DEFINE_enum("split", None, ["train", "validation", "test"], "Faces of the run's own data.")
 _ROWS = flags.DEFINE_list("rows", [], "Which of the split's images, by number; validation's without --split.")
 _PRIOR = flags.DEFINE_enum(
     "prior",

@@ -5,10 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from facevae_jax.config import DataConfig
-from facevae_jax.data import synthetic
-from facevae_jax.data.pixels import SYNTHETIC_VALIDATION_START, open_splits, open_store
+from facevae_jax.data import builder, layouts, synthetic
+from facevae_jax.data.pixels import SYNTHETIC_VALIDATION_START, open_split, open_splits, open_store
 from facevae_jax.errors import UserError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (10, 4, 4, 3), np.uint8)
@@ -135,3 +136,22 @@ def test_drawn_faces_of_a_run_in_a_bucket_are_in_the_cache(tmp_path):
     config = DataConfig(data_dir="gs://bucket/data", cache_dir=str(tmp_path), resolution=32, **sizes)
     assert open_splits(config).train.shape == (2, 32, 32, 3)
     assert list(tmp_path.glob("synthetic/32/*/train-2.npy"))
+
+
+def test_a_split_that_no_run_reads_is_there_for_evaluation(tmp_path):
+    faces = synthetic.faces(np.arange(6), resolution=32)
+    images = []
+    for number, face in enumerate(faces):
+        path = tmp_path / f"{number}.png"
+        Image.fromarray(face).save(path)
+        images.append(layouts.SourceImage(path.name, path, ()))
+    splits = {"train": images[:3], "validation": images[3:4], "test": images[4:]}
+    layout = layouts.Layout(kind="folder", source="source", splits=splits, attributes=())
+    builder.prepare_dataset(layout, data_dir=tmp_path / "data", name="toy", resolution=32, workers=1)
+    config = DataConfig(name="toy", resolution=32, data_dir=str(tmp_path / "data"))
+    np.testing.assert_array_equal(open_split(config, "test"), faces[4:])
+    np.testing.assert_array_equal(open_splits(config).evaluation, faces[3:4])
+    with pytest.raises(UserError, match="--split='extra': the data have test and train and validation alone"):
+        open_split(config, "extra")
+    with pytest.raises(UserError, match="--split='test': the data have train and validation alone"):
+        open_split(DataConfig(data_dir=str(tmp_path)), "test")

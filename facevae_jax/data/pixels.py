@@ -9,7 +9,7 @@ import json
 import math
 import pathlib
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +17,7 @@ from jaxtyping import Int, UInt8
 
 from facevae_jax.config import CHANNELS, DataConfig
 from facevae_jax.data import dataset, synthetic
-from facevae_jax.data.cache import local_dataset
+from facevae_jax.data.cache import fetch_dataset, local_dataset
 from facevae_jax.data.locations import is_remote
 from facevae_jax.errors import UserError, expand_home, make_writable_directory
 from facevae_jax.files import atomic_writer, locked, write_json
@@ -44,23 +44,37 @@ def open_splits(config: DataConfig) -> Splits:
     Raises:
       UserError: the dataset is not prepared at this resolution, has no training images, or cannot be written to.
     """
+    sizes = {} if config.name == SYNTHETIC else dataset.split_sizes(local_dataset(config))
+    if config.name != SYNTHETIC and not sizes.get(TRAIN):
+        directory = local_dataset(config)
+        raise UserError(f"config.data.name={config.name!r}: {directory} has no training images: prepare it anew.")
+    evaluation_split = VALIDATION if config.name == SYNTHETIC or sizes.get(VALIDATION) else TRAIN
+    train = open_split(config, TRAIN)
+    return Splits(train, train if evaluation_split == TRAIN else open_split(config, VALIDATION), evaluation_split)
+
+
+def open_split(config: DataConfig, split: str) -> UInt8[np.ndarray, "n r r 3"]:
+    """The pixel store of one split, made first where it is missing.
+
+    Raises:
+      UserError: the dataset is not prepared at this resolution, has no such split, or cannot be written to.
+    """
     if config.name == SYNTHETIC:
+        _check_split(split, (TRAIN, VALIDATION))
         place = config.cache_dir if is_remote(config.data_dir) else config.data_dir
         data_dir = expand_home(place, name="config.data.data_dir")
-        directory = data_dir / SYNTHETIC / str(config.resolution) / synthetic.VERSION
-        stores = {split: _open_synthetic(directory, split, config) for split in (TRAIN, VALIDATION)}
-    else:
-        directory = local_dataset(config)
-        sizes = dataset.split_sizes(directory)
-        if not sizes.get(TRAIN):
-            raise UserError(f"config.data.name={config.name!r}: {directory} has no training images: prepare it anew.")
-        stores = {
-            split: _open_prepared(directory, split, sizes[split], config)
-            for split in (TRAIN, VALIDATION)
-            if sizes.get(split)
-        }
-    evaluation_split = VALIDATION if VALIDATION in stores else TRAIN
-    return Splits(stores[TRAIN], stores[evaluation_split], evaluation_split)
+        return _open_synthetic(data_dir / SYNTHETIC / str(config.resolution) / synthetic.VERSION, split, config)
+    directory = local_dataset(config)
+    sizes = dataset.split_sizes(directory)
+    _check_split(split, [name for name, size in sizes.items() if size])
+    if split not in (TRAIN, VALIDATION) and is_remote(config.data_dir):  # which no run reads
+        directory = fetch_dataset(config, {split: range(sizes[split])})
+    return _open_prepared(directory, split, sizes[split], config)
+
+
+def _check_split(split: str, names: Sequence[str]) -> None:
+    if split not in names:
+        raise UserError(f"--split={split!r}: the data have {' and '.join(sorted(names))} alone.")
 
 
 def synthetic_rows(config: DataConfig, split: str) -> Int[np.ndarray, " n"]:

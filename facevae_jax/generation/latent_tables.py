@@ -16,7 +16,7 @@ from facevae_jax.data.batches import gather_rows
 from facevae_jax.data.cache import local_dataset
 from facevae_jax.data.labels import AttributeTable, attribute_kinds, open_attributes
 from facevae_jax.data.layouts import Attribute
-from facevae_jax.data.pixels import SYNTHETIC, Splits, open_splits
+from facevae_jax.data.pixels import SYNTHETIC, open_split, open_splits
 from facevae_jax.errors import UserError
 from facevae_jax.files import atomic_writer
 from facevae_jax.generation.photographs import list_photographs, photograph_blocks
@@ -74,7 +74,7 @@ def encode_split(trained: TrainedVAE, split: str) -> LatentTable:
     """
     kept = trained.folder / DIRECTORY / f"{split}_{identity(trained)}.npz"
     labels = open_attributes(trained.config.data, split)
-    pixels = split_pixels(open_splits(trained.config.data), split)
+    pixels = open_split(trained.config.data, split)
     found = _read_kept(kept, len(pixels), trained.latent_dim)
     if found is None:
         size = trained.inference.batch_size
@@ -100,18 +100,7 @@ def evaluation_split(trained: TrainedVAE) -> str:
 
 def split_size(trained: TrainedVAE, split: str) -> int:
     """Images in a split of the run's data."""
-    return len(split_pixels(open_splits(trained.config.data), split))
-
-
-def split_pixels(splits: Splits, split: str) -> np.ndarray:
-    """The pixel store of a split.
-
-    Raises:
-      UserError: there is no such split.
-    """
-    if split not in (names := {"train", splits.evaluation_split}):
-        raise UserError(f"--split={split!r}: the data have {' and '.join(sorted(names))} alone.")
-    return splits.train if split == "train" else splits.evaluation
+    return len(open_split(trained.config.data, split))
 
 
 def read_rows(trained: TrainedVAE, split: str, rows: Sequence[int]) -> Faces:
@@ -120,7 +109,7 @@ def read_rows(trained: TrainedVAE, split: str, rows: Sequence[int]) -> Faces:
     Raises:
       UserError: the data are not there, or have no such rows.
     """
-    pixels = split_pixels(open_splits(trained.config.data), split)
+    pixels = open_split(trained.config.data, split)
     if wrong := [row for row in rows if not 0 <= row < len(pixels)]:
         raise UserError(f"--rows={wrong[0]}: the split {split!r} has rows 0 to {len(pixels) - 1}.")
     return Faces(gather_rows(pixels, np.asarray(rows, np.int64)), tuple(f"{split}_{row}" for row in rows))

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from facevae_jax.data.batches import gather_rows
-from facevae_jax.data.pixels import open_splits
+from facevae_jax.data.pixels import open_split
 from facevae_jax.errors import UserError
 from facevae_jax.generation import latent_tables
 from facevae_jax.generation.trained import TrainedVAE
@@ -113,7 +113,7 @@ def unseen_prior(trained: TrainedVAE, prior: PriorName, split: str) -> PriorName
 
 def _compared(trained: TrainedVAE, split: str, count: int) -> tuple[np.ndarray, int]:
     """The real images, and how many of them there are to compare with."""
-    pixels = latent_tables.split_pixels(open_splits(trained.config.data), split)
+    pixels = open_split(trained.config.data, split)
     count = min(count, len(pixels))
     if count < 2:
         raise UserError(f"the split {split!r} has {len(pixels)} images: a distribution needs two at least.")

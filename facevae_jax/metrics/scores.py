@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, Shaped
 
 from facevae_jax.data.batches import gather_rows
-from facevae_jax.data.pixels import open_splits
+from facevae_jax.data.pixels import open_split
 from facevae_jax.generation import fitting, latent_tables
 from facevae_jax.generation.trained import TrainedVAE
 from facevae_jax.latents.priors import PriorName, moments_of, normal_by_index
@@ -80,7 +80,7 @@ def evaluate(
     if draws:
         likelihood.check_draws(draws)
     split = split or latent_tables.evaluation_split(trained)
-    pixels = latent_tables.split_pixels(open_splits(trained.config.data), split)
+    pixels = open_split(trained.config.data, split)
     measured = _measure_all(trained, pixels)
     posterior = Encoded(*measured.posterior)
     record: dict[str, Any] = {
