@@ -295,10 +295,9 @@ def test_a_direction_is_not_anothers_whose_file_has_its_name(trained, monkeypatc
 
     monkeypatch.setattr(directions, "file_name", lambda *parts: "same")
     monkeypatch.setattr(curves, "file_name", lambda *parts: "same")
-    assert directions.direction_of(trained, "glasses").attribute == "glasses"
-    assert directions.direction_of(trained, "turn").attribute == "turn"
-    assert curves.curve_of(trained, "glasses").map.names == ("glasses",)
-    assert curves.curve_of(trained, "turn").map.names == ("turn",)
+    for name in ("skin_tone", "background"):
+        assert directions.direction_of(trained, name).attribute == name
+        assert curves.curve_of(trained, name).map.names == (name,)
 
 
 def test_labels_that_were_prepared_anew_are_read_anew(trained, monkeypatch):

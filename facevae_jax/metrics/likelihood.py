@@ -18,8 +18,6 @@ from facevae_jax.models.vae import VAE, Decoded, Posterior, to_unit
 from facevae_jax.progress import progress_bar
 from facevae_jax.random import named_key
 
-# Latents that are decoded together, at most, and batches of images that they may be: memory is the batch's affair.
-LATENTS_AT_ONCE, BATCHES_AT_ONCE = 512, 8
 SEED = 0  # of the noise: the same at every evaluation, so that models compare
 
 
@@ -93,8 +91,8 @@ def importance_bounds(
     """
     check_draws(draws)
     most, size = draws[-1], min(inference.batch_size, len(images))
-    together = min(LATENTS_AT_ONCE, BATCHES_AT_ONCE * inference.batch_size)
-    each = next(count for count in range(max(1, together // size), 0, -1) if most % count == 0)
+    # No more latents at once than a batch: pictures of several batches leave the cache before they are compared.
+    each = next(count for count in range(inference.batch_size // size, 0, -1) if most % count == 0)
     numbers = range(0, most, each)
 
     def batches() -> Iterator[Draws]:
