@@ -95,3 +95,9 @@ def test_a_curve_is_kept_and_shared(trained, monkeypatch):
     assert len(fitted) == 2
     with pytest.raises(UserError, match="did you mean skin_tone"):
         curves.curve_of(trained, "skin_ton")
+
+
+def test_a_curve_is_not_anothers_whose_file_has_its_name(trained, monkeypatch):
+    monkeypatch.setattr(curves, "file_name", lambda *parts: "same")
+    for name in ("skin_tone", "background"):
+        assert curves.curve_of(trained, name).map.names == (name,)

@@ -291,13 +291,11 @@ def test_no_more_photographs_than_are_asked_for(trained, photographs, tmp_path):
 
 
 def test_a_direction_is_not_anothers_whose_file_has_its_name(trained, monkeypatch):
-    from facevae_jax.generation import curves, directions
+    from facevae_jax.generation import directions
 
     monkeypatch.setattr(directions, "file_name", lambda *parts: "same")
-    monkeypatch.setattr(curves, "file_name", lambda *parts: "same")
     for name in ("skin_tone", "background"):
         assert directions.direction_of(trained, name).attribute == name
-        assert curves.curve_of(trained, name).map.names == (name,)
 
 
 def test_labels_that_were_prepared_anew_are_read_anew(trained, monkeypatch):
