@@ -97,7 +97,8 @@ def test_a_curve_is_kept_and_shared(trained, monkeypatch):
         curves.curve_of(trained, "skin_ton")
 
 
-def test_a_curve_is_not_anothers_whose_file_has_its_name(trained, monkeypatch):
-    monkeypatch.setattr(curves, "file_name", lambda *parts: "same")
-    for name in ("skin_tone", "background"):
-        assert curves.curve_of(trained, name).map.names == (name,)
+def test_a_curve_is_not_anothers_whose_file_has_its_name(trained):
+    curves.curve_of(trained, "skin_tone", keep=["background"])
+    (path,) = (trained.folder / directions.DIRECTORY).rglob("*.npz")
+    assert curves._read(path, ("background", "skin_tone")) is not None
+    assert curves._read(path, ("background", "smile")) is None
