@@ -168,6 +168,7 @@ def test_two_pages_hold_their_own_faces(page, browser, server):
     other.get_by_label("Dimension 3").fill("3")
     changed(other, others)
     page.get_by_label("Dimension 3").fill("0.1")
+    page.wait_for_selector("#picture[alt*='Dimension']")  # else what is awaited next is there before
     page.get_by_label("Dimension 3").fill("0")
     page.wait_for_selector("#picture:not([alt*='Dimension'])")
     assert shown(page) == before
