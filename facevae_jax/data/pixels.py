@@ -44,13 +44,15 @@ def open_splits(config: DataConfig) -> Splits:
     Raises:
       UserError: the dataset is not prepared at this resolution, has no training images, or cannot be written to.
     """
-    sizes = {} if config.name == SYNTHETIC else dataset.split_sizes(local_dataset(config))
-    if config.name != SYNTHETIC and not sizes.get(TRAIN):
-        directory = local_dataset(config)
+    if config.name == SYNTHETIC:
+        return Splits(open_split(config, TRAIN), open_split(config, VALIDATION), VALIDATION)
+    directory = local_dataset(config)
+    sizes = dataset.split_sizes(directory)
+    if not sizes.get(TRAIN):
         raise UserError(f"config.data.name={config.name!r}: {directory} has no training images: prepare it anew.")
-    evaluation_split = VALIDATION if config.name == SYNTHETIC or sizes.get(VALIDATION) else TRAIN
-    train = open_split(config, TRAIN)
-    return Splits(train, train if evaluation_split == TRAIN else open_split(config, VALIDATION), evaluation_split)
+    evaluation_split = VALIDATION if sizes.get(VALIDATION) else TRAIN
+    stores = {split: _open_prepared(directory, split, sizes[split], config) for split in (TRAIN, evaluation_split)}
+    return Splits(stores[TRAIN], stores[evaluation_split], evaluation_split)
 
 
 def open_split(config: DataConfig, split: str) -> UInt8[np.ndarray, "n r r 3"]:
