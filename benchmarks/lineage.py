@@ -80,8 +80,7 @@ def chart(curves: dict[str, list[dict[str, float]]], path: pathlib.Path) -> None
         figure = Figure()
         axes = figure.add_subplot(xlabel="epoch", ylabel="r_loss_factor x MSE, and nats")
         for colour, name in zip(COLOURS, TERMS.values(), strict=False):
-            for (kind, rows), style in zip(curves.items(), ({}, {"linestyle": "", "marker": "o"}), strict=True):
-                del kind
+            for rows, style in zip(curves.values(), ({}, {"linestyle": "", "marker": "o"}), strict=True):
                 axes.plot([row["epoch"] for row in rows], [row[name] for row in rows], color=colour, **style)
         axes.plot(PUBLIC_TOTALS.keys(), PUBLIC_TOTALS.values(), color=FAINT, linestyle="", marker="x")
         axes.set_ylim(0, 300)  # the first epoch goes on from several times that

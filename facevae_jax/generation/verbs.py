@@ -120,7 +120,8 @@ def interpolate(trained: TrainedVAE, request: Request) -> str:
         ways = trained.sample_latents(
             2 * pairs, prior=request.prior, temperature=request.temperature, seed=request.seed
         ).reshape(pairs, 2, -1)
-    _check_room(trained, to, len(ways) * (len(ways[0]) * request.steps + 1))
+    pieces = len(ways[0]) - (not request.loop)
+    _check_room(trained, to, len(ways) * (pieces * request.steps + (not request.loop)))
     rows = [arithmetic.path(stops, request.steps, method=request.path, loop=request.loop) for stops in ways]
     _write(trained, to, np.stack(rows), request, loop_back=False)  # the way itself leads back
     return f"{to.path}: {len(rows)} x {len(rows[0])} faces by {request.path}"
