@@ -61,6 +61,18 @@ def test_the_gain_makes_up_for_what_latents_hold_in_part(arc):
     assert found.gains[0] == pytest.approx(2.0, rel=0.2)
 
 
+def test_the_gain_is_that_of_moves_from_face_to_face():
+    """Pink lies next to rose on the wheel of colours, at the other end; and glasses are worn or not."""
+    generator = np.random.default_rng(0)
+    colour, worn = generator.uniform(-2.8, 2.8, IMAGES), (generator.uniform(size=IMAGES) < 0.2).astype(float)
+    rest = generator.normal(size=IMAGES)
+    latents = np.stack([2 * np.cos(colour), 2 * np.sin(colour), rest, rest * worn + 3 * worn], axis=1)
+    latents = (latents + 0.05 * generator.normal(size=latents.shape)).astype(np.float32)
+    whitening = Whitening.of(latents, np.full_like(latents, -6.0))
+    found = fit_attribute_map(latents, whitening, [Labels("colour", False, colour), Labels("worn", True, worn)])
+    np.testing.assert_allclose(found.gains, 1, atol=0.1)
+
+
 def test_one_attribute_alone(arc):
     latents, whitening, _, height = arc
     found = fit_attribute_map(latents, whitening, [height])

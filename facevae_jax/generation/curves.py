@@ -17,7 +17,7 @@ from facevae_jax.latents.curves import AttributeMap, Curve, Perceptron, fit_attr
 from facevae_jax.latents.directions import Whitening
 
 METHOD: Literal["curve"] = "curve"
-FORMAT = 1  # of the files: another where their numbers come to mean something else
+FORMAT = 2  # of the files: another where their numbers come to mean something else
 VECTORS = ("low", "high", "std", "scores", "gains")
 NETWORKS = ("to_latents", "read")
 

@@ -169,16 +169,22 @@ def fit_attribute_map(
         gains=np.ones(len(labels)),
         images=len(drawn),
     )
-    return found._replace(gains=np.array([_gain(found, n, drawn[order[:GAUGED]]) for n in range(len(labels))]))
+    some = order[:GAUGED]
+    gains = [_gain(found, number, drawn[some], standard[some]) for number in range(len(labels))]
+    return found._replace(gains=np.array(gains))
 
 
-def _gain(found: AttributeMap, number: int, latents: Float[np.ndarray, "n z"]) -> float:
+def _gain(
+    found: AttributeMap, number: int, latents: Float[np.ndarray, "n z"], standard: Float[np.ndarray, "n a"]
+) -> float:
     """How much further to go than the attribute's own change, so that what is read changes by that.
 
     Latents hold an attribute but in part, and the mean latent of faces that have one more of it shows that part alone.
+    Each face is given the attribute of another one, so that none is moved to where there are no faces: beyond the
+    range, or between having glasses and not.
     """
-    before, after = (
-        found.attributes(found.move(latents, number, np.full(len(latents), step)))[:, number] for step in (-0.5, 0.5)
-    )
-    change = float(np.mean(after - before))
+    here = found.attributes(latents)[:, number]
+    steps = np.roll(standard[:, number], 1) - here
+    moved = found.attributes(found.move(latents, number, steps))[:, number]
+    change = float(np.sum(steps * (moved - here)) / np.sum(np.square(steps)))
     return min(1.0 / change, MAX_GAIN) if change > SMALLEST_CHANGE else 0.0
