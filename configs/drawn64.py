@@ -1,7 +1,7 @@
 """Drawn faces at 64x64, long enough that all attributes are in the latents: what editing is measured on.
 
 Command: python -m facevae_jax.main --config=configs/drawn64.py --workdir=/tmp/drawn64
-Hardware, time and score: 2 cores of an AMD EPYC, 61 minutes (540 images/s); validation MSE 0.00036, KL 483 nats. What
+Hardware, time and score: 2 cores of an AMD EPYC, 61 minutes (550 images/s); validation MSE 0.00036, KL 483 nats. What
 edits do: docs/generation.md.
 """
 

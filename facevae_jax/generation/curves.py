@@ -23,7 +23,7 @@ NETWORKS = ("to_latents", "read")
 
 
 def curve_of(trained: TrainedVAE, attribute: str, *, keep: Sequence[str] = ()) -> Curve:
-    """The curve of an attribute; fitted once to the training split, which may take a minute, then read.
+    """The curve of an attribute; fitted once to the training split, which may take minutes, then read.
 
     Args:
       trained: the model.
