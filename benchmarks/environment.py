@@ -1,16 +1,20 @@
-"""Where a figure was measured: every result in benchmarks/results carries this."""
+"""The machine, versions and commit of a measurement; every file in benchmarks/results holds these."""
 
+import contextlib
 import os
 import pathlib
 import platform
+import re
 import subprocess
 from importlib import metadata
 from typing import Any
 
+from facevae_jax.core.parallel import available_cpus
+
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-# Of the environment, which change the speed.
+# Environment variables that change the speed.
 VARIABLES = ("GLIBC_TUNABLES", "XLA_FLAGS", "XLA_PYTHON_CLIENT_PREALLOCATE", "XLA_PYTHON_CLIENT_MEM_FRACTION")
-COMMIT_VARIABLE = "MEASURED_COMMIT"  # names the commit of a copy that has no history
+COMMIT_VARIABLE = "MEASURED_COMMIT"  # the commit of a copy without history
 MEASURED = ("facevae_jax", "configs")
 REPOSITORY = pathlib.Path(__file__).parent.parent
 
@@ -23,48 +27,40 @@ def environment() -> dict[str, Any]:
     return {
         "device": f"{len(devices)} x {devices[0].device_kind}",
         "cpu": cpu_name(),
-        "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpu_cores": available_cpus(),
         "platform": f"{platform.system()} {platform.machine()}",
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
         "python": platform.python_version(),
-        "versions": {name: version for name in PACKAGES if (version := installed(name))},
+        "versions": {name: metadata.version(name) for name in PACKAGES},
         "commit": commit(),
     }
 
 
-def installed(package: str) -> str | None:
-    """The version of a package; None where it is not installed."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 def cpu_name() -> str:
-    """The processor's name where the system tells it."""
-    try:
-        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+    """The processor's name, if the system tells it."""
+    with contextlib.suppress(OSError):
+        found = re.search(r"^model name\s*: (.*)$", pathlib.Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        return found.group(1) if found else "unknown"
+    return platform.processor()
 
 
 def commit() -> str:
-    """The last commit that changed the measured code, with `+` where it has been changed since.
+    """The last commit that changed the measured code, with `+` if it has uncommitted changes.
 
-    In a copy of the files without their history, or without git, what the variable MEASURED_COMMIT says.
+    Without git or its history: the value of MEASURED_COMMIT.
     """
-    if not (REPOSITORY / ".git").exists():
-        return os.environ.get(COMMIT_VARIABLE, "unknown")
-    try:
-        changed = git("diff", "HEAD", "--", *MEASURED)
-        return git("log", "-1", "--format=%H", "--", *MEASURED) + ("+" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
-        return os.environ.get(COMMIT_VARIABLE, "unknown")
+
+    def git(*arguments: str) -> str:
+        words = ["git", *arguments, "--", *MEASURED]
+        return subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.strip()
+
+    if (REPOSITORY / ".git").exists():
+        with contextlib.suppress(OSError, subprocess.CalledProcessError):
+            return git("log", "-1", "--format=%H") + ("+" if git("diff", "HEAD") else "")
+    return os.environ.get(COMMIT_VARIABLE, "unknown")
 
 
-def git(*arguments: str) -> str:
-    """The output of one git command in this repository."""
-    return subprocess.run(
-        ["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=True
-    ).stdout.strip()
+def without_paths(config: dict[str, Any]) -> dict[str, Any]:
+    """A run's config, as in `config.json`, without the paths of one machine."""
+    data = {key: value for key, value in config["data"].items() if key not in ("data_dir", "cache_dir")}
+    return config | {"data": data}

@@ -8,14 +8,15 @@ validation images MSE 0.0137, KL 51.0 nats; total in training 198.6: docs/evalua
 
 import ml_collections
 
-from facevae_jax.config import DataConfig, ModelConfig, ObjectiveConfig, RunConfig, TrainConfig
+from facevae_jax.config import DataConfig, ObjectiveConfig, RunConfig, TrainConfig
+from facevae_jax.models import vae
 
 
 def get_config() -> ml_collections.ConfigDict:
     """The run's settings."""
     return RunConfig(
         data=DataConfig(name="ffhq", resolution=128),
-        model=ModelConfig(
+        model=vae.Config(
             latent_dim=200,
             filters=(32, 64, 64, 64),
             normalization="batch",

@@ -1,23 +1,59 @@
 """Variational autoencoders of human faces in JAX and Flax.
 
     import facevae_jax
+
     model = facevae_jax.load("/tmp/quickstart")    # a run's workdir, or an exported model
     faces = model.sample(16)                       # uint8 [16, R, R, 3]
 
-`load` gives a `generation.trained.TrainedVAE`; `read_faces` reads photographs for it.
+The public names:
+
+    prepare        make a dataset from images
+    train          train a model, or resume a run
+    evaluate       score a trained model
+    load           load a trained model
+    read_faces     read photographs for a model
+    RunConfig      all settings of a run
+    TrainedModel   what `load` returns
+
+`facevae_jax.configs` holds the configs that `--config=NAME` finds. `python -m facevae_jax` lists the commands.
 """
 
+import importlib
+import sys
+import types
 from typing import Any
 
 __version__ = "0.1.0"
 
-_LAZY = {"load": "facevae_jax.generation.loading", "read_faces": "facevae_jax.generation.photographs"}
+# Imported on first use: `import facevae_jax`, and a command with a mistyped flag, should not wait for JAX.
+_MODULES = {
+    "RunConfig": "facevae_jax.config",
+    "TrainedModel": "facevae_jax.trained.model",
+    "evaluate": "facevae_jax.api",
+    "load": "facevae_jax.trained.loading",
+    "prepare": "facevae_jax.api",
+    "read_faces": "facevae_jax.data.sources.photographs",
+    "train": "facevae_jax.api",
+}
+__all__ = list(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    """`load` and `read_faces`, imported as they are asked for: a mistaken flag need not wait for jax."""
-    if name not in _LAZY:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import importlib
+    return getattr(importlib.import_module(_MODULES[name]), name)
 
-    return getattr(importlib.import_module(_LAZY[name]), name)
+
+def __dir__() -> list[str]:
+    return [*__all__, "__doc__", "__version__"]
+
+
+class _Package(types.ModuleType):
+    """Keeps `facevae_jax.prepare` a function: importing the command's module would put the module in its place."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _MODULES and isinstance(value, types.ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

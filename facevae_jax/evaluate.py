@@ -7,22 +7,21 @@ bound on the likelihood; --features=package.module:function compares samples wit
 and --fid by Inception's (extra `fid`).
 """
 
-from typing import Any, cast
+from typing import Any
 
 from absl import flags
 
-from facevae_jax import command_line, startup
-from facevae_jax.errors import UserError, expand_home, make_writable_directory
-
-PRIORS = ("standard", "gaussian", "mixture", "second_stage")
+from facevae_jax.core import command_line, startup
+from facevae_jax.core.errors import UserError, expand_home, make_writable_directory
+from facevae_jax.latents.priors import DEFAULT, PRIORS, STANDARD
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run, or of an exported model.")
 _SPLIT = flags.DEFINE_enum("split", None, ["train", "validation", "test"], "Which images; as the run by default.")
 _JSON = flags.DEFINE_string("json", None, "File to write; WORKDIR/evaluation_SPLIT.json by default.")
 _IMPORTANCE = flags.DEFINE_list("importance_samples", ["1", "10", "100"], "Draws of the bound; empty for no bound.")
 _IMPORTANCE_IMAGES = flags.DEFINE_integer("importance_images", 256, "Images that it is computed for.", lower_bound=1)
-_RECALIBRATE = flags.DEFINE_boolean("recalibrate", False, "Batch normalisation's statistics anew, without dropout.")
-_PRIOR = flags.DEFINE_enum("prior", "gaussian", PRIORS, "What samples are drawn from.")
+_RECALIBRATE = flags.DEFINE_boolean("recalibrate", False, "Recompute batch normalization's statistics without dropout.")
+_PRIOR = flags.DEFINE_enum("prior", DEFAULT, list(PRIORS), "What samples are drawn from.")
 _SAMPLES = flags.DEFINE_integer("samples", 10_000, "Images of each set that is compared, at most.", lower_bound=2)
 _FEATURES = flags.DEFINE_string("features", None, "package.module:function, from uint8 images to rows of features.")
 _FID = flags.DEFINE_boolean("fid", False, "FID and KID of samples and reconstructions by torch-fidelity.")
@@ -43,11 +42,11 @@ def main(arguments: list[str]) -> None:
     except ValueError as error:
         raise UserError(f"--importance_samples={','.join(_IMPORTANCE.value)!r} must be whole numbers.") from error
 
-    from facevae_jax.files import write_json  # after the flags are checked: jax takes seconds to import
-    from facevae_jax.generation.latent_tables import evaluation_split
-    from facevae_jax.generation.loading import folder_of, load, restore
-    from facevae_jax.latents.priors import PriorName
+    from facevae_jax.core.files import write_json  # after the flags are checked: jax takes seconds to import
     from facevae_jax.metrics import comparison, frechet, inception, likelihood, recalibration, scores
+    from facevae_jax.trained.loading import folder_of, restore
+    from facevae_jax.trained.model import TrainedModel
+    from facevae_jax.training.setup import make_mesh
 
     if draws:
         likelihood.check_draws(draws)
@@ -56,21 +55,21 @@ def main(arguments: list[str]) -> None:
         inception.check_weights(weights)
     extract = frechet.named_extractor(_FEATURES.value) if _FEATURES.value else None
     startup.keep_compiled_programs()
+    mesh = make_mesh()
+    restored = restore(workdir, mesh)
     if _RECALIBRATE.value:
-        trained = recalibration.recalibrated(restore(workdir), folder_of(workdir), batch_size=_BATCH_SIZE.value)
-    else:
-        trained = load(workdir, batch_size=_BATCH_SIZE.value)
-    split = _SPLIT.value or evaluation_split(trained)
+        restored = recalibration.recalibrated(restored)
+    trained = TrainedModel(restored, folder=folder_of(workdir), mesh=mesh, batch_size=_BATCH_SIZE.value)
+    split = _SPLIT.value or trained.dataset.evaluation_split
     output = expand_home(_JSON.value or str(trained.folder / f"evaluation_{split}.json"), name="--json")
     if output.is_dir():
         raise UserError(f"--json={str(output)!r} is a folder: give the name of a file.")
     make_writable_directory(output.parent, name="--json's directory")
-    prior = cast(PriorName, _PRIOR.value)
+    prior = _PRIOR.value
     if _FID.value:
         inception.check_installed()
-    if extract or _FID.value or trained.config.model.kind == "vae":
-        trained.prior(prior)  # fitted, or refused, before hours of work
-    priors: list[Any] = list(dict.fromkeys(["standard", prior]))
+    trained.prior(prior)  # fitted, or refused, before hours of work
+    priors: list[Any] = list(dict.fromkeys([STANDARD, prior]))
     record = scores.evaluate(trained, split, draws=draws, bound_images=_IMPORTANCE_IMAGES.value, priors=priors)
     compared: dict[str, Any] = {"prior": prior, "count": _SAMPLES.value, "seed": _SEED.value}
     if extract:

@@ -1,8 +1,8 @@
-"""A page in the browser to explore a trained model with: sliders, morphs, new faces and your own photographs.
+"""Explore a trained model in the browser: sliders, morphs, new faces and your own photographs.
 
 python -m facevae_jax.explore --workdir=/tmp/quickstart
 
-The page is served to this machine alone, at the address that is printed; Ctrl-C ends it. Photographs stay in memory.
+Prints the page's address, which only this machine can reach. Ctrl-C stops it. Photographs stay in memory.
 """
 
 import sys
@@ -10,26 +10,23 @@ from typing import Any
 
 from absl import flags
 
-from facevae_jax import command_line, startup
-from facevae_jax.errors import UserError, expand_home
-
-PRIORS = ("standard", "gaussian", "mixture", "second_stage")
+from facevae_jax.core import command_line, startup
+from facevae_jax.core.errors import UserError, expand_home
+from facevae_jax.latents.priors import DEFAULT, PRIORS, STANDARD
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run, or of an exported model.")
 _PORT = flags.DEFINE_integer("port", 0, "Where to listen on 127.0.0.1; 0: any free port.", 0, 65535)
-_ATTRIBUTE = flags.DEFINE_list(
-    "attribute", [], "Attributes that get sliders; a handful of those with labels by default."
-)
-_DIMENSIONS = flags.DEFINE_list("dimensions", [], "Latent dimensions that get sliders; the strongest by default.")
+_ATTRIBUTE = flags.DEFINE_list("attribute", [], "Attributes with a slider; by default a few of those with labels.")
+_DIMENSIONS = flags.DEFINE_list("dimensions", [], "Latent dimensions with a slider; by default the strongest.")
 _PRIOR = flags.DEFINE_list(
-    "prior", [], f"What new faces are drawn from: {', '.join(PRIORS)}; the first two by default."
+    "prior", [], f"Priors to draw new faces from: {', '.join(PRIORS)}; by default the first two."
 )
 
 
 def main(arguments: list[str]) -> int:
     """Serves the page until Ctrl-C."""
     if arguments:
-        raise UserError(f"{arguments[0]!r} is not understood: flags look like --name=value.")
+        raise UserError(f"{arguments[0]!r} is not a flag: flags look like --name=value.")
     if _WORKDIR.value is None:
         raise UserError("--workdir is missing: give the directory of a training run.")
     if wrong := [name for name in _PRIOR.value if name not in PRIORS]:
@@ -46,32 +43,30 @@ def main(arguments: list[str]) -> int:
 
 
 def serve(dimensions: list[int]) -> None:
-    """Loads the model, makes its sliders and answers until Ctrl-C.
+    """Loads the model, makes its sliders and serves the page until Ctrl-C.
 
     Raises:
-      UserError: the port is taken, there is no model, or it has no such attribute, dimension or prior.
+      UserError: the port is in use, there is no model, or it has no such attribute, dimension or prior.
     """
     workdir = expand_home(str(_WORKDIR.value), name="--workdir")
 
-    from facevae_jax.exploring import sliders  # after the flags are checked: jax takes seconds to import
+    from facevae_jax.data.sources import photographs
+    from facevae_jax.exploring import server, sliders  # after the flags are checked: importing jax takes seconds
     from facevae_jax.exploring.explorer import Explorer
-    from facevae_jax.exploring.server import PageServer
-    from facevae_jax.generation import photographs
-    from facevae_jax.generation.loading import load
+    from facevae_jax.trained.loading import load
 
     startup.keep_compiled_programs()
     photographs.ignore_bomb_warnings()
-    with PageServer(_PORT.value) as server:  # first: that the port is taken is told before anything is computed
+    with server.listen(_PORT.value) as listener:  # first, so that a port in use is reported before anything is computed
         trained = load(workdir)
         attributes, lines = sliders.attribute_sliders(trained, _ATTRIBUTE.value)
         print(*lines, sep="\n", end="\n" if lines else "")
         controls = [*attributes, *sliders.dimension_sliders(trained, dimensions)]
-        # The fitted one first: where the posteriors are far from N(0, I), that gives no faces.
-        priors: Any = _PRIOR.value or (["gaussian", "standard"] if trained.moments.images else ["standard"])
+        # The fitted prior comes first: where the posteriors are far from N(0, I), that draws no faces.
+        priors: Any = _PRIOR.value or ([name for name in (DEFAULT, STANDARD) if name in trained.available_priors()])
         explorer = Explorer(trained, sliders=controls, priors=priors, name=workdir.absolute().name)
-        print(f"open {server.address} in a browser; Ctrl-C ends it", flush=True)
-        server.serve(explorer)
-    print("\nended.")
+        print(f"open {server.address(listener)} in a browser; Ctrl-C stops", flush=True)
+        server.make_server(explorer).run(sockets=[listener])
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ Of a run the best checkpoint by validation loss is taken, and its averaged param
 
 from absl import flags
 
-from facevae_jax import command_line, startup
-from facevae_jax.errors import UserError, expand_home
+from facevae_jax.core import command_line, startup
+from facevae_jax.core.errors import UserError, expand_home
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run, or of an exported model.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write; it must not exist yet, or be empty.")
@@ -26,14 +26,15 @@ def main(arguments: list[str]) -> None:
     workdir = expand_home(_given(_WORKDIR), name="--workdir")
     output = expand_home(_given(_OUTPUT), name="--output")
 
-    from facevae_jax.exporting import publishing, weights  # after the flags are checked: jax takes seconds to import
-    from facevae_jax.generation.loading import restore
+    from facevae_jax.exporting import publishing  # after the flags are checked: jax takes seconds to import
+    from facevae_jax.trained import weights
+    from facevae_jax.trained.loading import load
 
     startup.keep_compiled_programs()
     publishing.check_output(output)
     if _ONNX.value:
         publishing.require_onnx()
-    restored = restore(workdir)
+    restored = load(workdir).portable()
     differences = publishing.export(restored, output, onnx=_ONNX.value)
     kind = "averaged parameters" if weights.is_averaged(restored.config) else "parameters"
     print(f"{output}: {kind} of step {restored.step:,}")

@@ -19,11 +19,11 @@ from typing import Any, cast
 
 from absl import flags
 
-from facevae_jax import command_line, startup
-from facevae_jax.errors import UserError, expand_home
+from facevae_jax.core import command_line, startup
+from facevae_jax.core.errors import UserError, expand_home
+from facevae_jax.latents.priors import DEFAULT, PRIORS
 
 VERB_NAMES = ("sample", "reconstruct", "interpolate", "morph", "edit", "traverse", "encode")
-PRIORS = ("standard", "gaussian", "mixture", "second_stage")
 FORMATS = ("grid", "png", "npz", "gif", "webp", "mp4")
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run, or of an exported model.")
@@ -35,8 +35,8 @@ _SPLIT = flags.DEFINE_enum("split", None, ["train", "validation", "test"], "Face
 _ROWS = flags.DEFINE_list("rows", [], "Which of the split's images, by number; validation's without --split.")
 _PRIOR = flags.DEFINE_enum(
     "prior",
-    "gaussian",
-    PRIORS,
+    DEFAULT,
+    list(PRIORS),
     "What new faces are drawn from. gaussian, mixture: fitted to the posteriors. second_stage: a small VAE trained on "
     "them. standard: N(0, I).",
 )
@@ -78,8 +78,9 @@ def main(arguments: list[str]) -> None:
         raise UserError("sample draws from a prior: leave --images, --split and --rows out, or take reconstruct.")
     workdir = expand_home(_WORKDIR.value, name="--workdir")
 
-    from facevae_jax.generation import photographs, verbs  # after the flags are checked: jax takes seconds to import
-    from facevae_jax.generation.loading import load
+    from facevae_jax.data.sources import photographs  # after the flags are checked: jax takes seconds to import
+    from facevae_jax.generation import verbs
+    from facevae_jax.trained.loading import load
 
     startup.keep_compiled_programs()
     photographs.ignore_bomb_warnings()
@@ -90,7 +91,7 @@ def main(arguments: list[str]) -> None:
         images=tuple(_IMAGES.value),
         split=_SPLIT.value,
         rows=rows,
-        prior=cast(Any, _PRIOR.value),
+        prior=_PRIOR.value,
         temperature=_TEMPERATURE.value,
         seed=_SEED.value,
         posterior=_POSTERIOR.value,
@@ -111,7 +112,7 @@ def numbers(texts: list[str], name: str, kind: type) -> tuple:
     """The values of a flag that takes several numbers.
 
     Raises:
-      UserError: one of them is none.
+      UserError: one of them is not a number.
     """
     try:
         return tuple(kind(text) for text in texts)

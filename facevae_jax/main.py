@@ -1,11 +1,12 @@
-"""Trains a variational autoencoder on faces, or goes on with a run.
+"""Trains a model on faces, or resumes a run.
 
-python -m facevae_jax.main --config=configs/quickstart.py --workdir=/tmp/quickstart
+python -m facevae_jax.main --config=quickstart --workdir=/tmp/quickstart
 
-Any setting is overridden by its path: --config.data.resolution=64 --config.model.latent_dim=32.
+--config is the name of one of the project's configs or the path of a file. Override any setting by its path:
+--config.data.resolution=64 --config.train.batch_size=64.
 
-On several hosts the same command runs once on each. Cloud TPU, GKE, Slurm and Open MPI tell it where the others are;
-elsewhere add --coordinator=HOST:PORT --processes=N --process_id=I. launch/ has a script for each.
+On several hosts run the same command once on each. Cloud TPU, GKE, Slurm and Open MPI describe the cluster to their
+processes; elsewhere add --coordinator=HOST:PORT --processes=N --process_id=I. launch/ has a script for each.
 """
 
 import signal
@@ -13,47 +14,61 @@ import signal
 from absl import flags
 from ml_collections import config_flags
 
-from facevae_jax import command_line, startup
 from facevae_jax.config import RunConfig, check_overrides
-from facevae_jax.errors import UserError
+from facevae_jax.core import command_line, startup
+from facevae_jax.core.errors import UserError
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, with overrides as --config.x.y=value.")
+_CONFIG = config_flags.DEFINE_config_file("config", None, "A config's name, or a file; override as --config.x.y=value.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run: checkpoints, pictures, metrics, config.json.")
-_COORDINATOR = flags.DEFINE_string("coordinator", None, "Of several processes: HOST:PORT of process 0.")
-_PROCESSES = flags.DEFINE_integer("processes", None, "How many processes the run has.", lower_bound=1)
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", lower_bound=0)
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "With several processes: HOST:PORT of process 0.")
+_PROCESSES = flags.DEFINE_integer("processes", None, "Number of processes of the run.", lower_bound=1)
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, from 0.", lower_bound=0)
 _HEARTBEAT = flags.DEFINE_integer(
-    "heartbeat_seconds", 60, "A process that is silent for so long is dead, which ends the others.", lower_bound=1
+    "heartbeat_seconds",
+    60,
+    "A process that is silent for this long is taken for dead, and the others end.",
+    lower_bound=1,
 )
 
 
 def main(arguments: list[str]) -> int:
-    """Trains; the exit code is 0, or 128 + the signal's number after a stop that saved first."""
+    """Trains; the exit code is 0, or 128 + the signal's number if a signal stopped the run after a checkpoint."""
     if arguments:
-        raise UserError(f"{arguments[0]!r} is not understood: flags look like --name=value.")
+        raise UserError(f"{arguments[0]!r} is not a flag: flags look like --name=value.")
     workdir: str | None = _WORKDIR.value
     if _CONFIG.value is None and flags.FLAGS["config"].present:
         path = config_flags.get_config_filename(flags.FLAGS["config"])
-        raise UserError(f"--config={path!r}: get_config() gave None: let it return RunConfig(...).to_config_dict().")
+        raise UserError(f"--config={path!r}: get_config() returned None: return RunConfig(...).to_config_dict().")
     if _CONFIG.value is None or not workdir:
-        raise UserError("--config and --workdir are needed: --config=configs/quickstart.py --workdir=/tmp/quickstart.")
+        raise UserError(
+            "--config or --workdir is missing: give both, such as --config=quickstart --workdir=/tmp/quickstart."
+        )
     config = read_config()
 
-    from facevae_jax import hosts  # after the config is checked: jax takes seconds to import
-    from facevae_jax.signals import StopSignals
+    import jax
+
+    from facevae_jax.core import hosts  # only for a valid config: importing JAX takes seconds
+    from facevae_jax.core.signals import StopSignals
+    from facevae_jax.trained.loading import load
     from facevae_jax.training import loop, telemetry
 
     startup.keep_compiled_programs()
     hosts.join(
         hosts.Cluster(_COORDINATOR.value, _PROCESSES.value, _PROCESS_ID.value), heartbeat_seconds=_HEARTBEAT.value
     )
-    signals = StopSignals(telemetry.say)
+    signals = StopSignals(telemetry.log)
     loop.train(config, workdir, should_stop=lambda step: bool(signals.received()), started=startup.process_start())
-    (number,) = hosts.agree(signals.received())  # which only one of the processes may have had
+    (number,) = hosts.agree(signals.received())  # perhaps only one of the processes received it
     if number:
-        telemetry.say(f"{signal.Signals(int(number)).name}: saved; the same command goes on from here")
+        telemetry.log(f"{signal.Signals(int(number)).name}: saved; the same command resumes here")
         return 128 + int(number)
-    telemetry.say(f"done: pictures, checkpoints and metrics are in {workdir}")
+    if jax.process_count() == 1:
+        signals.end_at_once()
+        try:
+            load(workdir).keep_moments()
+        except UserError as error:
+            telemetry.log(f"warning: the moments of the codes were not kept: {error}")
+    telemetry.log(f"done: pictures, checkpoints and metrics are in {workdir}")
     return 0
 
 
@@ -64,8 +79,9 @@ def read_config() -> RunConfig:
       UserError: the file cannot be loaded, or a key or value is impossible.
     """
     try:
-        return RunConfig.from_config_dict(_CONFIG.value)
-    except OSError as error:  # what ml_collections makes of any fault in the file
+        typed = config_flags.get_override_values(flags.FLAGS["config"])
+        return RunConfig.from_config_dict(_CONFIG.value, typed)
+    except OSError as error:  # ml_collections raises it on first access, for any error while it read the file
         message = f"--config={config_flags.get_config_filename(flags.FLAGS['config'])!r} cannot be loaded"
         raise UserError(f"{message}: {command_line.one_line(error).rpartition('] ')[2]}") from error
     except (TypeError, ValueError) as error:

@@ -1,7 +1,7 @@
 """The loss, in the one place where it is written: decoder likelihood plus weighted KL divergence.
 
-Per-image terms are additive, so training averages them over a batch and evaluation over a whole split; `negative_elbo`
-then makes the same figures of either. Sums run over pixels and latents, means over images only, and all is float32.
+Per-image terms are additive, so training averages them over a batch and evaluation over a whole split; `loss_of` then
+makes the same figures of either. Sums run over pixels and latents, means over images only, and all is float32.
 """
 
 import math
@@ -11,39 +11,51 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from facevae_jax.config import ObjectiveConfig
-from facevae_jax.models.vae import Output, Posterior
-
-# Of pixels rounded to 1/255: uniform noise of that width. A Gaussian narrower than the rounding describes nothing.
-MIN_VARIANCE = 1.0 / (12.0 * 255.0**2)
+from facevae_jax.models.api import Gaussian, Output
+from facevae_jax.models.likelihoods import GaussianLikelihood, PixelTerms
 
 
 class ImageTerms(NamedTuple):
     """What each image adds, before any weighting."""
 
-    squared_error: Float[Array, " b"]  # mean over H, W, C of (x - x')^2, pixels in [0, 1]
-    discrete_nll: Float[Array, " b"]  # nats: -log p(x | z) of `discretized_logistic`; 0 of the other likelihoods
-    kl: Float[Array, "b z"]  # nats, per latent dimension
+    pixels: PixelTerms
+    kl: tuple[Float[Array, "b ..."], ...]  # nats, of each latent dimension, a group of latents each
 
 
 class Loss(NamedTuple):
     """The loss and its parts; `loss` is exactly `reconstruction` + `kl_term`."""
 
-    loss: Float[Array, ""]  # what is minimised
+    loss: Float[Array, ""]  # what is minimized
     reconstruction: Float[Array, ""]  # r_loss_factor x mse, or nats of the likelihood
     kl_term: Float[Array, ""]  # the KL after free bits and weight
     mse: Float[Array, ""]  # mean squared error per pixel value, pixels in [0, 1]
-    kl: Float[Array, ""]  # nats
+    kl: Float[Array, ""]  # nats; the sum of `rates`
+    rates: Float[Array, " g"]  # nats, of each group of latents from the top down; none of a model without a KL
     nll: Float[Array, ""]  # nats: -log N(x; x', variance), a density over pixels in [0, 1]; or -log of a probability
     negative_elbo: Float[Array, ""]  # nats: nll + kl
     variance: Float[Array, ""]  # of the decoder's Gaussian; the mse where there is none
     equivalent_r_loss_factor: Float[Array, ""]  # the r_loss_factor whose weight this variance has
 
 
-def gaussian_kl(posterior: Posterior) -> Float[Array, "b z"]:
-    """KL(N(mean, exp(log_variance)) || N(0, 1)) per dimension, in nats (Kingma & Welling 2013, appendix B)."""
-    mean, log_variance = posterior
+def gaussian_kl(posterior: Gaussian, prior: Gaussian | None = None) -> Float[Array, "b ..."]:
+    """KL(posterior || prior) of each dimension, nats (Kingma & Welling 2013, appendix B); N(0, 1) without a prior."""
+    mean, log_ratio, scale = posterior.mean, posterior.log_variance, jnp.ones(())
+    if prior is not None:
+        scale = jnp.exp(-prior.log_variance)
+        mean, log_ratio = posterior.mean - prior.mean, posterior.log_variance - prior.log_variance
     # expm1 keeps the difference of two near-equal numbers exact where the posterior is close to the prior.
-    return 0.5 * (jnp.square(mean) + jnp.expm1(log_variance) - log_variance)
+    return 0.5 * (jnp.square(mean) * scale + jnp.expm1(log_ratio) - log_ratio)
+
+
+def log_ratio(output: Output) -> Float[Array, " b"]:
+    """log p(z) - log q(z | x) of the drawn latents, nats, summed over all groups (Burda et al. 2016, eq. 8)."""
+    total = jnp.zeros(len(output.decoded.mean))
+    for value, (mean, log_variance), prior in output.latents:
+        posterior = jnp.square(value - mean) * jnp.exp(-log_variance) + log_variance
+        other, other_log_variance = prior or (0.0, 0.0)
+        against = jnp.square(value - other) * jnp.exp(-jnp.asarray(other_log_variance)) + other_log_variance
+        total += 0.5 * jnp.sum((posterior - against).reshape(len(total), -1), axis=1)  # the factors of 2 pi cancel
+    return total
 
 
 def bits_per_dim(negative_elbo: float, *, dimensions: int, discrete: bool) -> float:
@@ -58,17 +70,10 @@ def bits_per_dim(negative_elbo: float, *, dimensions: int, discrete: bool) -> fl
     return negative_elbo / (dimensions * math.log(2.0)) + (0.0 if discrete else 8.0)
 
 
-def image_terms(images: Float[Array, "b h w c"], output: Output) -> ImageTerms:
+def image_terms(images: Float[Array, "b ..."], output: Output, likelihood: GaussianLikelihood) -> ImageTerms:
     """Per-image terms of images in [0, 1] and the model's output for them."""
-    squared_error = jnp.mean(jnp.square(images - output.reconstruction), axis=(1, 2, 3))
-    distribution = output.decoded.distribution
-    nll = jnp.zeros_like(squared_error) if distribution is None else -distribution.log_probability(images)
-    return ImageTerms(squared_error, nll, gaussian_kl(output.posterior))
-
-
-def fixed_variance(config: ObjectiveConfig, *, dimensions: int) -> float:
-    """The decoder variance that r_loss_factor implies: r x mse is the exponent of a Gaussian of variance D / (2 r)."""
-    return dimensions / (2.0 * config.r_loss_factor)
+    kl = tuple(gaussian_kl(group.posterior, group.prior) for group in output.latents)
+    return ImageTerms(likelihood.terms(images, output.decoded), kl)
 
 
 def kl_weight(config: ObjectiveConfig, step: Array) -> Float[Array, ""]:
@@ -77,43 +82,39 @@ def kl_weight(config: ObjectiveConfig, step: Array) -> Float[Array, ""]:
     return config.kl_weight * jnp.minimum(fraction, 1.0)
 
 
-def negative_elbo(
-    mse: Float[Array, ""],
-    kl: Float[Array, " z"],
+def loss_of(
+    means: ImageTerms,
     *,
-    discrete_nll: Float[Array, ""] | float,
     variance: Float[Array, ""],
     kl_weight: Float[Array, ""] | float,
-    dimensions: int,
+    likelihood: GaussianLikelihood,
     config: ObjectiveConfig,
 ) -> Loss:
-    """The loss of a batch or a split from the means of its `ImageTerms`.
+    """The loss of a batch or a split.
 
     Args:
-      mse: mean of `squared_error` over the images.
-      kl: mean of `kl` over the images, nats per latent dimension.
-      discrete_nll: mean of `discrete_nll` over the images, which `discretized_logistic` takes.
-      variance: of the decoder's Gaussian; only the gaussian likelihood's loss depends on it.
+      means: of its `ImageTerms` over the images.
+      variance: of the decoder's Gaussian, if it is one.
       kl_weight: beta.
-      dimensions: D, the number of pixel values of an image.
-      config: likelihood, r_loss_factor and free bits.
+      likelihood: of the decoder.
+      config: its free bits are used.
     """
-    if config.is_discrete:
-        nll = jnp.asarray(discrete_nll)
-    else:
-        nll = 0.5 * dimensions * (jnp.log(2.0 * jnp.pi * variance) + mse / variance)
-    reconstruction = config.r_loss_factor * mse if config.likelihood == "mse" else nll
+    nll = likelihood.nll(means.pixels, variance)
+    reconstruction = likelihood.reconstruction(means.pixels, nll)
     # On the mean over the batch, as in Kingma et al. 2016, eq. 15: a dimension below the bound gets no gradient.
-    kl_term = kl_weight * jnp.sum(jnp.maximum(kl, config.free_bits))
-    total_kl = jnp.sum(kl)
+    costs = [jnp.sum(jnp.maximum(kl, config.free_bits)) for kl in means.kl]
+    kl_term = kl_weight * sum(costs, jnp.zeros(()))
+    rates = jnp.stack([jnp.sum(kl) for kl in means.kl]) if means.kl else jnp.zeros(0)
+    kl = jnp.sum(rates)
     return Loss(
         loss=reconstruction + kl_term,
         reconstruction=reconstruction,
         kl_term=kl_term,
-        mse=mse,
-        kl=total_kl,
+        mse=means.pixels.squared_error,
+        kl=kl,
+        rates=rates,
         nll=nll,
-        negative_elbo=nll + total_kl,
+        negative_elbo=nll + kl,
         variance=variance,
-        equivalent_r_loss_factor=dimensions / (2.0 * variance),
+        equivalent_r_loss_factor=likelihood.dimensions / (2.0 * variance),
     )

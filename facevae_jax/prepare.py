@@ -1,93 +1,118 @@
-"""From images to a prepared dataset, and whether one is whole.
+"""From images to a prepared dataset, and checks of one.
 
     python -m facevae_jax.prepare --layout=celeba --source=DIR --resolution=64
     python -m facevae_jax.prepare verify --name=celeba --resolution=64
 
 Layouts: `ffhq` (images1024x1024/ or thumbnails128x128/), `celeba` (img_align_celeba/ and its two lists), `folder` (any
-PNG, JPEG and WebP files), each in a folder or in a .zip or .tar file that is not unpacked; `tfds` (a dataset such as
-lfw that TFDS has prepared under --data_dir).
+PNG, JPEG and WebP files), each in a folder or in a .zip file that is not unpacked; `tfds` (a dataset such as lfw that
+TFDS has prepared under --data_dir).
 """
 
 import functools
+import inspect
 import os
 import pathlib
 import re
 import shlex
 import sys
-from typing import Any, get_args
+from collections.abc import Callable
+from typing import Any, NamedTuple, get_args
 
 from absl import flags
 
-from facevae_jax import command_line, verify
 from facevae_jax.config import MAX_RESOLUTION, MIN_RESOLUTION, DataConfig, TrainConfig
-from facevae_jax.data import builder, celeba_layout, dataset, ffhq_layout, layouts, parallel, tfds_layout
-from facevae_jax.data.attributes import SUFFIXES, join_table
-from facevae_jax.data.locations import is_remote
-from facevae_jax.errors import UserError, expand_home
+from facevae_jax.core import command_line, named_configs, parallel
+from facevae_jax.core.errors import UserError, expand_home, some
+from facevae_jax.core.files import AnyPath
+from facevae_jax.data.layouts.celeba import celeba_layout
+from facevae_jax.data.layouts.ffhq import ffhq_layout
+from facevae_jax.data.layouts.folder import folder_layout
+from facevae_jax.data.layouts.label_files import SUFFIXES, join_table
+from facevae_jax.data.layouts.tfds import tfds_layout
+from facevae_jax.data.layouts.types import TRAIN, Layout
+from facevae_jax.data.prepared import builder, reading, verification
+from facevae_jax.data.prepared.locations import is_remote
 
 DEFAULT_DATA_DIR = DataConfig.data_dir
-RESERVED_NAME = DataConfig.name  # of the drawn faces
-GENERAL_CONFIG = "configs/ffhq128.py"
+GENERAL_CONFIG = "ffhq128"  # for datasets without a config of their own
+
+
+class Options(NamedTuple):
+    """What a layout may need beside its source."""
+
+    resolution: int
+    data_dir: str
+    features: pathlib.Path | None = None  # the ffhq-features-dataset
+
+
+# From --source and the other flags to the images. A new layout is a function and a line here.
+LAYOUTS: dict[str, Callable[[str, Options], Layout]] = {
+    "ffhq": lambda source, of: ffhq_layout(_path(source), resolution=of.resolution, attributes=of.features),
+    "celeba": lambda source, _: celeba_layout(_path(source)),
+    "folder": lambda source, _: folder_layout(_path(source)),
+    "tfds": lambda source, of: tfds_layout(source, data_dir=of.data_dir),
+}
 
 
 def define_flags() -> None:
     """Defines the flags; not at import, so that a test or a benchmark may import this module."""
-    flags.DEFINE_string("layout", None, f"what the source looks like: {', '.join(layouts.LAYOUTS)}")
-    flags.DEFINE_string(
-        "source", None, "the folder, .zip or .tar file of the images; for --layout=tfds the name of the dataset"
-    )
+    flags.DEFINE_string("layout", None, f"what the source looks like: {', '.join(LAYOUTS)}")
+    flags.DEFINE_string("source", None, "the folder or .zip file of the images, or the name of the TFDS dataset")
     flags.DEFINE_integer("resolution", None, "pixels along one side: a power of two from 32 to 1024")
     flags.DEFINE_string("data_dir", DEFAULT_DATA_DIR, "where prepared datasets are")
     flags.DEFINE_string("name", None, "name of the dataset; by default that of the layout, or of the TFDS dataset")
     flags.DEFINE_integer("workers", None, "threads that convert images; by default one more than there are CPU cores")
-    flags.DEFINE_enum(
-        "on_bad_image", "error", get_args(builder.Policy), "skip: leave images out that cannot be used, and list them"
-    )
-    flags.DEFINE_bool("overwrite", False, "prepare anew what is prepared already")
-    flags.DEFINE_string(
-        "attributes", None, "labels of your own, a CSV or JSON file; or for --layout=ffhq the ffhq-features-dataset"
-    )
-    flags.DEFINE_string(
-        "beam_options", None, "convert by Apache Beam with these options; empty: its defaults. See docs/beam.md"
-    )
+    policy = "skip: leave out images that cannot be used, and list them"
+    flags.DEFINE_enum("on_bad_image", "error", get_args(builder.Policy), policy)
+    flags.DEFINE_bool("overwrite", False, "prepare a dataset again that exists already")
+    flags.DEFINE_string("attributes", None, "your labels, a CSV or JSON file; for ffhq also the ffhq-features-dataset")
+    flags.DEFINE_string("beam_options", None, "convert by Apache Beam with these options, maybe empty: docs/beam.md")
     flags.DEFINE_string("output", None, "for verify: where its report is written; by default in the dataset's folder")
 
 
 def main(arguments: list[str]) -> int | None:
     """Reads the flags and prepares the dataset, or verifies it."""
-    values = flags.FLAGS
-    if arguments == ["verify"]:
-        return _verify(values)
-    if arguments:
+    command: Callable[..., Any] = verify if arguments == ["verify"] else prepare
+    if command is prepare and arguments:
         raise UserError(f"{arguments[0]!r} is not a flag: write --source={arguments[0]}.")
-    if values.output is not None:
-        raise UserError(f"--output={values.output!r} is for verify: leave it out.")
+    if command is prepare and flags.FLAGS.output is not None:
+        raise UserError("--output is for verify: leave it out.")
     try:
-        prepare(
-            layout=values.layout,
-            source=values.source,
-            resolution=values.resolution,
-            data_dir=values.data_dir,
-            name=values.name,
-            workers=values.workers,
-            on_bad_image=values.on_bad_image,
-            overwrite=values.overwrite,
-            attributes=values.attributes,
-            beam_options=values.beam_options,
+        command(**{name: flags.FLAGS[name].value for name in inspect.signature(command).parameters})
+    except KeyboardInterrupt:
+        resumes = ": the same command resumes from what is done" if command is prepare else ""
+        print(f"stopped{resumes}.", file=sys.stderr)
+        return 130
+    return None
+
+
+def verify(*, name: str | None, resolution: int | None, data_dir: str, output: str | None = None) -> None:
+    """Checks a prepared dataset and prints what was found. The arguments are the flags.
+
+    Raises UserError: there is no such dataset, something is wrong with it, or `output` cannot be written to.
+    """
+    datasets = reading.prepared_datasets(expand_home(data_dir, name="--data_dir"))
+    directory = datasets.get(name or "", {}).get(resolution or 0)
+    if directory is None:
+        known = ", ".join(f"--name={name} --resolution={size}" for name, sizes in datasets.items() for size in sizes)
+        raise UserError(
+            f"--name={name or ''} --resolution={resolution or ''}: no such dataset is prepared in "
+            f"--data_dir={data_dir!r}; choose one of: {known or 'none, so prepare it first'}."
         )
-    except KeyboardInterrupt:
-        print("stopped: the same command goes on from what is done.", file=sys.stderr)
-        return 130
-    return None
-
-
-def _verify(values: flags.FlagValues) -> int | None:
-    try:
-        verify.verify(name=values.name, resolution=values.resolution, data_dir=values.data_dir, output=values.output)
-    except KeyboardInterrupt:
-        print("stopped.", file=sys.stderr)
-        return 130
-    return None
+    written = expand_home(output, name="--output") if output else directory / "verification"
+    report = verification.verify_dataset(directory, output=written, threads=parallel.available_cpus() + 1)
+    for line in report.summary:
+        print(line)
+    print(f"written: {written} (report.json, duplicates.jsonl and a contact sheet of every split)")
+    if problems := report.problems:
+        only_stores = len(problems) == sum(map(bool, report.stores.values()))
+        delete = f"delete {directory / 'pixels'}, which the next run makes again"
+        remedy = delete if only_stores else "prepare it again with --overwrite"  # which removes the stores too
+        raise UserError(
+            f"{directory}: {len(problems)} problem{'s' * (len(problems) > 1)} ({some(problems)}), all are listed in "
+            f"{written / verification.REPORT}: {remedy}."
+        )
+    print(f"whole: {directory}")
 
 
 def prepare(
@@ -102,133 +127,94 @@ def prepare(
     overwrite: bool = False,
     attributes: str | None = None,
     beam_options: str | None = None,
-) -> None:
-    """Prepares a dataset and prints where it is and what to type next. The arguments are the flags.
+) -> AnyPath:
+    """Prepares a dataset, prints what to type next, and returns the dataset's folder. The arguments are the flags.
 
-    Raises:
-      UserError: a flag is missing or impossible, or the images are not what the layout expects.
+    Raises UserError: a flag is missing or impossible, or the images are not what the layout expects.
     """
-    if layout not in layouts.LAYOUTS:
-        raise UserError(f"--layout={layout or ''}: choose one of {', '.join(layouts.LAYOUTS)}.")
+    if layout not in LAYOUTS:
+        raise UserError(f"--layout={layout or ''}: choose one of {', '.join(LAYOUTS)}.")
     if not source:
-        what = (
-            "the name of a TFDS dataset, such as lfw"
-            if layout == "tfds"
-            else "the folder of the images, or a .zip or .tar file"
-        )
-        raise UserError(f"--source is missing: give {what}.")
+        raise UserError("--source is missing: give the folder or .zip file of the images, or the TFDS dataset's name.")
     if resolution is None or resolution & (resolution - 1) or not MIN_RESOLUTION <= resolution <= MAX_RESOLUTION:
         given = "" if resolution is None else resolution
         raise UserError(f"--resolution={given}: choose a power of two from {MIN_RESOLUTION} to {MAX_RESOLUTION}.")
     name = name or (source.partition("/")[0] if layout == "tfds" else layout)
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name == RESERVED_NAME:
-        raise UserError(
-            f"--name={name!r}: use lower-case letters, digits and _, a letter first, and not {RESERVED_NAME!r}."
-        )
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name == DataConfig.name:  # of the drawn faces
+        raise UserError(f"--name={name!r}: use a-z, 0-9 and _, a letter first, and not {DataConfig.name!r}.")
     if workers is not None and workers < 1:
         raise UserError(f"--workers={workers}: choose at least 1.")
     if attributes and layout != "ffhq" and not is_table(attributes):
         raise UserError(f"--attributes={attributes!r}: give a file {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}.")
-    if is_remote(data_dir):
-        refuse_remote(data_dir, layout=layout, beam_options=beam_options)
+    if is_remote(data_dir) and beam_options is None:
+        raise UserError(f"--data_dir={data_dir!r} is not a folder of this machine: choose one, or add --beam_options=")
+    if is_remote(data_dir) and layout == "tfds":
+        raise UserError(f"--data_dir={data_dir!r}: --layout=tfds reads its source there: choose a folder.")
 
-    target = dataset.dataset_directory(data_dir, name=name, resolution=resolution)
-    if dataset.is_published(target) and not overwrite:
+    target = reading.dataset_directory(data_dir, name=name, resolution=resolution)
+    if reading.is_published(target) and not overwrite:
         refuse_other_source(target, layout=layout, source=source)
-        counts = describe_counts(dataset.split_sizes(target))
-        anew = "delete it to prepare it anew" if is_remote(data_dir) else "--overwrite prepares it anew"
-        print(f"already prepared: {target} ({counts}); {anew}.")
+        counts = describe_counts(reading.split_sizes(target))
+        again = "delete it to prepare it again" if is_remote(data_dir) else "--overwrite prepares it again"
+        print(f"already prepared: {target} ({counts}); {again}.")
     else:
-        labels = _path(attributes, name="--attributes") if attributes else None
-        table = labels if labels and is_table(labels.name) else None
-        features = None if table else labels
-        found = open_layout(layout, source, resolution=resolution, data_dir=data_dir, attributes=features)
-        if table:
-            found = join_table(found, table)
-        if layouts.TRAIN not in found.splits:
+        found = open_layout(layout, source, resolution=resolution, data_dir=data_dir, attributes=attributes)
+        if TRAIN not in found.splits:
             counts = describe_counts({split: len(images) for split, images in found.splits.items()})
             raise UserError(f"--source={source!r} has no images to train on ({counts}): add some of the split train.")
         for note in found.notes:
             print(f"note: {note}")
-        convert = prepare_here if beam_options is None else functools.partial(prepare_by_beam, options=beam_options)
-        prepared = convert(
-            found, data_dir=data_dir, name=name, resolution=resolution, workers=workers, on_bad_image=on_bad_image
-        )
-        if prepared.taken_over:
-            print(f"note: {prepared.taken_over} images were taken over from a run that was stopped.")
-        if prepared.bad:
-            print(f"note: {prepared.bad} images were left out: see {target / builder.BAD_IMAGES}.")
-        if prepared.enlarged:
-            total = sum(prepared.images.values())
-            print(
-                f"note: {prepared.enlarged} of {total} images are smaller than {resolution} pixels and were enlarged."
-            )
-        print(f"prepared: {target} ({describe_counts(prepared.images)}; {prepared.images_per_second:.0f} images/s)")
-    images = dataset.split_sizes(target).get("train", 0)
+        if beam_options is None:
+            workers = workers or parallel.available_cpus() + 1  # a thread that waits for the GIL leaves its core idle
+            convert = functools.partial(builder.prepare_dataset, workers=workers)
+        else:
+            from facevae_jax.data.prepared import beam  # needs the extra `beam`
+
+            convert = functools.partial(beam.prepare_dataset, workers=workers, options=beam_options)
+        result = convert(found, data_dir=data_dir, name=name, resolution=resolution, on_bad_image=on_bad_image)
+        report(result, resolution=resolution)
+    images = reading.split_sizes(target).get(TRAIN, 0)
     print(f"next: {next_command(data_dir, name=name, resolution=resolution, images=images)}")
+    return target
 
 
-def prepare_here(layout: layouts.Layout, *, workers: int | None, **options: Any) -> builder.Prepared:
-    """Prepares the dataset by threads of this process."""
-    # A thread that waits for the GIL leaves its core idle: hence one more.
-    return builder.prepare_dataset(layout, workers=workers or parallel.available_cpus() + 1, **options)
+def report(result: builder.Prepared, *, resolution: int) -> None:
+    """Prints what was prepared."""
+    if result.reused:
+        print(f"note: {result.reused} images were reused from an interrupted run.")
+    if result.bad:
+        print(f"note: {result.bad} images were left out: see {result.directory / builder.BAD_IMAGES}.")
+    if result.enlarged:
+        total = sum(result.images.values())
+        print(f"note: {result.enlarged} of {total} images are smaller than {resolution} pixels and were enlarged.")
+    counts = describe_counts(result.images)
+    print(f"prepared: {result.directory} ({counts}; {result.images_per_second:.0f} images/s)")
 
 
-def prepare_by_beam(layout: layouts.Layout, **options: Any) -> builder.Prepared:
-    """Prepares the dataset by a pipeline, which needs the extra `beam`."""
-    from facevae_jax.data import beam
-
-    return beam.prepare_dataset(layout, **options)
-
-
-def refuse_remote(data_dir: str, *, layout: str, beam_options: str | None) -> None:
-    """Raises a UserError where a dataset cannot be prepared at this URL."""
-    if beam_options is None:
+def refuse_other_source(target: AnyPath, *, layout: str, source: str) -> None:
+    """Raises a UserError if the dataset at `target` was prepared from something else."""
+    metadata = reading.read_metadata(target)
+    kind, held = metadata.get("layout"), metadata.get("source")
+    # FFHQ and CelebA are the same wherever they are; folders and TFDS datasets differ by name.
+    named = {"folder": _path(source).name, "tfds": source}.get(layout, held)
+    if (kind, held) != (layout, named):
         raise UserError(
-            f"--data_dir={data_dir!r} is not a folder of this machine: choose one, or add --beam_options= (an empty "
-            "one converts on this machine and writes there)."
-        )
-    if layout == "tfds":
-        raise UserError(
-            f"--data_dir={data_dir!r}: --layout=tfds reads its source there: choose a folder of all workers."
-        )
-
-
-def refuse_other_source(target: pathlib.Path, *, layout: str, source: str) -> None:
-    """Raises a UserError where the dataset at `target` was prepared from something else."""
-    metadata = dataset.read_metadata(target)
-    there = (metadata.get("layout"), metadata.get("source"))
-    # FFHQ and CelebA are what they are, wherever they lie; folders and TFDS datasets differ by name.
-    named = {"folder": _path(source).name, "tfds": source}.get(layout, there[1])
-    wanted = (layout, named)
-    if there != wanted:
-        raise UserError(
-            f"{target} was prepared from {there[1]!r} (--layout={there[0]}), not {wanted[1]!r} (--layout={wanted[0]}): "
+            f"{target} was prepared from {held!r} (--layout={kind}), not {named!r} (--layout={layout}): "
             "--name=NAME prepares another dataset, --overwrite replaces this one."
         )
 
 
 def open_layout(
-    layout: str,
-    source: str,
-    *,
-    resolution: int,
-    data_dir: str = DEFAULT_DATA_DIR,
-    attributes: pathlib.Path | None = None,
-) -> layouts.Layout:
-    """The images of `source`.
+    layout: str, source: str, *, resolution: int, data_dir: str = DEFAULT_DATA_DIR, attributes: str | None = None
+) -> Layout:
+    """The images of `source`. The arguments are the flags.
 
-    Raises:
-      UserError: they are not what the layout expects.
+    Raises UserError: they are not what the layout expects, or the attributes cannot be read.
     """
-    match layout:
-        case "ffhq":
-            return ffhq_layout.ffhq(_path(source), resolution=resolution, attributes=attributes)
-        case "celeba":
-            return celeba_layout.celeba(_path(source))
-        case "folder":
-            return layouts.folder(_path(source))
-    return tfds_layout.tfds_dataset(source, data_dir=data_dir)
+    labels = _path(attributes, name="--attributes") if attributes else None
+    joined = attributes is not None and is_table(attributes)
+    found = LAYOUTS[layout](source, Options(resolution, data_dir, features=None if joined else labels))
+    return join_table(found, labels) if labels and joined else found
 
 
 def is_table(attributes: str) -> bool:
@@ -237,7 +223,7 @@ def is_table(attributes: str) -> bool:
 
 
 def _path(given: str, *, name: str = "--source") -> pathlib.Path:
-    """Without `~` and `..`, so that its last part is a name."""
+    """The absolute path, without `~` and `..`, so that its last part is a name."""
     return pathlib.Path(os.path.abspath(expand_home(given, name=name)))  # noqa: PTH100 - resolve() follows links
 
 
@@ -248,16 +234,16 @@ def describe_counts(images: dict[str, int]) -> str:
 
 def next_command(data_dir: str, *, name: str, resolution: int, images: int) -> str:
     """The command that trains on the dataset of `images` training images."""
-    config, overrides = f"configs/{name}{resolution}.py", []
-    if not pathlib.Path(config).is_file():
-        config = GENERAL_CONFIG
+    config, overrides = named_configs.flag(f"{name}{resolution}"), list[str]()
+    if config is None:
+        config = f"--config={GENERAL_CONFIG}"
         overrides = [f"--config.data.name={name}", f"--config.data.resolution={resolution}"]
     if data_dir != DEFAULT_DATA_DIR:
         overrides.append(f"--config.data.data_dir={data_dir}")
     if 0 < images < TrainConfig.batch_size:
         # A power of two is divisible by the usual numbers of devices.
         overrides.append(f"--config.train.batch_size={1 << (images.bit_length() - 1)}")
-    words = [f"--config={config}", *overrides, f"--workdir=/tmp/{name}{resolution}"]
+    words = [config, *overrides, f"--workdir=/tmp/{name}{resolution}"]
     return shlex.join(["python", "-m", "facevae_jax.main", *words])
 
 

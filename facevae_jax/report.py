@@ -9,8 +9,8 @@ import pathlib
 
 from absl import flags
 
-from facevae_jax import command_line, startup
-from facevae_jax.errors import UserError, expand_home, make_writable_directory
+from facevae_jax.core import command_line, startup
+from facevae_jax.core.errors import UserError, expand_home, make_writable_directory
 
 PAGE = "report.html"
 

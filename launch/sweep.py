@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""Trains and evaluates every combination of some settings, one after another, into one JSON file and a plot.
+"""Trains and evaluates every combination of some settings, one after another, and writes a JSON file and a table.
 
     python launch/sweep.py --config=configs/celeba64.py --output=/tmp/sweep \
-        --set model.latent_dim=64,200 --set objective.kl_weight=0.5,1 --set train.seed=0,1
+        --set train.learning_rate=1e-3,2e-3 --set objective.kl_weight=0.5,1 --set train.seed=0,1
 
-Values that belong together go into one --set: --set "objective.likelihood=gaussian;train.ema_decay=0.999|train.seed=1"
-has two. What is done already is not done again, so that a sweep that was stopped goes on by the same command, and may
-grow. --evaluate passes flags on to facevae_jax.evaluate, such as --evaluate=--features=my.module:function.
+A --set whose choices change several settings separates choices by | and settings by ;, as in
+--set "objective.likelihood=gaussian;train.ema_decay=0.999|train.seed=1". Finished combinations are skipped, so that the
+same command resumes a sweep, and a sweep may grow. --evaluate passes a flag on to facevae_jax.evaluate, such as
+--evaluate=--features=my.module:function.
 """
 
 import argparse
@@ -17,16 +18,29 @@ import signal
 import subprocess
 import sys
 import time
-from typing import Any, TextIO
+from typing import Any
 
 STOPPED = (130, 143)  # exit codes of a run that saved at a signal, which was meant for the sweep
+# Compared scores: heading, path below `scores`, format.
+COLUMNS = (
+    ("MSE", "reconstruction.mse", ".5f"),
+    ("SSIM", "reconstruction.ssim", ".3f"),
+    ("-ELBO", "likelihood.negative_elbo", ",.0f"),
+    ("rate", "likelihood.rate", ",.0f"),
+    ("active", "latents.active_units", "d"),
+    ("samples", "features.sample_frechet", ".4f"),
+    ("halfway", "features.interpolation_frechet", ".4f"),
+    ("path", "features.interpolation_length", ".2f"),
+    ("jump", "features.interpolation_largest_step", ".2f"),
+)
+MISSING = "-"
 
 
 def choices(text: str) -> list[dict[str, str]]:
-    """One --set: `key=a,b` has a choice for each value, `key=a;other=b|key=c` one for each part between bars.
+    """The choices of one --set: `key=a,b` has one for each value, `key=a;other=b|key=c` one for each part.
 
     Raises:
-      ValueError: it is neither.
+      ValueError: the text has neither form.
     """
     if "|" in text or ";" in text:
         found = [dict(setting.partition("=")[::2] for setting in part.split(";")) for part in text.split("|")]
@@ -40,123 +54,99 @@ def choices(text: str) -> list[dict[str, str]]:
 
 def combinations(sets: list[str]) -> list[dict[str, str]]:
     """Every combination of one choice of each --set."""
-    return [
-        {key: value for choice in combination for key, value in choice.items()}
-        for combination in itertools.product(*(choices(text) for text in sets))
-    ]
+    combined = itertools.product(*map(choices, sets))
+    return [dict(itertools.chain.from_iterable(choice.items() for choice in combination)) for combination in combined]
 
 
 def name_of(settings: dict[str, str]) -> str:
-    """A folder's name."""
+    """The folder of a combination."""
     parts = [f"{key.rpartition('.')[2]}={value}" for key, value in settings.items()]
     return ",".join(parts).replace("/", "_") or "as_is"
 
 
-def run_to_its_end(command: list[str], log: TextIO) -> int:
-    """The exit code of a command, which is told once to stop where the sweep is, and then has the time that it needs.
+def run_command(words: list[str], log: pathlib.Path) -> int:
+    """Runs `python -m` and returns its exit code; an interrupted sweep lets it save first.
 
-    In a session of its own: of a terminal's Ctrl-C it hears by the sweep alone.
+    It has a session of its own, so that Ctrl-C in a terminal reaches it only through the sweep.
+
+    Raises:
+      KeyboardInterrupt: a signal stopped the sweep or the command.
     """
-    with subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True) as process:
+    command = [sys.executable, "-m", *words]
+    with (
+        log.open("a") as file,
+        subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True) as process,
+    ):
         try:
-            return process.wait()
+            code = process.wait()
         except KeyboardInterrupt:
             process.send_signal(signal.SIGINT)
             process.wait()
             raise
-
-
-def stop(number: int, frame: object) -> None:
-    """Makes of a signal what Ctrl-C is."""
-    raise KeyboardInterrupt
+    if code in STOPPED:
+        raise KeyboardInterrupt
+    return code
 
 
 def run_one(config: str, workdir: pathlib.Path, settings: dict[str, str], evaluate: list[str]) -> dict[str, Any]:
-    """Trains and evaluates one combination.
-
-    Raises:
-      KeyboardInterrupt: it was stopped by a signal.
-    """
-    overrides = [f"--config.{key}={value}" for key, value in settings.items()]
+    """Trains and evaluates one combination."""
     started = time.monotonic()
-    log = workdir.with_name(f"{workdir.name}.log")
-    scores = workdir / "sweep_scores.json"
-    commands = [
+    log, scores = workdir.with_name(f"{workdir.name}.log"), workdir / "sweep_scores.json"
+    overrides = [f"--config.{key}={value}" for key, value in settings.items()]
+    for words in (
         ["facevae_jax.main", f"--config={config}", f"--workdir={workdir}", *overrides],
         ["facevae_jax.evaluate", f"--workdir={workdir}", f"--json={scores}", *evaluate],
-    ]
-    for command in commands:
-        with log.open("a") as file:
-            code = run_to_its_end([sys.executable, "-m", *command], file)
-        if code in STOPPED:
-            raise KeyboardInterrupt
-        if code:
+    ):
+        if code := run_command(words, log):
             return {"failed": code, "reason": log.read_text().splitlines()[-1], "log": str(log)}
     return {"seconds": time.monotonic() - started, "scores": json.loads(scores.read_text())}
 
 
-# What a reader compares: a heading, where the score stands in a row, and how it is written.
-COLUMNS = (
-    ("MSE", "scores.reconstruction.mse", ".5f"),
-    ("SSIM", "scores.reconstruction.ssim", ".3f"),
-    ("-ELBO", "scores.likelihood.negative_elbo", ",.0f"),
-    ("rate", "scores.likelihood.rate", ",.0f"),
-    ("active", "scores.latents.active_units", "d"),
-    ("samples", "scores.features.sample_frechet", ".4f"),
-    ("halfway", "scores.features.interpolation_frechet", ".4f"),
-    ("way", "scores.features.interpolation_length", ".2f"),
-    ("jump", "scores.features.interpolation_largest_step", ".2f"),
-    ("s", "seconds", ".0f"),
-)
-MISSING = "-"
-
-
-def look_up(row: Any, path: str) -> Any:
-    """The value at a path with dots; None where it is missing."""
-    for key in path.split("."):
-        row = row.get(key) if isinstance(row, dict) else None
-    return row
-
-
-def cells(rows: list[dict[str, Any]]) -> list[list[str]]:
-    """A line of headings and one for each row that was scored, the best MSE first, without columns that no row has."""
-    done = sorted((row for row in rows if "scores" in row), key=lambda row: row["scores"]["reconstruction"]["mse"])
-    shown = [column for column in COLUMNS if any(look_up(row, column[1]) is not None for row in done)]
-    lines = [[heading for heading, _, _ in shown] + ["settings"]]
-    for row in done:
-        values = [(look_up(row, path), form) for _, path, form in shown]
-        written = [MISSING if value is None else format(value, form) for value, form in values]
-        lines.append([*written, name_of(row["settings"])])
-    return lines
-
-
 def table(rows: list[dict[str, Any]]) -> str:
-    """`cells` with aligned columns, and what failed."""
-    lines = cells(rows)
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]) - 1)]
-    lines = ["  ".join([*map(str.rjust, line, widths), line[-1]]) for line in lines]
+    """Aligned columns of the scores that any row has, the best MSE first, and the combinations that failed."""
+
+    def cell(row: dict[str, Any], path: str, form: str) -> str:
+        section, key = path.split(".")
+        value = row["scores"].get(section, {}).get(key)
+        return MISSING if value is None else format(value, form)
+
+    done = sorted((row for row in rows if "scores" in row), key=lambda row: row["scores"]["reconstruction"]["mse"])
+    columns = [[heading, *(cell(row, path, form) for row in done)] for heading, path, form in COLUMNS]
+    columns = [column for column in columns if set(column[1:]) - {MISSING}]
+    columns = [[cell.rjust(max(map(len, column))) for cell in column] for column in columns]
+    columns.append(["settings", *(name_of(row["settings"]) for row in done)])
+    lines = ["  ".join(cells) for cells in zip(*columns, strict=True)]
     lines += [f"failed: {name_of(row['settings'])}: {row['reason']} ({row['log']})" for row in rows if "failed" in row]
     return "\n".join(lines)
 
 
-def plot(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
-    """Rate against mean squared error, a point for each combination; nothing without matplotlib."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.add_subplot(xlabel="rate, nats", ylabel="validation MSE", yscale="log")
-    for row in rows:
-        if "likelihood" in row.get("scores", {}):
-            at = row["scores"]["likelihood"]["rate"], row["scores"]["reconstruction"]["mse"]
-            axes.plot(*at, "o")
-            axes.annotate(name_of(row["settings"]), at, xytext=(4, 4), textcoords="offset points", fontsize=7)
-    figure.savefig(path, dpi=120)
+def sweep(config: str, output: pathlib.Path, sets: list[str], evaluate: list[str]) -> int:
+    """Runs the combinations that are missing and writes the results after each; returns 1 if any failed.
+
+    Raises:
+      ValueError: a --set has the wrong form.
+    """
+    wanted = combinations(sets)
+    output.mkdir(parents=True, exist_ok=True)
+    results = output / "sweep.json"
+    rows: list[dict[str, Any]] = json.loads(results.read_text()) if results.exists() else []
+    for number, settings in enumerate(wanted, 1):
+        request = {"settings": settings, "config": config, "evaluate": evaluate}
+        if any("scores" in row and row.items() >= request.items() for row in rows):
+            continue
+        name = name_of(settings)
+        print(f"{number} of {len(wanted)}: {name}", flush=True)
+        rows = [row for row in rows if row["settings"] != settings]
+        rows.append({**request, "folder": name, **run_one(config, output / name, settings, evaluate)})
+        temporary = results.with_suffix(".tmp")
+        temporary.write_text(json.dumps(rows, indent=1))
+        temporary.replace(results)
+    print(table(rows))
+    return int(any("failed" in row for row in rows))
 
 
 def main() -> int:
-    """Runs what is missing and writes the results after each; 1 if some of it failed, 2 after a mistake."""
+    """Returns 0, 1 if a combination failed, 2 for a mistake in the command, 130 if it was stopped."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True)
     parser.add_argument("--output", required=True, type=pathlib.Path)
@@ -164,44 +154,16 @@ def main() -> int:
     parser.add_argument("--evaluate", action="append", default=[], metavar="--FLAG=VALUE")
     options = parser.parse_args()
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, stop)
+        signal.signal(number, signal.default_int_handler)  # as Ctrl-C
     try:
-        return sweep(options)
-    except OSError as error:
-        print(f"error: {error.filename}: {error.strerror}: give another --output.", file=sys.stderr)
-        return 2
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        return sweep(options.config, options.output, options.set, options.evaluate)
+    except (OSError, ValueError) as error:
+        where = f"{error.filename}: {error.strerror}: set another --output." if isinstance(error, OSError) else error
+        print(f"error: {where}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped: the same command goes on from what is done.", file=sys.stderr)
+        print("stopped: the same command resumes the sweep.", file=sys.stderr)
         return 130
-
-
-def sweep(options: argparse.Namespace) -> int:
-    """See `main`.
-
-    Raises:
-      ValueError: --set is not understood.
-    """
-    wanted = combinations(options.set)
-    options.output.mkdir(parents=True, exist_ok=True)
-    results = options.output / "sweep.json"
-    rows: list[dict[str, Any]] = json.loads(results.read_text()) if results.exists() else []
-    for number, settings in enumerate(wanted, 1):
-        asked = {"settings": settings, "config": options.config, "evaluate": options.evaluate}
-        if any("scores" in row and all(row.get(key) == value for key, value in asked.items()) for row in rows):
-            continue
-        print(f"{number} of {len(wanted)}: {name_of(settings)}", flush=True)
-        rows = [row for row in rows if row["settings"] != settings]
-        found = run_one(options.config, options.output / name_of(settings), settings, options.evaluate)
-        rows.append({**asked, "folder": name_of(settings), **found})
-        aside = results.with_suffix(".tmp")
-        aside.write_text(json.dumps(rows, indent=1))
-        aside.replace(results)
-    plot(rows, options.output / "sweep.png")
-    print(table(rows))
-    return int(any("failed" in row for row in rows))
 
 
 if __name__ == "__main__":

@@ -3,20 +3,39 @@
 import dataclasses
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
 
-# Many tests compile the same program; the directory goes when the session ends.
-_COMPILED = tempfile.TemporaryDirectory(prefix="facevae-compiled-")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers inherit these
+    # Many tests compile the same program; the directory goes when the session ends.
+    _COMPILED = tempfile.TemporaryDirectory(prefix="facevae-compiled-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
+    # Most of the time of a test goes into compiling programs that run for milliseconds: LLVM's cheaper passes suffice.
+    cheap = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    eight = "--xla_force_host_platform_device_count=8"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {eight} {cheap}"
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
 os.environ["KERAS_BACKEND"] = "jax"
 
+import jax
+import numpy as np
 import pytest
+from jaxtyping import install_import_hook
 
-from facevae_jax.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+import tests.typecheck  # noqa: F401 - named below
+
+# Every shape and type in a signature of the package is checked as the tests run it, and ranks are never promoted.
+install_import_hook("facevae_jax", "tests.typecheck.check")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+from facevae_jax.config import DataConfig, RunConfig, TrainConfig
+from facevae_jax.models import vae
+from facevae_jax.trained.loading import load
+from facevae_jax.trained.model import TrainedModel
+from facevae_jax.training.loop import train
+from facevae_jax.training.setup import TrainState
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
 
@@ -34,17 +53,29 @@ def tiny_config(data_dir: pathlib.Path) -> RunConfig:
         data=DataConfig(
             data_dir=str(data_dir), resolution=32, synthetic_train_images=165, synthetic_validation_images=37
         ),
-        model=ModelConfig(latent_dim=8, filters=(8, 16), dropout_rate=0.1),
+        model=vae.Config(latent_dim=8, filters=(8, 16), dropout_rate=0.1),
         train=TrainConfig(
             batch_size=16, epochs=2, learning_rate=5e-3, warmup_steps=0, log_every_steps=1, steps_per_dispatch=4
         ),
     )
 
 
+@pytest.fixture(scope="session")
+def finished(tiny_config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, TrainState]:
+    """The workdir and the last state of a run of 20 steps that nothing interrupted; copy it to change it."""
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    return workdir, train(tiny_config, workdir)
+
+
 def change(config: RunConfig, **sections) -> RunConfig:
     """The config with some settings of some sections changed."""
     replaced = {name: dataclasses.replace(getattr(config, name), **values) for name, values in sections.items()}
     return dataclasses.replace(config, **replaced)
+
+
+def assert_same_trees(left, right) -> None:
+    """Equal in every bit."""
+    jax.tree.map(np.testing.assert_array_equal, left, right)
 
 
 def run_module(module: str, *arguments: object, devices: int = 1, timeout: float = 300) -> subprocess.CompletedProcess:
@@ -69,6 +100,18 @@ def assert_one_line_error(result: subprocess.CompletedProcess, *mentioned: str) 
     assert lines[0].startswith("error: ")
     for text in mentioned:
         assert text in lines[0]
+
+
+@pytest.fixture(scope="session")
+def workdir(finished: tuple[pathlib.Path, TrainState], tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A copy of the finished run, for tests that only read it or fit priors and directions to it."""
+    return shutil.copytree(finished[0], tmp_path_factory.mktemp("trained") / "run")
+
+
+@pytest.fixture(scope="session")
+def trained(workdir: pathlib.Path) -> TrainedModel:
+    """The model of that run."""
+    return load(workdir)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

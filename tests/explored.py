@@ -12,66 +12,62 @@ from PIL import Image
 
 from facevae_jax.exploring import sliders
 from facevae_jax.exploring.explorer import Explorer
-from facevae_jax.exploring.server import PageServer
-from facevae_jax.generation.trained import TrainedVAE
-from facevae_jax.training.restore import RestoredModel
-from facevae_jax.training.sharding import make_mesh
-from facevae_jax.training.state import create_state, make_model, make_optimizer
+from facevae_jax.exploring.server import listen, make_server
+from facevae_jax.latents.moments import Moments
+from facevae_jax.trained.model import Restored, TrainedModel
+from facevae_jax.training.setup import TrainSetup, create_state, make_mesh
+
+STANDARD = Moments(np.zeros(8), np.eye(8), 37)  # of codes of 8 numbers that are N(0, I)
 
 
 def random_state(config):
-    """A model before its first step: nothing here depends on what was learnt."""
-    return create_state(config, make_model(config), make_optimizer(config.train, total_steps=1), make_mesh())
+    """The state before the first step: nothing here depends on what was learned."""
+    return create_state(TrainSetup.of(config, make_mesh()))
 
 
-def random_model(config, folder):
-    """That model as the page's commands see it, after an evaluation."""
-    state = random_state(config)
-    moments = state.latent_moments.replace(images=np.float32(37))
-    restored = RestoredModel(
-        config, make_model(config), state.evaluation_variables, moments, state.decoder_variance, step=7
-    )
-    return TrainedVAE(restored, folder=folder)
+def restored(config, state, *, moments=STANDARD, step=7):
+    """A state as it is read from a checkpoint."""
+    return Restored(config, state.evaluation_variables, state.decoder_variance, step, moments)
+
+
+def random_model(config, folder, *, moments=STANDARD):
+    """A model before its first step, as commands load it; `moments` None: they are fitted when they are needed."""
+    return TrainedModel(restored(config, random_state(config), moments=moments), folder=folder, mesh=make_mesh())
 
 
 @contextlib.contextmanager
 def serving(explorer):
-    """The page's server in a thread."""
-    with PageServer(0) as server:
-        thread = threading.Thread(target=server.serve, args=[explorer], daemon=True)
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join(timeout=10)
+    """The page's server in a thread; yields its (host, port)."""
+    server, listener = make_server(explorer), listen(0)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    yield listener.getsockname()
+    server.should_exit = True
+    thread.join()
 
 
 def make_explorer(trained):
-    """A page with two sliders, of the dimensions 3 and 1."""
+    """An explorer with two sliders, for dimensions 3 and 1."""
     steps = sliders.dimension_sliders(trained, [3, 1])
     return Explorer(trained, sliders=steps, priors=["gaussian", "standard"], name="tiny")
 
 
 def ask(server, method, path, body=None, headers=None):
-    connection = http.client.HTTPConnection(*server.server_address, timeout=30)
+    """Status, headers and body of an answer."""
+    connection = http.client.HTTPConnection(*server, timeout=120)
     try:
         connection.request(method, path, body=body, headers=headers or {})
         response = connection.getresponse()
-        return response, response.read()
+        return response.status, response.headers, response.read()
     finally:
         connection.close()
 
 
 def post(server, path, value):
-    response, body = ask(server, "POST", path, value if isinstance(value, bytes) else json.dumps(value))
-    assert response.status == 200, body
-    return body if response.headers["Content-Type"] == "image/png" else json.loads(body)
-
-
-def words(answer, status):
-    """The error's text; its status is checked."""
-    response, body = answer
-    assert response.status == status, body
-    return json.loads(body)["error"]
+    """The decoded answer to a request that must succeed."""
+    status, headers, body = ask(server, "POST", path, value if isinstance(value, bytes) else json.dumps(value))
+    assert status == 200, body
+    return body if headers["Content-Type"] == "image/png" else json.loads(body)
 
 
 def to_text(latent):

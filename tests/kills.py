@@ -1,9 +1,9 @@
-"""Kills a training run at random moments, again and again, and compares what it arrives at.
+"""Kills a training run at random moments, after which launch/local.py restarts it, and compares its last checkpoint.
 
-    python -m tests.kills --kills=100                      # one process
-    python -m tests.kills --kills=30 --processes=2         # one of two, with the launcher starting all again
+    python -m tests.kills --kills=100                 # one process
+    python -m tests.kills --kills=30 --processes=2    # one of two processes
 
-Every time the same command goes on. At the end the parameters must have the bits of a run that nothing interrupted.
+At the end the parameters must be bit-identical to those of an uninterrupted run.
 """
 
 import argparse
@@ -32,127 +32,76 @@ CONFIG = {
     "train.schedule": "constant",
     "train.evaluate_every_epochs": 4,
     "train.log_every_steps": 8,
-    "train.checkpoint_every_steps": 16,
     "train.steps_per_dispatch": 8,
 }
-STARTED = "first step after"
-TRAINING_SECONDS = 1.5  # from a first step to the latest kill
-PAIR_TRAINING_SECONDS = 5.0  # of several processes, whose first checkpoint is not there before 2 s
+STARTING, STARTED = "devices:", "first step after"  # lines of a process
+LATEST = {1: 1.5}  # seconds from such a line to the kill, by processes; the first checkpoint of several takes 2 s
 
 
 def command(workdir: pathlib.Path, data_dir: pathlib.Path, *, steps: int, processes: int) -> list[str]:
-    """The run, in one process or in several."""
-    settings = {**CONFIG, "data.data_dir": data_dir, "train.steps": steps}
+    """The command of the run, in processes that the launcher restarts."""
+    settings = CONFIG | {"data.data_dir": data_dir, "train.steps": steps, "train.checkpoint_every_steps": 16}
     flags = [f"--config.{key}={value}" for key, value in settings.items()]
-    words = [sys.executable, "-m", "facevae_jax.main", "--config=configs/quickstart.py", f"--workdir={workdir}", *flags]
-    if processes == 1:
-        return words
     launcher = [sys.executable, "launch/local.py", f"--processes={processes}", "--devices=1", "--restarts=1000", "--"]
+    words = [sys.executable, "-m", "facevae_jax.main", "--config=configs/quickstart.py", f"--workdir={workdir}", *flags]
     return [*launcher, *words, "--heartbeat_seconds=10"]
 
 
-def start(words: list[str]) -> subprocess.Popen[str]:
-    """Starts a command whose lines are read here."""
-    environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
-    return subprocess.Popen(
-        words, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
 def checksums(workdir: pathlib.Path, steps: int) -> dict[str, list[int]]:
-    """Of every array of the last checkpoint."""
+    """The checksums of every array of the last checkpoint."""
     return json.loads((workdir / "checkpoints" / str(steps) / "record" / "metadata").read_text())["checksums"]
 
 
-def kill_one_process(words: list[str], kills: int, draw: random.Random, seconds_to_start: float) -> int:
-    """Starts the run and kills it, so often; how many of the kills were after its first step."""
-    in_training = 0
-    for number in range(kills):
-        with start(words) as process:
-            assert process.stdout is not None
-            delay = draw.uniform(0, seconds_to_start)
-            if number % 4:  # one of four dies as it starts, which takes most of the time
-                in_training += any(STARTED in line for line in process.stdout)
-                delay = draw.uniform(0, TRAINING_SECONDS)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=delay)
-            process.kill()
-    return in_training
+def finish(words: list[str], kills: int = 0, seconds: float = 0, seed: int = 0) -> int:
+    """Runs a command to its end and kills a random one of its processes, at most `kills` times; returns how often.
 
+    One kill of four comes as the processes start, the others after their first step; each up to `seconds` later.
 
-def kill_of_several(words: list[str], kills: int, draw: random.Random, seconds_to_start: float) -> int:
-    """The launcher's run, of which a random process is killed at most so often; how often it was."""
-    del seconds_to_start
-    killed = 0
-    said: collections.deque[str] = collections.deque(maxlen=40)  # of the last attempt or two
-    with start(words) as launcher:
+    Raises:
+      SystemExit: the run failed.
+    """
+    draw, killed = random.Random(seed), 0
+    output: collections.deque[str] = collections.deque(maxlen=40)  # of the last attempts
+    environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    pipe, both = subprocess.PIPE, subprocess.STDOUT
+    with subprocess.Popen(words, cwd=REPOSITORY, env=environment, stdout=pipe, stderr=both, text=True) as launcher:
         assert launcher.stdout is not None
         for line in launcher.stdout:
-            said.append(line)
-            if STARTED in line and killed < kills:
-                time.sleep(draw.uniform(0, PAIR_TRAINING_SECONDS))
-                children = subprocess.run(
-                    ["pgrep", "-P", str(launcher.pid)], capture_output=True, text=True, check=False
-                )
-                if numbers := children.stdout.split():
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(int(draw.choice(numbers)), signal.SIGKILL)
-                        killed += 1
+            output.append(line)
+            if killed < kills and (STARTED if killed % 4 else STARTING) in line:
+                time.sleep(draw.uniform(0, seconds))
+                listed = subprocess.run(["pgrep", "-P", str(launcher.pid)], capture_output=True, text=True, check=False)
+                with contextlib.suppress(ProcessLookupError, IndexError):
+                    os.kill(int(draw.choice(listed.stdout.split())), signal.SIGKILL)
+                    killed += 1
     if launcher.returncode:
-        raise SystemExit(
-            f"after {killed} kills the launcher ended with exit code {launcher.returncode}:\n{''.join(said)}"
-        )
+        raise SystemExit(f"after {killed} kills: exit code {launcher.returncode}:\n{''.join(output)}")
     return killed
 
 
-def finish(words: list[str]) -> float:
-    """Runs a command to its end; seconds until its first step.
-
-    Raises:
-      SystemExit: it failed.
-    """
-    started = first = time.monotonic()
-    said = []
-    with start(words) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            said.append(line)
-            first = time.monotonic() if STARTED in line else first
-    if process.returncode:
-        raise SystemExit(f"a run that nothing interrupted failed:\n{''.join(said)}")
-    return first - started
-
-
 def run(kills: int, *, processes: int, steps: int, seed: int) -> str:
-    """Kills and compares.
+    """Kills, compares, and returns a summary.
 
     Raises:
-      SystemExit: a run failed, or arrived at other bits.
+      SystemExit: a run failed, or ended with different bits.
     """
-    draw = random.Random(seed)
     with tempfile.TemporaryDirectory() as folder:
         data_dir, whole, broken = (pathlib.Path(folder, name) for name in ("data", "whole", "broken"))
-        seconds_to_start = finish(command(whole, data_dir, steps=steps, processes=processes))
+        finish(command(whole, data_dir, steps=steps, processes=processes))
         words = command(broken, data_dir, steps=steps, processes=processes)
-        kill = kill_one_process if processes == 1 else kill_of_several
-        in_training = kill(words, kills, draw, seconds_to_start)
-        reached = max([int(path.name) for path in broken.glob("checkpoints/*") if path.name.isdigit()], default=0)
-        finish(words)
+        killed = finish(words, kills, LATEST.get(processes, 5.0), seed)
         if checksums(whole, steps) != checksums(broken, steps):
-            raise SystemExit(f"other bits after {kills} kills; seed {seed}")
-        aside = len(list(broken.glob("damaged_checkpoints/*")))
-        return (
-            f"{kills} kills with {processes} process(es), {in_training} of them in training, which had come to step "
-            f"{reached:,} of {steps:,}; {aside} checkpoints set aside; the bits are those of a run without kills"
-        )
+            raise SystemExit(f"different bits after {killed} kills; seed {seed}")
+        damaged = len(list(broken.glob("damaged_checkpoints/*")))
+        return f"{killed} kills of {processes} process(es), {damaged} damaged checkpoints: same bits as without kills"
 
 
 def main() -> None:
-    """Reads the flags."""
+    """Parses the flags and runs."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=0, help="of the run; 0: about as many as the kills let through")
+    parser.add_argument("--steps", type=int, default=0, help="of the run; 0: about as many as the kills allow")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     steps = arguments.steps or arguments.kills * (150 if arguments.processes == 1 else 60)

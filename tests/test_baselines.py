@@ -1,98 +1,122 @@
-"""PCA and the autoencoder, by the same trainer and with all that follows it; and a linear VAE against its optimum."""
+"""PCA and the autoencoder, by the same trainer; and a linear VAE against its optimum."""
 
 import math
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
 from sklearn.decomposition import PCA
 
 import facevae_jax
-from facevae_jax.config import DataConfig, ModelConfig, ObjectiveConfig, RunConfig, TrainConfig
-from facevae_jax.data.batches import ResidentFeed
-from facevae_jax.data.pixels import open_splits
+from facevae_jax.config import DataConfig, ObjectiveConfig, RunConfig, TrainConfig
+from facevae_jax.core.errors import UserError
+from facevae_jax.data.dataset import open_dataset
+from facevae_jax.data.feed import ResidentFeed
 from facevae_jax.data.plan import BatchPlan
-from facevae_jax.errors import UserError
 from facevae_jax.metrics import scores
-from facevae_jax.models.vae import Decoded, Execution, Output, Posterior
-from facevae_jax.training import pca
+from facevae_jax.models import autoencoder, pca, vae
+from facevae_jax.models.api import Gaussian, LatentGroup, Output, image_keys
+from facevae_jax.models.likelihoods import Decoded, GaussianLikelihood
 from facevae_jax.training.evaluation import Evaluator
 from facevae_jax.training.loop import train
-from facevae_jax.training.sharding import make_mesh, replicated, split_along
-from facevae_jax.training.state import create_state, make_optimizer
-from facevae_jax.training.step import Trainer, compile_train_steps
+from facevae_jax.training.setup import TrainSetup, create_state, make_mesh, make_optimizer, replicated, split_along
+from facevae_jax.training.step import compile_train_steps
 from tests.conftest import change
 
 
 @pytest.fixture(scope="module")
 def fitted(tiny_config, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("pca") / "run"
-    config = change(tiny_config, model={"kind": "pca", "latent_dim": 10})
+    config = RunConfig(data=tiny_config.data, model=pca.Config(latent_dim=10), train=TrainConfig(batch_size=16))
     train(config, workdir)
     return config, workdir, facevae_jax.load(workdir)
 
 
 def test_principal_components_equal_scikit_learns(fitted):
-    config, _, trained = fitted
-    splits = open_splits(config.data)
-    images, held_out = (np.asarray(x).reshape(len(x), -1) / 255 for x in (splits.train, splits.evaluation))
+    _, _, trained = fitted
+    pixels = [trained.dataset.images(split) for split in ("train", "validation")]
+    images, held_out = (np.asarray(x).reshape(len(x), -1) / 255 for x in pixels)
     reference = PCA(10, svd_solver="full").fit(images)
-    np.testing.assert_allclose(trained.variables["params"]["mean"], reference.mean_, atol=1e-6)
+    params = trained.variables["params"]
+    np.testing.assert_allclose(params["mean"], reference.mean_, atol=1e-6)
     deviations = reference.singular_values_ / math.sqrt(len(images))
-    np.testing.assert_allclose(trained.variables["params"]["deviations"], deviations, rtol=1e-4)
+    np.testing.assert_allclose(params["deviations"], deviations, rtol=1e-4)
     # Signs are free.
-    aligned = np.abs(np.sum(np.asarray(trained.variables["params"]["components"]) * reference.components_, axis=1))
+    aligned = np.abs(np.sum(np.asarray(params["components"]) * reference.components_, axis=1))
     np.testing.assert_allclose(aligned, 1, atol=1e-3)
     expected = reference.inverse_transform(reference.transform(held_out)).clip(0, 1)
-    assert scores.evaluate(trained, draws=())["reconstruction"]["mse"] == pytest.approx(
-        np.mean((expected - held_out) ** 2), rel=1e-3
-    )
-    latents = trained.encode(np.asarray(splits.train)).mean
-    np.testing.assert_allclose(latents.std(axis=0), 1, rtol=1e-3)
+    record = scores.evaluate(trained)
+    assert record["reconstruction"]["mse"] == pytest.approx(np.mean((expected - held_out) ** 2), rel=1e-3)
+    assert "likelihood" not in record  # a point has no ELBO
+    np.testing.assert_allclose(trained.encode(pixels[0]).mean.std(axis=0), 1, rtol=1e-3)
 
 
-def test_batches_of_pca_do_not_matter(monkeypatch):
-    images = np.random.default_rng(0).integers(0, 256, (70, 8, 8, 3), np.uint8)
-    whole = pca.fit_pca(images, 5, seed=0)
+def test_batches_of_pca_do_not_matter_where_its_components_suffice(monkeypatch):
+    random = np.random.default_rng(0)
+    low_rank = random.normal(size=(70, 5)) * [16, 12, 8, 6, 4] @ np.linalg.qr(random.normal(size=(192, 5)))[0].T
+    images = np.round(128 + 8 * low_rank).clip(0, 255).astype(np.uint8).reshape(70, 8, 8, 3)
+    whole = pca.fit(pca.Config(latent_dim=5), images)
     monkeypatch.setattr(pca, "BATCH", 16)
-    parts = pca.fit_pca(images, 5, seed=0)
-    for name in whole:
-        np.testing.assert_allclose(parts[name], whole[name], atol=2e-3)
-    with pytest.raises(UserError, match=r"latent_dim=70: PCA of 70 images has at most 69"):
-        pca.fit_pca(images, 70, seed=0)
+    parts = pca.fit(pca.Config(latent_dim=5), images)
+    np.testing.assert_allclose(parts["mean"], whole["mean"], atol=1e-6)
+    np.testing.assert_allclose(parts["deviations"], whole["deviations"], rtol=2e-3)
+    np.testing.assert_allclose(np.abs(np.sum(parts["components"] * whole["components"], axis=1)), 1, atol=2e-3)
+    with pytest.raises(UserError, match=r"latent_dim=70.* at most 69"):
+        pca.fit(pca.Config(latent_dim=70), images)
 
 
 def test_a_fitted_pca_is_a_model_like_any_other(fitted, capsys):
     config, workdir, trained = fitted
     assert trained.step == 1
     assert (workdir / "pictures" / "samples_standard_00000001.png").exists()
-    shown = np.asarray(Image.open(workdir / "pictures" / "eigenfaces_00000001.png"))[:32]
-    mean, component = shown[:, :32], shown[:, 34:66].astype(float) - 127.5
-    np.testing.assert_allclose(mean, 255 * trained.variables["params"]["mean"].reshape(32, 32, 3), atol=1)
-    first = np.asarray(trained.variables["params"]["components"])[0].reshape(32, 32, 3)
-    np.testing.assert_allclose(component, 127.5 * first / np.abs(first).max(), atol=1)
-    assert trained.sample(3, prior="gaussian").shape == (3, 32, 32, 3)
-    assert "likelihood" not in scores.evaluate(trained)  # a point has no ELBO
+    assert trained.sample(3).shape == (3, 32, 32, 3)
     train(config, workdir)
     assert "nothing is left to do" in capsys.readouterr().out
 
 
 def test_an_autoencoder_draws_nothing_and_pays_no_kl(tiny_config, tmp_path):
     config = change(tiny_config, model={"kind": "autoencoder"})
-    assert config.objective.kl_weight == 0
     state = train(config, tmp_path)
     trained = facevae_jax.load(tmp_path)
-    images = np.asarray(open_splits(config.data).evaluation)
-    noise = np.random.default_rng(0).normal(size=(2, 37, 8)).astype(np.float32)
-    apply = jax.jit(lambda noise: trained.module.apply(trained.variables, images, noise, train=False).reconstruction)
-    np.testing.assert_allclose(*(apply(x) for x in noise), atol=2e-3)
+    images = jnp.asarray(open_dataset(config.data).images("validation"))
+
+    @jax.jit
+    def reconstruct(keys):
+        return trained.module.apply(trained.variables, images, keys, train=False).decoded.mean
+
+    np.testing.assert_array_equal(*(reconstruct(image_keys(jax.random.key(seed), 37)) for seed in (0, 1)))
     assert "log_variance" not in state.params["encoder"]
     record = scores.evaluate(trained)
     assert "likelihood" not in record
     assert record["reconstruction"]["mse"] < 0.1
-    assert trained.sample(3, prior="gaussian").shape == (3, 32, 32, 3)
+    assert trained.sample(3).shape == (3, 32, 32, 3)
+
+
+@pytest.mark.parametrize(
+    ("sections", "key"),
+    [
+        ({"model": pca.Config(), "train": TrainConfig(steps=100)}, r"train\.steps=100"),
+        ({"model": pca.Config(), "train": TrainConfig(ema_decay=0.9)}, r"train\.ema_decay=0\.9"),
+        ({"model": pca.Config(), "objective": ObjectiveConfig(likelihood="gaussian")}, r"likelihood='gaussian'"),
+        ({"model": vae.Config(kind="autoencoder"), "objective": ObjectiveConfig(kl_weight=4.0)}, r"kl_weight=4\.0"),
+        ({"model": vae.Config(kind="autoencoder"), "objective": ObjectiveConfig(free_bits=1.0)}, r"free_bits=1\.0"),
+        ({"model": autoencoder.Config(latent_channels=2000)}, r"latent_channels=2000"),
+    ],
+)
+def test_what_a_kind_cannot_do_is_refused_by_name(sections, key):
+    with pytest.raises(ValueError, match=key):
+        RunConfig(**sections)
+
+
+def test_a_setting_of_another_kind_is_refused_by_name():
+    settings = RunConfig(model=vae.Config(filters=(8, 16))).to_dict()
+    settings["model"]["kind"] = "pca"
+    with pytest.raises(ValueError, match=r"config\.model\.filters=\(8, 16\).*pca"):
+        RunConfig.from_config_dict(settings)
+    settings["model"] = RunConfig().to_dict()["model"] | {"kind": "pca"}  # the others' defaults are nobody's wish
+    assert RunConfig.from_config_dict(settings).model == pca.Config()
 
 
 class LinearVAE(nn.Module):
@@ -100,7 +124,10 @@ class LinearVAE(nn.Module):
 
     latent_dim: int
     image_shape: tuple[int, int, int]
-    execution: object = None
+
+    @property
+    def code_shape(self):
+        return (self.latent_dim,)
 
     def setup(self):
         size = math.prod(self.image_shape)
@@ -108,18 +135,20 @@ class LinearVAE(nn.Module):
         self.log_variance = self.param("log_variance", nn.initializers.zeros, (self.latent_dim,))
         self.out = nn.Dense(size)
 
-    def __call__(self, images, noise, *, train):
+    def __call__(self, images, keys, *, train):
         posterior = self.encode(images)
-        return Output(Decoded(self.decode(posterior.sample(noise))), posterior)
+        code = posterior.sample(keys)
+        return Output(self.decode(code), (LatentGroup(code, posterior),))
 
     def encode(self, images):
         mean = self.mean(images.reshape(images.shape[0], -1))
-        return Posterior(mean, jax.numpy.broadcast_to(self.log_variance, mean.shape))
+        return Gaussian(mean, jnp.broadcast_to(self.log_variance, mean.shape))
 
-    def decode(self, latents):
-        return self.out(latents).reshape(-1, *self.image_shape)
+    def decode(self, code, keys=None, *, temperature=1.0):
+        return Decoded(self.out(code).reshape(-1, *self.image_shape))
 
 
+@pytest.mark.slow
 def test_a_linear_vae_reaches_the_likelihood_of_probabilistic_pca():
     """Its best ELBO is the likelihood of pPCA (Lucas et al. 2019), at the variance of Tipping & Bishop 1999, eq. 8."""
     generator = np.random.default_rng(0)
@@ -130,15 +159,14 @@ def test_a_linear_vae_reaches_the_likelihood_of_probabilistic_pca():
     data = data.astype(np.float32)
     config = RunConfig(
         data=DataConfig(name="linear"),
-        model=ModelConfig(latent_dim=latent_dim),
+        model=vae.Config(latent_dim=latent_dim),
         objective=ObjectiveConfig(likelihood="gaussian"),
         train=TrainConfig(batch_size=256, steps=8_000, learning_rate=1e-2, schedule="cosine"),
     )
     mesh = make_mesh(jax.local_devices()[:1])
-    trainer = Trainer(
-        config, LinearVAE(latent_dim, shape, Execution("plain")), make_optimizer(config.train, total_steps=8_000)
-    )
-    state = create_state(config, trainer.model, trainer.optimizer, mesh)
+    optimizer = make_optimizer(config.train, total_steps=8_000)
+    setup = TrainSetup(config, LinearVAE(latent_dim, shape), GaussianLikelihood(size), optimizer, mesh)
+    state = create_state(setup)
     shaped = data.reshape(-1, *shape)
     feed = ResidentFeed(
         shaped,
@@ -147,11 +175,11 @@ def test_a_linear_vae_reaches_the_likelihood_of_probabilistic_pca():
         pixels_sharding=replicated(mesh),
         rows_sharding=split_along(mesh, 1),
     )
-    compiled = compile_train_steps(trainer, state, feed.abstract_chunk(), capacity=500)
+    compiled = compile_train_steps(setup, state, feed.abstract_chunk(), capacity=500)
     for at in range(0, 8_000, 500):
         state, _ = compiled(state, feed.chunk(at, 500), np.int32(500))
     # Eight draws for each image: that of one alone is known to about 1%.
-    loss, _, _ = Evaluator(trainer, np.tile(shaped, (8, 1, 1, 1)), mesh)(state)
+    loss = Evaluator(setup, np.tile(shaped, (8, 1, 1, 1)))(state).loss
 
     values = np.linalg.eigvalsh(np.cov(data.T.astype(np.float64), bias=True))[::-1]
     variance = values[latent_dim:].mean()

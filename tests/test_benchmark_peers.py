@@ -1,80 +1,69 @@
 """The comparison with other trainers: the same network, and a run that no peer can stop."""
 
 import dataclasses
-import sys
+import math
+import os
+import time
 import types
-from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.peers import client
-from benchmarks.peers.case import Timing, calibrate, whole_epochs
-from benchmarks.peers.client import Worker, WorkerError, worker_command
-from benchmarks.peers.worker import PEERS
+from benchmarks.peers.case import Case, by_epochs
+from benchmarks.peers.worker import PEERS, Peer, Worker, WorkerError
 from benchmarks.suites import peers
 from configs import gdl128
-from facevae_jax.config import DataConfig, ModelConfig, RunConfig, TrainConfig
-from facevae_jax.training.state import make_model
+from facevae_jax.config import DataConfig, RunConfig, TrainConfig
+from facevae_jax.models import vae
+from facevae_jax.training.setup import TrainSetup, abstract_state, make_mesh, make_model
 
 PAPER = RunConfig.from_config_dict(gdl128.get_config())
 TINY = peers.peer_config(
     RunConfig(
         data=DataConfig(resolution=32),
-        model=ModelConfig(latent_dim=4),
+        model=vae.Config(latent_dim=4),
         train=TrainConfig(batch_size=8, steps_per_dispatch=3),
     )
 )
 TRAINABLE = 2_649_299  # as tests/test_vae.py counts ours
 
 
-def dies(status: int) -> list[str]:
-    return [sys.executable, "-c", f"import sys; print('first\\nout of luck', file=sys.stderr); sys.exit({status})"]
-
-
-def test_torch_network_has_our_parameters():
-    pytest.importorskip("torch")
-    from benchmarks.peers import torch_vae
-
-    assert torch_vae.trainable_parameters(torch_vae.make_network(PAPER)) == TRAINABLE
-
-
-def test_a_torch_network_turned_round_is_ours():
+def test_a_rotated_torch_network_is_ours():
     torch = pytest.importorskip("torch")
     from benchmarks import pythae_run
     from benchmarks.peers import torch_vae
 
+    assert torch_vae.trainable_parameters(torch_vae.Network(PAPER)) == TRAINABLE
     config = pythae_run.evaluated_config("synthetic", 32)
     torch.manual_seed(0)
-    network = torch_vae.make_network(config)
+    network = torch_vae.Network(config)
     generator = np.random.default_rng(0)
     for module in network.modules():  # away from a new network's zeros and ones
         if isinstance(module, torch.nn.BatchNorm2d):
             for tensor in (module.running_mean, module.running_var, module.weight.data, module.bias.data):
                 tensor += torch.from_numpy(generator.uniform(0, 0.2, tensor.shape)).float()
     network.eval()
-    variables = jax.tree.map(np.asarray, pythae_run.converted(network))
-    model = make_model(config)
+    variables = jax.tree.map(jnp.asarray, pythae_run.converted(network))
+    model, _ = make_model(config)
     images = generator.uniform(size=(3, 32, 32, 3)).astype(np.float32)
-    latents = generator.normal(size=(3, 200)).astype(np.float32)
-    turned = np.ascontiguousarray(images[:, ::-1, ::-1].transpose(0, 3, 1, 2))
+    codes = generator.normal(size=(3, 200)).astype(np.float32)
+    rotated = np.ascontiguousarray(images[:, ::-1, ::-1].transpose(0, 3, 1, 2))
     with torch.no_grad():
-        x = network.encoder(torch.from_numpy(turned))
-        expected = [part.numpy() for part in (network.mean(x), network.log_variance(x))]
-        decoded = network.decoder(torch.from_numpy(latents)).numpy().transpose(0, 2, 3, 1)[:, ::-1, ::-1]
-    posterior = model.apply(variables, images, method="encode")
-    for found, wanted in zip(posterior, expected, strict=True):
-        np.testing.assert_allclose(found, wanted, atol=1e-5)
+        _, *expected = network(torch.from_numpy(rotated))
+        decoded = network.decoder(torch.from_numpy(codes)).numpy().transpose(0, 2, 3, 1)[:, ::-1, ::-1]
+    for found, wanted in zip(model.apply(variables, jnp.asarray(images), method="encode"), expected, strict=True):
+        np.testing.assert_allclose(found, wanted.numpy(), atol=1e-5)
     assert decoded.std() > 0.01
-    np.testing.assert_allclose(model.apply(variables, latents, method="decode"), decoded, atol=1e-5)
+    np.testing.assert_allclose(model.apply(variables, jnp.asarray(codes), method="decode").mean, decoded, atol=1e-5)
 
 
 def test_keras_network_has_our_parameters():
     pytest.importorskip("keras")
     from benchmarks.peers import keras_vae
 
-    assert keras_vae.trainable_parameters(keras_vae.VAE(PAPER)) == TRAINABLE
+    assert sum(math.prod(variable.shape) for variable in keras_vae.VAE(PAPER).trainable_variables) == TRAINABLE
 
 
 def test_peers_train_the_preset_without_dropout():
@@ -84,69 +73,66 @@ def test_peers_train_the_preset_without_dropout():
     assert TINY.objective == PAPER.objective
 
 
-@pytest.mark.parametrize(("steps", "expected"), [(1, (1, 1)), (20, (1, 20)), (32, (1, 32)), (90, (3, 32))])
-def test_whole_epochs(steps, expected):
-    assert whole_epochs(steps) == expected
-
-
-def test_calibration_takes_longer_until_it_is_long_enough():
+@pytest.mark.parametrize(("steps", "epochs"), [(1, (1, 1)), (20, (1, 20)), (32, (1, 32)), (90, (3, 32))])
+def test_seconds_of_whole_epochs_are_those_of_the_steps_asked_for(steps, epochs):
     asked = []
+    train = by_epochs(lambda *given: asked.append(given) or 0.5 * math.prod(given))
+    assert train(steps) == pytest.approx(0.5 * steps)
+    assert asked == [epochs]
 
-    def train(steps: int) -> Timing:
-        asked.append(steps)
-        return Timing(images=8 * steps, seconds=0.1 * steps)
 
-    assert calibrate(train, batch_size=8, seconds=1.0) == pytest.approx(0.1)
-    assert asked == [3, 1, 4, 16]
+def make_case(config: RunConfig, variant: str) -> Case:
+    """A peer that fails as `variant` says, in a process that imports this module."""
+
+    def train(steps: int) -> float:
+        if variant == "hang":
+            time.sleep(600)
+        if steps > 100:
+            os._exit(3)
+        return float(steps)
+
+    if variant == "fail":
+        raise RuntimeError("out of luck")
+    return Case(train, 7, "cpu", {"a": "1"})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("variant", "time_limit", "reason"), [("fail", 300.0, "RuntimeError: out of luck"), ("hang", 20.0, "within 20 s")]
+)
+def test_a_worker_that_fails_gives_its_reason(variant, time_limit, reason):
+    with pytest.raises(WorkerError, match=reason):
+        Worker(Peer(__name__, variant), TINY, time_limit=time_limit)
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_later_gives_its_reason():
+    worker = Worker(Peer(__name__), TINY, time_limit=300.0)
+    assert worker.ready == {"seconds_per_step": 1.0, "parameters": 7, "device": "cpu", "versions": {"a": "1"}}
+    assert worker.train(2, time_limit=300.0) == 2
+    with pytest.raises(WorkerError, match="died"):
+        worker.train(101, time_limit=300.0)
 
 
 @pytest.mark.slow
 def test_suite_reports_ours_and_a_dying_peer(monkeypatch):
     monkeypatch.delenv("XLA_FLAGS", raising=False)  # one device, as on the machine that is measured
-    monkeypatch.setattr(peers, "PEERS", {name: PEERS[name] for name in ("ours", "torch eager")})
-    monkeypatch.setattr(
-        client, "worker_command", lambda name, config: worker_command(name, config) if name == "ours" else dies(3)
-    )
+    monkeypatch.setattr(peers, "PEERS", {"ours": PEERS["ours"], "torch eager": Peer(__name__, "fail")})
     record = peers.run(types.SimpleNamespace(config=TINY, rounds=2, seconds=0.1))
-    assert record["skipped"] == {"torch eager": "ended with status 3: out of luck"}
+    assert record["skipped"] == {"torch eager": "RuntimeError: out of luck"}
     assert list(record["median"]) == ["ours"]
     assert len(record["all"]["ours"]) == 2
-    assert all(rate > 0 for rate in record["all"]["ours"])
-    assert record["ratio_to_best_torch"] is None
-    assert record["ratio_to_best_torch_per_round"] is None
-    assert record["peers"] == {}
+    parameters = abstract_state(TrainSetup.of(TINY, make_mesh())).params
+    assert record["trainable_parameters"] == {"ours": sum(leaf.size for leaf in jax.tree.leaves(parameters))}
+    assert record["ratio_to_best_torch"] is record["ratio_to_best_torch_per_round"] is None
 
 
-@pytest.mark.parametrize(
-    ("name", "reason"), [("nobody", "ended with status 2"), ("ours", "ValueError: config.data.resolution=33")]
-)
-def test_worker_that_fails_gives_its_reason(name, reason):
-    config: Any = types.SimpleNamespace(to_dict=lambda: {"data": {"resolution": 33}})  # no RunConfig would accept it
-    with pytest.raises(WorkerError, match=reason):
-        Worker(worker_command(name, config), time_limit=60.0)
-
-
-def test_worker_that_dies_later_gives_its_reason():
-    ready = "print('{}', flush=True); input(); sys.exit('gone')"
-    worker = Worker([sys.executable, "-c", f"import sys; {ready}"], time_limit=60.0)
-    with pytest.raises(WorkerError, match="ended with status 1: gone"):
-        worker.train(1, time_limit=60.0)
-
-
-def test_worker_that_hangs_is_killed():
-    with pytest.raises(WorkerError, match="no answer within 1 s"):
-        Worker([sys.executable, "-c", "import time; time.sleep(600)"], time_limit=1.0)
-
-
-def test_ratios_compare_equal_precision():
-    rates = {"ours": [4.0, 8.0], "torch eager": [2.0, 2.0], "torch compile bf16": [4.0, 4.0], "pythae": [1.0, 1.0]}
+def test_ratios_are_those_of_medians_to_the_best_variant():
+    rates = {"ours": [4.0, 8.0], "torch eager": [2.0, 2.0], "torch compile": [1.0, 1.0], "pythae": [1.0, 1.0]}
     ready = {name: {"versions": {name: "1"}, "device": "cpu", "parameters": 7} for name in rates}
-    record = peers.summarise(TINY, rates, ready=ready, skipped={})
-    assert record["best_torch"] == "torch eager"
-    assert record["ratio_to_best_torch"] == 3.0
+    record = peers.summarize(TINY, rates, ready=ready, skipped={})
+    assert (record["best_torch"], record["ratio_to_best_torch"]) == ("torch eager", 3.0)
     assert record["ratio_to_best_torch_per_round"] == [2.0, 4.0]
     assert record["ratio_to_pythae"] == 6.0
     assert record["ratio_to_keras_fit"] is None
     assert "ours" not in record["peers"]
-    half = dataclasses.replace(TINY, model=dataclasses.replace(TINY.model, dtype="bfloat16"))
-    assert peers.summarise(half, rates, ready=ready, skipped={})["best_torch"] == "torch compile bf16"

@@ -1,10 +1,11 @@
 import errno
 import fcntl
 import os
+from contextlib import nullcontext
 
 import pytest
 
-from facevae_jax import files
+from facevae_jax.core import files
 
 
 def test_a_lock_names_its_holder_and_goes_with_it(tmp_path):
@@ -17,20 +18,14 @@ def test_a_lock_names_its_holder_and_goes_with_it(tmp_path):
         pass
 
 
-def flock_answers(monkeypatch, number):
+@pytest.mark.parametrize(
+    ("number", "outcome"),
+    [(errno.ENOLCK, nullcontext()), (errno.EIO, pytest.raises(OSError, match=os.strerror(errno.EIO)))],
+)
+def test_a_file_system_without_locks_stops_nothing_and_other_errors_are_raised(tmp_path, monkeypatch, number, outcome):
     def flock(*_):
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", flock)
-
-
-def test_a_file_system_without_locks_stops_nothing(tmp_path, monkeypatch):
-    flock_answers(monkeypatch, errno.ENOLCK)
-    with files.locked(tmp_path / "run.lock", wait=False):
+    with outcome, files.locked(tmp_path / "run.lock", wait=False):
         assert (tmp_path / "run.lock").exists()
-
-
-def test_any_other_error_of_a_lock_is_raised(tmp_path, monkeypatch):
-    flock_answers(monkeypatch, errno.EIO)
-    with pytest.raises(OSError, match=os.strerror(errno.EIO)), files.locked(tmp_path / "run.lock", wait=False):
-        pass

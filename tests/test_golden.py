@@ -6,8 +6,7 @@ import jax
 import pytest
 
 from facevae_jax.config import RunConfig
-from facevae_jax.training.sharding import make_mesh
-from facevae_jax.training.state import abstract_state, make_model, make_optimizer
+from facevae_jax.training.setup import TrainSetup, abstract_state, make_mesh
 from tests.conftest import REPOSITORY
 from tests.test_config import CONFIGS, load
 
@@ -15,7 +14,7 @@ from tests.test_config import CONFIGS, load
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_settings_and_parameters_are_those_on_record(path, request):
     config = RunConfig.from_config_dict(load(path))
-    state = abstract_state(config, make_model(config), make_optimizer(config.train, total_steps=1), make_mesh())
+    state = abstract_state(TrainSetup.of(config, make_mesh()))
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     shapes = {
         jax.tree_util.keystr(names, simple=True, separator="/"): f"{leaf.dtype}{list(leaf.shape)}"

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ from PIL import Image
 from facevae_jax.training.telemetry import read_metrics
 from tests.conftest import REPOSITORY, assert_one_line_error, run_module
 
+SLOW = pytest.mark.slow
 TINY = (
     "--config=configs/quickstart.py",
     "--config.data.resolution=32",
@@ -46,9 +46,11 @@ def workdir(tmp_path_factory, data_dir):
     return workdir
 
 
+@SLOW
 def test_the_run_is_on_disk(workdir):
     assert {path.name for path in workdir.iterdir()} == {
         ".lock",
+        "artifacts",
         "checkpoints",
         "config.json",
         "metrics.jsonl",
@@ -60,6 +62,7 @@ def test_the_run_is_on_disk(workdir):
     assert record["loss"] == pytest.approx(record["reconstruction"] + record["kl_term"])
 
 
+@SLOW
 @pytest.mark.parametrize("prior", ["standard", "gaussian"])
 def test_sampling_from_the_checkpoint(workdir, tmp_path, prior):
     outputs = []
@@ -73,6 +76,7 @@ def test_sampling_from_the_checkpoint(workdir, tmp_path, prior):
     assert not np.array_equal(outputs[0], outputs[2])
 
 
+@SLOW
 def test_sampling_needs_a_run(workdir, tmp_path):
     assert_one_line_error(run_module("facevae_jax.generate", "sample", f"--workdir={tmp_path}"), str(tmp_path))
     assert_one_line_error(run_module("facevae_jax.generate", "sample"), "--workdir")
@@ -90,22 +94,28 @@ def test_sampling_needs_a_run(workdir, tmp_path):
         (["--config.data.resolution=big"], ["config.data.resolution"]),
         (["--config.model.latent_dim=0"], ["config.model.latent_dim=0"]),
         (["--config.train.warmup_steps=10000000000"], ["config.train.warmup_steps=10000000000", "below"]),
-        (["--config.data.data_dir=~nobody-of-this-name/x"], ["config.data.data_dir='~nobody-of-this-name/x'"]),
-        (["--config.data.name=lost"], ["config.data.name", "lost"]),
-        (["--config.train.batch_size=999"], ["config.train.batch_size=999", "128 training images"]),
         (["--wrokdir=x"], ["wrokdir", "workdir"]),
         (["extra"], ["extra"]),
+        pytest.param(
+            ["--config.data.data_dir=~nobody-of-this-name/x"],
+            ["config.data.data_dir='~nobody-of-this-name/x'"],
+            marks=SLOW,
+        ),
+        pytest.param(["--config.data.name=lost"], ["config.data.name", "lost"], marks=SLOW),
+        pytest.param(
+            ["--config.train.batch_size=999"], ["config.train.batch_size=999", "128 training images"], marks=SLOW
+        ),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_mistakes_are_told_in_one_line(tmp_path, data_dir, arguments, mentioned):
+def test_mistakes_print_one_line(tmp_path, data_dir, arguments, mentioned):
     result = run_module(
         "facevae_jax.main", *TINY, f"--config.data.data_dir={data_dir}", f"--workdir={tmp_path / 'w'}", *arguments
     )
     assert_one_line_error(result, *mentioned)
 
 
-def test_missing_config_and_workdir_are_told_in_one_line(tmp_path):
+def test_missing_config_and_workdir_print_one_line(tmp_path):
     assert_one_line_error(run_module("facevae_jax.main", "--config=configs/quickstart.py"), "--workdir")
     assert_one_line_error(run_module("facevae_jax.main", f"--workdir={tmp_path}"), "--config")
     result = run_module("facevae_jax.main", "--config=configs/no.py", f"--workdir={tmp_path}")
@@ -116,37 +126,37 @@ def test_missing_config_and_workdir_are_told_in_one_line(tmp_path):
     ("text", "mentioned"),
     [
         ("from facevae_jax.config import DataConfig\nDataConfig(resolution=100)", "config.data.resolution=100"),
-        ("from facevae_jax.config import ModelConfig\nModelConfig(latent_dims=3)", "latent_dims"),
+        ("from facevae_jax.models import vae\nvae.Config(latent_dims=3)", "latent_dims"),
         ("def get_config(:", "SyntaxError"),
         ("import nowhere_to_be_found", "nowhere_to_be_found"),
         ("x = 1", "get_config"),
-        ("def get_config():\n    pass", "get_config() gave None"),
+        ("def get_config():\n    pass", "get_config()"),
     ],
 )
-def test_a_fault_in_a_config_file_is_told_in_one_line(tmp_path, text, mentioned):
+def test_a_fault_in_a_config_file_prints_one_line(tmp_path, text, mentioned):
     path = tmp_path / "mine.py"
     path.write_text(text)
     result = run_module("facevae_jax.main", f"--config={path}", f"--workdir={tmp_path / 'run'}")
     assert_one_line_error(result, str(path), mentioned)
-    assert "Traceback" not in result.stderr
 
 
-def test_an_unwritable_workdir_is_told_in_one_line(tmp_path):
+@SLOW
+def test_an_unwritable_workdir_prints_one_line(tmp_path):
     (tmp_path / "file").touch()
     workdir = tmp_path / "file" / "run"
     assert_one_line_error(run_module("facevae_jax.main", *TINY, f"--workdir={workdir}"), f"--workdir='{workdir}'")
 
 
+@SLOW
 @pytest.mark.parametrize("name", ["checkpoints", "pictures"])
-def test_a_file_in_place_of_a_directory_is_told_in_one_line(tmp_path, data_dir, name):
+def test_a_file_in_place_of_a_directory_prints_one_line(tmp_path, data_dir, name):
     (tmp_path / name).touch()
     result = run_module("facevae_jax.main", *TINY, f"--config.data.data_dir={data_dir}", f"--workdir={tmp_path}")
-    assert result.returncode == 2, result.stderr
-    assert result.stderr.startswith(f"error: --workdir's {name}='{tmp_path / name}'")
-    assert len(result.stderr.splitlines()) == 1
+    assert_one_line_error(result, f"{name}='{tmp_path / name}'")
 
 
-def test_checkpoints_without_their_config_are_told_in_one_line(workdir, tmp_path, data_dir):
+@SLOW
+def test_checkpoints_without_their_config_print_one_line(workdir, tmp_path, data_dir):
     shutil.copytree(workdir, tmp_path / "run")
     (tmp_path / "run" / "config.json").unlink()
     arguments = (*TINY, f"--config.data.data_dir={data_dir}", f"--workdir={tmp_path / 'run'}")
@@ -154,7 +164,8 @@ def test_checkpoints_without_their_config_are_told_in_one_line(workdir, tmp_path
     assert not (tmp_path / "run" / "config.json").exists()
 
 
-def test_damaged_scores_are_told_in_one_line(workdir, tmp_path):
+@SLOW
+def test_damaged_scores_print_one_line(workdir, tmp_path):
     shutil.copytree(workdir, tmp_path / "run")
     for path in (tmp_path / "run" / "checkpoints").glob("*/metrics/metrics"):
         path.write_bytes(b"")
@@ -162,19 +173,22 @@ def test_damaged_scores_are_told_in_one_line(workdir, tmp_path):
     assert_one_line_error(result, "metrics", "damaged")
 
 
-def test_batches_that_devices_cannot_share_are_told_in_one_line(tmp_path):
+@SLOW
+def test_batches_that_devices_cannot_share_print_one_line(tmp_path):
     result = run_module("facevae_jax.main", *TINY, f"--workdir={tmp_path}", "--config.train.batch_size=20", devices=8)
     assert_one_line_error(result, "config.train.batch_size=20", "8 devices")
 
 
-def test_garbage_in_the_workdir_is_told_in_one_line(tmp_path, data_dir):
+@SLOW
+def test_garbage_in_the_workdir_prints_one_line(tmp_path, data_dir):
     (tmp_path / "config.json").write_text("[1]")
     result = run_module("facevae_jax.main", *TINY, f"--config.data.data_dir={data_dir}", f"--workdir={tmp_path}")
     assert_one_line_error(result, "config.json")
 
 
-@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
-def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, data_dir, number):
+@SLOW
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_the_same_command_resumes(tmp_path, data_dir, number):
     arguments = (*TINY, f"--config.data.data_dir={data_dir}", f"--workdir={tmp_path}", "--config.train.epochs=50")
     environment = os.environ | {"XLA_FLAGS": ""}
     command = [sys.executable, "-m", "facevae_jax.main", *arguments, "--config.train.log_every_steps=1"]
@@ -189,9 +203,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, data_dir, number)
     assert f"{number.name}: saved" in rest
     step = max(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
     assert step < 400
-    started = time.monotonic()
     result = run_module("facevae_jax.main", *arguments)
     assert result.returncode == 0, result.stderr
     assert f"resuming from step {step:,}" in result.stdout
-    assert time.monotonic() - started < 300
     assert [r["step"] for r in read_metrics(tmp_path) if r["kind"] == "evaluation"] == list(range(8, 401, 8))

@@ -5,37 +5,50 @@ import pytest
 from scipy import integrate, stats
 
 from facevae_jax.config import ObjectiveConfig
-from facevae_jax.models.vae import Decoded, Output, Posterior
-from facevae_jax.objective import fixed_variance, gaussian_kl, image_terms, kl_weight, negative_elbo
+from facevae_jax.models.api import Gaussian, LatentGroup, Output
+from facevae_jax.models.likelihoods import Decoded, GaussianLikelihood, PixelTerms, make_likelihood
+from facevae_jax.objective import ImageTerms, gaussian_kl, image_terms, kl_weight, log_ratio, loss_of
 
 
 @pytest.mark.parametrize(("mean", "log_variance"), [(0.0, 0.0), (1.5, 0.7), (-0.3, -2.0), (0.0, 1e-4)])
-def test_kl_is_the_integral(mean, log_variance):
-    posterior, prior = stats.norm(mean, np.exp(0.5 * log_variance)), stats.norm(0, 1)
-    expected, _ = integrate.quad(lambda z: posterior.pdf(z) * (posterior.logpdf(z) - prior.logpdf(z)), -20, 20)
-    actual = gaussian_kl(Posterior(jnp.full((1, 1), mean), jnp.full((1, 1), log_variance)))
-    np.testing.assert_allclose(actual[0, 0], expected, rtol=1e-5, atol=1e-8)
+@pytest.mark.parametrize("prior", [None, (0.4, -0.5)])
+def test_kl_is_the_integral(mean, log_variance, prior):
+    posterior, against = (stats.norm(m, np.exp(0.5 * v)) for m, v in ((mean, log_variance), prior or (0.0, 0.0)))
+    expected, _ = integrate.quad(lambda z: posterior.pdf(z) * (posterior.logpdf(z) - against.logpdf(z)), -20, 20)
+    q, p = (g and Gaussian(*(jnp.full((1, 1), x) for x in g)) for g in ((mean, log_variance), prior))
+    np.testing.assert_allclose(gaussian_kl(q, p)[0, 0], expected, rtol=1e-5, atol=1e-8)
+
+
+def test_log_ratio_of_the_draws_is_scipys():
+    """Over a top group with the prior N(0, I) and a spatial one whose prior the model gives."""
+    random = np.random.default_rng(0)
+    groups, expected = [], np.zeros(2)
+    for shape, learned in (((2, 3), False), ((2, 4, 4, 2), True)):
+        value, *q = random.normal(size=(3, *shape))
+        p = random.normal(size=(2, *shape)) if learned else np.zeros((2, *shape))
+        densities = [stats.norm(m, np.exp(v / 2)).logpdf(value).reshape(2, -1).sum(axis=1) for m, v in (p, q)]
+        expected += densities[0] - densities[1]
+        groups.append(LatentGroup(*jax.tree.map(jnp.float32, (value, Gaussian(*q), Gaussian(*p) if learned else None))))
+    found = log_ratio(Output(Decoded(jnp.zeros((2, 4, 4, 3))), tuple(groups)))
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
 def test_image_terms_average_over_pixels_and_keep_images_and_dimensions_apart():
     images = jnp.zeros((2, 4, 4, 3))
     reconstruction = images.at[0, 0, 0, 0].set(0.5)
-    posterior = Posterior(jnp.array([[0.0, 1.0], [2.0, 0.0]]), jnp.zeros((2, 2)))
-    terms = image_terms(images, Output(Decoded(reconstruction), posterior))
-    np.testing.assert_allclose(terms.squared_error, [0.25 / 48, 0.0])
-    np.testing.assert_allclose(terms.kl, [[0.0, 0.5], [2.0, 0.0]])
+    posterior = Gaussian(jnp.array([[0.0, 1.0], [2.0, 0.0]]), jnp.zeros((2, 2)))
+    output = Output(Decoded(reconstruction), (LatentGroup(posterior.mean, posterior),))
+    terms = image_terms(images, output, GaussianLikelihood(48))
+    np.testing.assert_allclose(terms.pixels.squared_error, [0.25 / 48, 0.0])
+    np.testing.assert_allclose(terms.kl[0], [[0.0, 0.5], [2.0, 0.0]])
 
 
-def loss(mse=0.02, kl=(1.0, 3.0), variance=0.1, weight=1.0, dimensions=48, discrete_nll=70.0, **config):
-    return negative_elbo(
-        jnp.asarray(mse),
-        jnp.asarray(kl),
-        discrete_nll=jnp.asarray(discrete_nll),
-        variance=jnp.asarray(variance),
-        kl_weight=weight,
-        dimensions=dimensions,
-        config=ObjectiveConfig(**config),
-    )
+def loss(mse=0.02, kl=(1.0, 3.0), variance=0.1, weight=1.0, shape=(4, 4, 3), nll=70.0, **settings):
+    config = ObjectiveConfig(**settings)
+    pixels = PixelTerms(jnp.asarray(mse), jnp.asarray(nll))
+    likelihood = make_likelihood(config, shape)
+    means = ImageTerms(pixels, (jnp.asarray(kl),))
+    return loss_of(means, variance=jnp.asarray(variance), kl_weight=weight, likelihood=likelihood, config=config)
 
 
 def test_the_papers_loss():
@@ -56,17 +69,15 @@ def test_gaussian_nll_is_scipys():
 
 def test_r_loss_factor_is_a_variance():
     """At 128x128 and 10,000, D / (2 r) = 2.458; then both likelihoods have the same gradient in mse."""
-    config, dimensions = ObjectiveConfig(), 128 * 128 * 3
-    variance = fixed_variance(config, dimensions=dimensions)
-    assert variance == pytest.approx(2.4576)
+    shape = (128, 128, 3)
+    variance = make_likelihood(ObjectiveConfig(), shape).batch_variance(jnp.zeros(()), {})
+    assert float(variance) == pytest.approx(2.4576)
 
     def gradient(likelihood):
-        return jax.grad(
-            lambda mse: loss(mse=mse, variance=variance, dimensions=dimensions, likelihood=likelihood).loss
-        )(0.02)
+        return jax.grad(lambda mse: loss(mse=mse, variance=variance, shape=shape, likelihood=likelihood).loss)(0.02)
 
     np.testing.assert_allclose(gradient("gaussian"), gradient("mse"), rtol=1e-6)
-    result = loss(variance=variance, dimensions=dimensions)
+    result = loss(variance=variance, shape=shape)
     np.testing.assert_allclose(result.equivalent_r_loss_factor, 10_000.0, rtol=1e-6)
 
 

@@ -4,8 +4,12 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from facevae_jax.generation.second_stage import train_second_stage
-from facevae_jax.latents.priors import Gaussian, LatentMoments, Mixture, drawer, fitted_gaussian, standard
+from facevae_jax.latents.moments import Moments, moments_of
+from facevae_jax.latents.priors import PRIORS, prior_class
+from facevae_jax.latents.priors.base import log_density, sampler
+from facevae_jax.latents.priors.gaussian import GaussianPrior, StandardPrior
+from facevae_jax.latents.priors.mixture import MixturePrior
+from facevae_jax.trained.second_stage import SecondStagePrior
 
 COUNT = 100_000
 
@@ -16,9 +20,22 @@ def root() -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def mixture(root) -> Mixture:
+def mixture(root) -> MixturePrior:
     means, roots = np.array([[0.0, 0, 0], [5, -1, 2]]), np.stack([np.eye(3), root])
-    return Mixture(jnp.log(jnp.array([0.25, 0.75])), Gaussian(jnp.asarray(means), jnp.asarray(roots)))
+    return MixturePrior.of(np.array([0.25, 0.75]), means, roots)
+
+
+class Codes:
+    """What a prior is fitted to: the same codes as draws of each split."""
+
+    def __init__(self, codes):
+        self.codes, self.code_size = codes, codes.shape[1]
+
+    def moments(self):
+        return moments_of(self.codes, np.full_like(self.codes, -20.0))
+
+    def draws(self, split, *, at_least=1):
+        return self.codes
 
 
 def draw(prior, seed=1, count=COUNT, **options) -> np.ndarray:
@@ -26,22 +43,22 @@ def draw(prior, seed=1, count=COUNT, **options) -> np.ndarray:
 
 
 def test_samples_have_the_moments_of_their_prior(root):
-    moments = LatentMoments(jnp.ones(()), jnp.array([1.0, -2.0, 0.5]), jnp.asarray(root @ root.T, jnp.float32))
+    moments = Moments(np.array([1.0, -2.0, 0.5]), root @ root.T, 1)
     error = 6 * np.abs(root @ root.T).max() / np.sqrt(COUNT)  # six standard errors, about
-    gaussian = draw(fitted_gaussian(moments))
+    gaussian = draw(GaussianPrior.of(moments))
     np.testing.assert_allclose(gaussian.mean(0), moments.mean, atol=error)
     np.testing.assert_allclose(np.cov(gaussian.T), moments.covariance, atol=2 * error)
-    cold = draw(fitted_gaussian(moments), temperature=0.5)
+    cold = draw(GaussianPrior.of(moments), temperature=0.5)
     np.testing.assert_allclose(cold.mean(0), moments.mean, atol=error)
     np.testing.assert_allclose(np.cov(cold.T), moments.covariance / 4, atol=2 * error)
-    plain = draw(standard(3))
+    plain = draw(StandardPrior.of_size(3))
     np.testing.assert_allclose(plain.mean(0), np.zeros(3), atol=0.02)
     np.testing.assert_allclose(np.cov(plain.T), np.eye(3), atol=0.03)
 
 
 def test_rounding_below_zero_does_not_spoil_the_samples():
-    covariance = jnp.diag(jnp.array([1.0, 0.0, -1e-4]))  # as a difference of large float32 numbers leaves it
-    latents = draw(fitted_gaussian(LatentMoments(jnp.ones(()), jnp.zeros(3), covariance)), count=1000)
+    covariance = np.diag([1.0, 0.0, -1e-4])  # as a difference of large numbers leaves it
+    latents = draw(GaussianPrior.of(Moments(np.zeros(3), covariance, 1)), count=1000)
     assert np.isfinite(latents).all()
     assert latents[:, 0].std() > 0.9
     np.testing.assert_array_equal(latents[:, 1:], 0.0)
@@ -60,14 +77,14 @@ def test_densities_are_scipys(mixture, root):
     at = np.random.default_rng(1).normal(size=(20, 3)) * 3
     one = scipy.stats.multivariate_normal(np.zeros(3), np.eye(3)).logpdf(at)
     two = scipy.stats.multivariate_normal([5, -1, 2], root @ root.T).logpdf(at)
-    np.testing.assert_allclose(standard(3).log_density(jnp.asarray(at)), one, rtol=1e-5)
+    np.testing.assert_allclose(StandardPrior.of_size(3).log_density(jnp.asarray(at)), one, rtol=1e-5)
     expected = np.logaddexp(np.log(0.25) + one, np.log(0.75) + two)
     np.testing.assert_allclose(mixture.log_density(jnp.asarray(at)), expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["standard", "mixture"])
 def test_a_draw_depends_on_its_own_number_alone(mixture, kind):
-    sample = drawer(standard(3) if kind == "standard" else mixture)
+    sample = sampler(StandardPrior.of_size(3) if kind == "standard" else mixture)
     key = jax.random.key(3)
     alone = np.concatenate([sample(key, np.array([i])) for i in range(4)])
     np.testing.assert_allclose(sample(key, np.arange(100))[:4], alone, rtol=1e-6)
@@ -82,14 +99,42 @@ def ring() -> np.ndarray:
     return (points + random.normal(scale=0.1, size=points.shape) * [1, 1, 0]).astype(np.float32)
 
 
+def test_moments_of_posteriors_count_their_own_variances(root):
+    random = np.random.default_rng(2)
+    mean, log_variance = random.normal(size=(2, 50, 3)).astype(np.float32)
+    found = moments_of(mean, log_variance)
+    expected = mean.T @ mean / 50 - np.outer(mean.mean(0), mean.mean(0)) + np.diag(np.exp(log_variance).mean(0))
+    np.testing.assert_allclose(found.mean, mean.mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(found.covariance, expected, rtol=1e-4, atol=1e-6)
+    assert found.images == 50
+
+
+def test_a_mixture_finds_its_clusters(mixture):
+    found = MixturePrior.fit(Codes(draw(mixture, count=4096)))
+    likely = np.exp(found.log_weights) > 0.1
+    np.testing.assert_allclose(sorted(np.asarray(found.components.mean)[likely][:, 0])[0], 0.0, atol=0.2)
+    again = MixturePrior.from_arrays(found.to_arrays())
+    at = draw(mixture, count=16)
+    np.testing.assert_allclose(log_density(again, at), log_density(found, at), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", PRIORS)
+def test_a_registered_prior_says_what_it_is(name):
+    cls = prior_class(name)
+    assert cls.label
+    assert cls.description
+    assert cls.kept == hasattr(cls, "from_arrays")
+
+
+@pytest.mark.slow
 def test_the_second_stage_learns_what_a_gaussian_cannot(ring):
     covariance = np.cov(ring.T)
-    whitening = Gaussian(jnp.asarray(ring.mean(0)), jnp.asarray(np.linalg.cholesky(covariance), jnp.float32))
-    learnt = train_second_stage(ring, whitening)
-    drawn = draw(learnt, count=4096)
-    radii = np.linalg.norm(drawn[:, :2], axis=1)
-    gaussian_radii = np.linalg.norm(draw(whitening, count=4096)[:, :2], axis=1)
-    assert np.mean(np.abs(radii - 1) < 0.3) > 1.5 * np.mean(np.abs(gaussian_radii - 1) < 0.3)
+    gaussian, learned = GaussianPrior.fit(Codes(ring)), SecondStagePrior.fit(Codes(ring))
+    drawn = draw(learned, count=4096)
+    close = [np.mean(np.abs(np.linalg.norm(x[:, :2], axis=1) - 1) < 0.3) for x in (drawn, draw(gaussian, count=4096))]
+    assert close[0] > 1.5 * close[1]
     np.testing.assert_allclose(np.cov(drawn.T), covariance, atol=0.15)
-    bound, plain = (float(jnp.mean(prior.log_density(jnp.asarray(ring[:512])))) for prior in (learnt, whitening))
-    assert bound > plain + 0.1  # nats a latent: it describes the ring better, and what is given is a lower bound
+    bound, plain = (float(jnp.mean(log_density(prior, ring[:512]))) for prior in (learned, gaussian))
+    assert bound > plain + 0.1  # nats for a code: it describes the ring better, and what is given is a lower bound
+    again = SecondStagePrior.from_arrays(learned.to_arrays())
+    np.testing.assert_array_equal(draw(again, count=64), drawn[:64])

@@ -3,7 +3,7 @@ import io
 import re
 import time
 
-from facevae_jax import progress
+from facevae_jax.core import progress
 
 
 class Terminal(io.StringIO):
@@ -20,7 +20,7 @@ def run(steps: int, file: io.StringIO) -> str:
     return file.getvalue()
 
 
-def test_a_log_file_gets_whole_lines_now_and_then(monkeypatch):
+def test_a_log_file_gets_whole_lines_at_intervals(monkeypatch):
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.2)
     text = run(40, io.StringIO())
     assert "\r" not in text

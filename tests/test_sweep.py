@@ -1,5 +1,6 @@
-"""launch/sweep.py: every combination once, gone on with after a stop."""
+"""launch/sweep.py: it runs every combination once and resumes after a stop."""
 
+import importlib.util
 import json
 import signal
 import subprocess
@@ -9,79 +10,86 @@ import time
 import pytest
 
 from tests.conftest import REPOSITORY, assert_one_line_error
-from tests.test_main import TINY
+
+SWEEP = REPOSITORY / "launch" / "sweep.py"
+CONFIG = f"--config={REPOSITORY / 'configs' / 'quickstart.py'}"
 
 
-def sweep(*words: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "launch/sweep.py", *words], cwd=REPOSITORY, capture_output=True, text=True, check=False
-    )
+def run(*words: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, SWEEP, *words], cwd=REPOSITORY, capture_output=True, text=True, check=False)
 
 
-def test_combinations():
-    sys.path.insert(0, str(REPOSITORY / "launch"))
-    try:
-        from sweep import combinations, name_of
-    finally:
-        sys.path.pop(0)
-    assert combinations([]) == [{}]
-    assert combinations(["model.latent_dim=2,4", "train.seed=0"]) == [
+@pytest.fixture
+def tiny(data_dir):
+    """A --set of one choice that makes the smallest run."""
+    settings = {
+        "data.data_dir": data_dir,
+        "data.resolution": 32,
+        "data.synthetic_train_images": 128,
+        "data.synthetic_validation_images": 37,
+        "model.latent_dim": 8,
+        "train.batch_size": 16,
+        "train.epochs": 1,
+    }
+    return "--set=" + ";".join(f"{key}={value}" for key, value in settings.items())
+
+
+def test_combinations_and_table():
+    spec = importlib.util.spec_from_file_location("sweep", SWEEP)
+    sweep = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sweep)
+    assert sweep.combinations([]) == [{}]
+    assert sweep.combinations(["model.latent_dim=2,4", "train.seed=0"]) == [
         {"model.latent_dim": "2", "train.seed": "0"},
         {"model.latent_dim": "4", "train.seed": "0"},
     ]
-    assert combinations(["a.b=1;a.c=2|a.b=3"]) == [{"a.b": "1", "a.c": "2"}, {"a.b": "3"}]
-    assert name_of({"model.latent_dim": "2", "a.b": "x/y"}) == "latent_dim=2,b=x_y"
+    assert sweep.combinations(["a.b=1;a.c=2|a.b=3"]) == [{"a.b": "1", "a.c": "2"}, {"a.b": "3"}]
+    assert sweep.name_of({"model.latent_dim": "2", "a.b": "x/y"}) == "latent_dim=2,b=x_y"
     for text in ("a", "a=", "=1", "a=1;b|c=2"):
         with pytest.raises(ValueError, match="must look like"):
-            combinations([text])
+            sweep.combinations([text])
+    rows = [{"settings": {"a": str(mse)}, "scores": {"reconstruction": {"mse": mse}}} for mse in (0.2, 0.1)]
+    rows[0]["scores"]["likelihood"] = {"rate": 1234.0}
+    found = [line.split() for line in sweep.table(rows).splitlines()]
+    assert found == [["MSE", "rate", "settings"], ["0.10000", "-", "a=0.1"], ["0.20000", "1,234", "a=0.2"]]
 
 
-def test_a_sweep(tmp_path, data_dir):
-    config = tmp_path / "tiny.py"
-    overrides = dict(word.removeprefix("--config.").split("=") for word in TINY if word.startswith("--config."))
-    base = [*(f"{key}={value}" for key, value in overrides.items()), f"data.data_dir={data_dir}"]
-    config.write_text((REPOSITORY / "configs/quickstart.py").read_text())
-    words = [f"--config={config}", f"--output={tmp_path / 'out'}", "--evaluate=--importance_samples=", "--set"]
-    words += [";".join(base), "--set", "model.kind=vae,pca"]
-    first = sweep(*words, "--set", "train.seed=0")
+@pytest.mark.slow
+def test_a_sweep(tmp_path, tiny):
+    words = [CONFIG, f"--output={tmp_path / 'out'}", tiny, "--evaluate=--importance_samples="]
+    kinds = "--set=model.kind=vae,autoencoder"
+    first = run(*words, kinds)
     assert first.returncode == 0, first.stdout + first.stderr
     rows = json.loads((tmp_path / "out" / "sweep.json").read_text())
-    assert [row["settings"]["model.kind"] for row in rows] == ["vae", "pca"]
+    assert [row["settings"]["model.kind"] for row in rows] == ["vae", "autoencoder"]
     assert all(row["scores"]["reconstruction"]["mse"] > 0 for row in rows)
-    assert "kind=pca" in first.stdout.splitlines()[-1] + first.stdout.splitlines()[-2]
-    again = sweep(*words, "--set", "train.seed=0")
-    assert "1 of" not in again.stdout  # all is done
-    other = sweep(*words, "--set", "train.seed=0", "--evaluate=--importance_images=3")
-    assert "2 of 2" in other.stdout  # is evaluated anew, and not trained
-    assert (tmp_path / "out" / "seed=0.log").exists() or list((tmp_path / "out").glob("*kind=vae,seed=0.log"))
-    wrong = sweep(*words[:-1], "model.latent_dim=-1")
+    assert "kind=autoencoder" in first.stdout.splitlines()[-1] + first.stdout.splitlines()[-2]
+    assert "1 of" not in run(*words, kinds).stdout  # all is done
+    other = run(*words, "--set=model.kind=vae", "--evaluate=--importance_images=3")
+    assert "1 of 1" in other.stdout  # evaluated anew
+    (log,) = (tmp_path / "out").glob("*kind=vae.log")
+    assert "nothing is left to do" in log.read_text()  # but not trained
+    wrong = run(*words, "--set=model.latent_dim=-1")
     assert wrong.returncode == 1
-    assert "failed: " in wrong.stdout
     assert "config.model.latent_dim=-1" in wrong.stdout
-    assert_one_line_error(sweep(*words[:2], "--set", "model.kind"), "--set 'model.kind'")
+    assert_one_line_error(run(*words, "--set=model.kind"), "--set 'model.kind'")
 
 
-def test_a_stopped_sweep_lets_its_run_save(tmp_path, data_dir):
-    config = tmp_path / "tiny.py"
-    config.write_text((REPOSITORY / "configs/quickstart.py").read_text())
-    settings = [word.removeprefix("--config.") for word in TINY if word.startswith("--config.")]
-    settings += [f"data.data_dir={data_dir}", "train.epochs=100000"]
-    words = [f"--config={config}", f"--output={tmp_path / 'out'}", "--set", ";".join(settings)]
-    with subprocess.Popen(
-        [sys.executable, "launch/sweep.py", *words], cwd=REPOSITORY, stderr=subprocess.PIPE
-    ) as process:
+@pytest.mark.slow
+def test_a_stopped_sweep_lets_its_run_save(tmp_path, tiny):
+    words = [CONFIG, f"--output={tmp_path / 'out'}", f"{tiny};train.epochs=100000;train.log_every_steps=10"]
+    with subprocess.Popen([sys.executable, SWEEP, *words], cwd=REPOSITORY, stderr=subprocess.PIPE) as process:
         try:
-            until = time.monotonic() + 240
+            until = time.monotonic() + 600
             while not any("step " in log.read_text() for log in (tmp_path / "out").glob("*.log")):
                 assert process.poll() is None
                 assert time.monotonic() < until
                 time.sleep(0.2)
             process.send_signal(signal.SIGTERM)
-            _, said = process.communicate(timeout=240)
+            process.communicate(timeout=600)
         finally:
             process.kill()
     assert process.returncode == 130
-    assert b"goes on" in said
     (log,) = (tmp_path / "out").glob("*.log")
-    assert "same command" in log.read_text().splitlines()[-1]  # the run's own words, after its checkpoint
+    assert "SIGINT: saved" in log.read_text()
     assert list(log.with_name(log.name.removesuffix(".log")).glob("checkpoints/*"))

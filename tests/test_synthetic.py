@@ -1,9 +1,11 @@
-"""Drawn faces: pure functions of the index and of the attributes, and every attribute is to be seen."""
+"""Drawn faces: pure functions of the index and of the attributes, and every attribute shows."""
+
+import hashlib
 
 import numpy as np
 import pytest
 
-from facevae_jax.data import drawing, synthetic
+from facevae_jax.data.drawn import drawing, synthetic
 
 NAMES = [attribute.name for attribute in synthetic.ATTRIBUTES]
 PLAIN = {
@@ -40,19 +42,21 @@ def test_face_does_not_depend_on_its_batch(resolution):
 def test_layers_stay_inside_their_boxes(monkeypatch):
     # A batch shares its boxes, so one too small cuts a layer off, less so in a larger batch. Alone it shows most.
     values = extreme_attributes(150)
-    alone = [
-        synthetic.draw({name: value[row : row + 1] for name, value in values.items()}, resolution=64)
-        for row in range(150)
-    ]
+    rows = ({name: value[row : row + 1] for name, value in values.items()} for row in range(150))
+    alone = [synthetic.draw(row, resolution=64) for row in rows]
     span = drawing.Canvas._span
-    monkeypatch.setattr(
-        drawing.Canvas,
-        "_span",
-        lambda canvas, low, high, start: (
-            slice(0, 64) if isinstance(low, np.ndarray) else span(canvas, low, high, start=start)
-        ),
-    )
+
+    def whole(canvas, low, high, start):
+        return slice(0, 64) if isinstance(low, np.ndarray) else span(canvas, low, high, start=start)
+
+    monkeypatch.setattr(drawing.Canvas, "_span", whole)
     np.testing.assert_array_equal(np.concatenate(alone), synthetic.draw(values, resolution=64))
+
+
+def test_no_pixel_ever_changes():
+    """Datasets of one VERSION have the same pictures, whatever the machine."""
+    digest = hashlib.sha256(synthetic.faces(np.arange(64), resolution=64).tobytes()).hexdigest()
+    assert digest == "db806df824ada6ff5aa8970fbbfef4d4870e0b709ae1cf20ee6fc73b665a6074"
 
 
 def test_attribute_values_never_drift():
@@ -111,33 +115,12 @@ def test_attribute_changes_the_picture_smoothly(attribute):
     long_hair = {"hair_length": 0.7} if attribute.name == "hair_curl" else {}
     pictures = draw_variants(*({**long_hair, attribute.name: step} for step in steps))
     change = np.abs(pictures[-1] - pictures[0])
-    assert change.mean() > 0.08  # of 255; the eyes' colour and the nose are small at 64x64
+    assert change.mean() > 0.08  # of 255; the eyes' color and the nose are small at 64x64
     assert (change.max(-1) > 8).sum() > 8
     # Forty steps cover the range: none of them may jump.
     path = np.abs(np.diff(pictures, axis=0)).mean((1, 2, 3))
     assert path.max() < 3 * path.mean()
     assert path.min() > 0
-
-
-def test_smile_only_moves_the_mouth():
-    frown, smile = draw_variants({"smile": -1}, {"smile": 1})
-    rows, columns = np.nonzero(np.abs(smile - frown).max(-1))
-    # The mouth is centred at (0, 0.37), in pixels (32, 45).
-    assert 38 <= rows.min() < rows.max() <= 50
-    assert 24 <= columns.min() < columns.max() <= 39
-
-
-def test_smile_lifts_the_corners_of_the_mouth():
-    frown, smile = draw_variants({"smile": -1}, {"smile": 1}, resolution=256)
-    redness = [picture[:, :, 0] - picture[:, :, 1] for picture in (frown, smile)]
-    # Lips are much redder than skin: where are they near the mouth's corner, and where at its middle?
-    rows = np.arange(162, 209)[:, None]
-    corner, middle = (
-        [(lips * rows).sum() / lips.sum() for lips in (red[162:209, where] > 80 for red in redness)]
-        for where in (slice(140, 145), slice(126, 130))
-    )
-    assert middle[0] - corner[0] < -2
-    assert middle[1] - corner[1] > 2
 
 
 @pytest.mark.parametrize(
@@ -149,31 +132,14 @@ def test_turned_faces_mirror_each_other(change):
     assert np.abs(left - right[:, ::-1]).max() <= 1  # rounding may differ: a mirrored sum adds in another order
 
 
-def test_light_brightens_its_side():
-    left, right = draw_variants({"light": -1}, {"light": 1})
-    difference = (left - right)[28:44].mean((0, 2))
-    assert difference[18:28].mean() > 10
-    assert difference[36:46].mean() < -10
-
-
-def test_palette_goes_from_stop_to_stop():
-    places = np.array([0, 0.5, 0.75, 1], np.float32).reshape(4, 1, 1)
-    colours = drawing.palette(places, "000000", "ff0000", "ff00ff")[:, :, 0, 0].T
-    np.testing.assert_allclose(colours, [[0, 0, 0], [1, 0, 0], [1, 0, 0.5], [1, 0, 1]], atol=1e-6)
-
-
-def test_values_out_of_range_are_clipped():
-    attribute = synthetic.ATTRIBUTES[0]
-    beyond, end = draw_variants({attribute.name: attribute.high + 5}, {attribute.name: attribute.high})
-    np.testing.assert_array_equal(beyond, end)
-
-
-def test_no_faces_and_bad_requests():
+def test_no_faces_and_values_and_requests_out_of_range():
+    np.testing.assert_array_equal(*draw_variants({"skin_tone": 6}, {"skin_tone": 1}))
     assert synthetic.faces(np.array([], np.int64), resolution=32).shape == (0, 32, 32, 3)
     with pytest.raises(ValueError, match="resolution=2048"):
         synthetic.faces(np.arange(1), resolution=2048)
     values = synthetic.attributes(np.arange(1))
-    with pytest.raises(ValueError, match="smile"):
-        synthetic.draw({name: value for name, value in values.items() if name != "smile"}, resolution=32)
     with pytest.raises(ValueError, match="smiel"):
         synthetic.draw({**values, "smiel": values["smile"]}, resolution=32)
+    del values["smile"]
+    with pytest.raises(ValueError, match="smile"):
+        synthetic.draw(values, resolution=32)

@@ -3,21 +3,39 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from facevae_jax.config import ModelConfig, RunConfig
-from facevae_jax.models.vae import LOG_VARIANCE_RANGE, VAE, Execution, Posterior, to_pixels, to_unit
+from facevae_jax.config import RunConfig
+from facevae_jax.models import vae
+from facevae_jax.models.api import LOG_VARIANCE_RANGE, Execution, Gaussian, image_keys, to_pixels, to_unit
+from facevae_jax.models.likelihoods import GaussianLikelihood
+from facevae_jax.models.vae import VAE
+from facevae_jax.training.setup import build_model
 from tests.conftest import REPOSITORY
 from tests.test_config import load
 
-NOISE = jax.random.normal(jax.random.key(2), (2, 4))
+KEYS = image_keys(jax.random.key(2), 2)
+IMAGES = jax.random.uniform(jax.random.key(0), (2, 32, 32, 3))
+
+
+def make(form="plain", **settings):
+    """A small model and its variables."""
+    model = VAE(vae.Config(latent_dim=4, **settings), 32, GaussianLikelihood(32 * 32 * 3), Execution(form))
+    return model, jax.jit(lambda key: model.init(key, IMAGES, KEYS, train=False))(jax.random.key(1))
 
 
 @pytest.fixture(scope="module")
 def lineage():
     config = RunConfig.from_config_dict(load(REPOSITORY / "configs/gdl128.py"))
-    model = VAE(config.model, config.data.resolution, Execution("plain"))
-    key = jax.random.key(0)
-    variables = jax.jit(lambda: model.init(key, jnp.zeros((1, 128, 128, 3)), jnp.zeros((1, 200)), train=False))()
-    return model, variables
+    model, _ = build_model(config, Execution())
+    return model, jax.jit(lambda k: model.init(k, jnp.zeros((1, 128, 128, 3)), KEYS[:1], train=False))(
+        jax.random.key(0)
+    )
+
+
+@pytest.fixture
+def keras_ranks():
+    """Keras promotes ranks."""
+    with jax.numpy_rank_promotion("allow"):
+        yield
 
 
 def size(tree):
@@ -74,6 +92,7 @@ def set_keras_weights(model, params, batch_stats):
             layer.set_weights([source["kernel"], source["bias"]])
 
 
+@pytest.mark.usefixtures("keras_ranks")
 @pytest.mark.parametrize("form", ["plain", "matmul"])
 def test_lineage_equals_keras(lineage, form):
     model, variables = lineage
@@ -86,13 +105,13 @@ def test_lineage_equals_keras(lineage, form):
         return leaf + random.uniform(low, high, leaf.shape)
 
     variables = jax.tree_util.tree_map_with_path(away_from_zeros_and_ones, variables)
-    model = VAE(model.config, model.resolution, Execution(form))
+    model = model.clone(execution=Execution(form))
     encoder, decoder = keras_lineage()
     set_keras_weights(encoder, variables["params"]["encoder"], variables["batch_stats"]["encoder"])
     set_keras_weights(decoder, variables["params"]["decoder"], variables["batch_stats"]["decoder"])
     images = random.uniform(size=(3, 128, 128, 3)).astype(np.float32)
     latents = random.normal(size=(3, 200)).astype(np.float32)
-    posterior = model.apply(variables, images, method="encode")
+    posterior = model.apply(variables, jnp.asarray(images), method="encode")
     mean, log_variance = (np.asarray(part) for part in encoder(images, training=False))
     reconstruction = np.asarray(decoder(latents))
     assert LOG_VARIANCE_RANGE[0] < log_variance.min() < log_variance.max() < LOG_VARIANCE_RANGE[1]
@@ -100,17 +119,18 @@ def test_lineage_equals_keras(lineage, form):
     assert 0.01 < reconstruction.min() < reconstruction.max() < 0.99
     np.testing.assert_allclose(posterior.mean, mean, atol=1e-5, rtol=0)
     np.testing.assert_allclose(posterior.log_variance, log_variance, atol=1e-5, rtol=0)
-    np.testing.assert_allclose(model.apply(variables, latents, method="decode"), reconstruction, atol=1e-5, rtol=0)
+    decoded = model.apply(variables, jnp.asarray(latents), method="decode").mean
+    np.testing.assert_allclose(decoded, reconstruction, atol=1e-5, rtol=0)
 
 
+@pytest.mark.usefixtures("keras_ranks")
 def test_lineage_moves_its_running_statistics_as_keras(lineage):
     model, variables = lineage
     encoder, _ = keras_lineage()
     set_keras_weights(encoder, variables["params"]["encoder"], variables["batch_stats"]["encoder"])
     images = np.random.default_rng(1).uniform(size=(4, 128, 128, 3)).astype(np.float32)
-    key = jax.random.key(1)
-    noise = jnp.zeros((4, 200))
-    _, updates = model.apply(variables, images, noise, train=True, mutable=["batch_stats"], rngs={"dropout": key})
+    keys = image_keys(jax.random.key(1), 4)
+    _, updates = model.apply(variables, jnp.asarray(images), keys, train=True, mutable=["batch_stats"])
     encoder(images, training=True)
     keras_statistics = next(layer for layer in encoder.layers if type(layer).__name__ == "BatchNormalization")
     running = updates["batch_stats"]["encoder"]["Stage_0"]["BatchNorm_0"]  # before any dropout
@@ -123,61 +143,51 @@ def test_lineage_moves_its_running_statistics_as_keras(lineage):
     ("activation", "normalization"), [("leaky_relu", "batch"), ("relu", "none"), ("silu", "group"), ("gelu", "group")]
 )
 def test_every_choice_reconstructs_in_range(normalization, activation):
-    config = ModelConfig(latent_dim=4, normalization=normalization, activation=activation, dropout_rate=0.2)
-    model = VAE(config, 32, Execution("matmul"))
-    images = jax.random.uniform(jax.random.key(0), (2, 32, 32, 3))
-    variables = model.init(jax.random.key(1), images, NOISE, train=False)
+    model, variables = make("matmul", normalization=normalization, activation=activation, dropout_rate=0.2)
     assert ("batch_stats" in variables) == (normalization == "batch")
-    output, _ = model.apply(
-        variables, images, NOISE, train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(3)}
-    )
-    assert output.reconstruction.shape == images.shape
-    assert output.reconstruction.dtype == jnp.float32
-    assert float(output.reconstruction.min()) >= 0
-    assert float(output.reconstruction.max()) <= 1
-    assert output.posterior.mean.shape == (2, 4)
+    output, _ = model.apply(variables, IMAGES, KEYS, train=True, mutable=["batch_stats"])
+    decoded = output.decoded.mean
+    assert (decoded.shape, decoded.dtype) == (IMAGES.shape, jnp.float32)
+    assert 0 <= float(decoded.min()) <= float(decoded.max()) <= 1
+    assert output.latents[0].posterior.mean.shape == (2, *model.code_shape)
 
 
 def test_bfloat16_keeps_parameters_and_outputs_in_float32():
-    model = VAE(ModelConfig(latent_dim=4, dtype="bfloat16"), 32, Execution("plain"))
-    images = jax.random.uniform(jax.random.key(0), (2, 32, 32, 3))
-    variables = model.init(jax.random.key(1), images, NOISE, train=False)
+    model, variables = make(dtype="bfloat16")
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
-    output = model.apply(variables, images, NOISE, train=False)
+    output = model.apply(variables, IMAGES, KEYS, train=False)
     assert {leaf.dtype for leaf in jax.tree.leaves(output)} == {jnp.dtype("float32")}
-    exact = VAE(ModelConfig(latent_dim=4), 32, Execution("plain")).apply(variables, images, NOISE, train=False)
-    np.testing.assert_allclose(output.reconstruction, exact.reconstruction, atol=0.05)
-    assert not np.array_equal(output.reconstruction, exact.reconstruction)  # it did compute in bfloat16
+    exact = make()[0].apply(variables, IMAGES, KEYS, train=False).decoded.mean
+    np.testing.assert_allclose(output.decoded.mean, exact, atol=0.05)
+    assert not np.array_equal(output.decoded.mean, exact)  # it did compute in bfloat16
 
 
-def test_dropout_acts_in_training_only():
-    model = VAE(ModelConfig(latent_dim=4, dropout_rate=0.5, normalization="none"), 32, Execution("plain"))
-    images = jax.random.uniform(jax.random.key(0), (2, 32, 32, 3))
-    variables = model.init(jax.random.key(1), images, NOISE, train=False)
+def test_dropout_acts_in_training_only_and_on_each_image_by_its_own_key():
+    model, variables = make(dropout_rate=0.5, normalization="none")
 
-    def encode(train, seed):
-        rngs = {"dropout": jax.random.key(seed)}
-        return model.apply(variables, images, NOISE, train=train, rngs=rngs).posterior.mean
+    def encode(train, keys, images=IMAGES):
+        return model.apply(variables, images, keys, train=train).latents[0].posterior.mean
 
-    assert not np.allclose(encode(True, 0), encode(True, 1))
-    np.testing.assert_array_equal(encode(False, 0), encode(False, 1))
+    others = jnp.stack([KEYS[0], jax.random.key(5)])
+    assert not np.allclose(encode(True, KEYS)[1], encode(True, others)[1])
+    np.testing.assert_array_equal(encode(True, KEYS)[0], encode(True, others)[0])
+    np.testing.assert_allclose(encode(True, KEYS[::-1], IMAGES[::-1]), encode(True, KEYS)[::-1], atol=1e-5)
+    np.testing.assert_array_equal(encode(False, KEYS), encode(False, others))
 
 
 def test_posterior_samples_have_its_moments():
-    posterior = Posterior(jnp.full((50_000, 2), 3.0), jnp.full((50_000, 2), jnp.log(4.0)))
-    sample = posterior.sample(jax.random.normal(jax.random.key(0), posterior.mean.shape))
+    posterior = Gaussian(jnp.full((50_000, 2), 3.0), jnp.full((50_000, 2), jnp.log(4.0)))
+    sample = posterior.sample(image_keys(jax.random.key(0), 50_000))
     np.testing.assert_allclose(sample.mean(axis=0), 3.0, atol=0.05)
     np.testing.assert_allclose(sample.std(axis=0), 2.0, rtol=0.02)
 
 
 def test_log_variance_is_bounded():
-    model = VAE(ModelConfig(latent_dim=4), 32, Execution("plain"))
-    images = jnp.ones((2, 32, 32, 3))
-    variables = model.init(jax.random.key(1), images, NOISE, train=False)
+    model, variables = make()
     head = variables["params"]["encoder"]["log_variance"]
     head["kernel"], head["bias"] = 1e6 * head["kernel"], 1e6 * jnp.array([1.0, -1.0, 1.0, -1.0])
-    output = model.apply(variables, images, NOISE, train=False)
-    log_variance = output.posterior.log_variance
+    output = model.apply(variables, jnp.ones((2, 32, 32, 3)), KEYS, train=False)
+    log_variance = output.latents[0].posterior.log_variance
     assert (float(log_variance.min()), float(log_variance.max())) == LOG_VARIANCE_RANGE
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(output))
 

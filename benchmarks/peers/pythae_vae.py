@@ -1,17 +1,14 @@
 """The paper's model in pythae, trained by its own `BaseTrainer`.
 
 Encoder and decoder are the layers of `torch_vae`; the loss is pythae's, half the summed squared error + KL, which
-costs the same as r_loss_factor x MSE + KL. Nothing is tuned: pythae knows neither torch.compile nor channels-last.
+costs the same as r_loss_factor x MSE + KL. pythae supports neither torch.compile nor channels-last.
 """
 
 import logging
-import os
 import tempfile
 import time
 from importlib import metadata
 from typing import Any
-
-os.environ["TQDM_DISABLE"] = "1"  # read as tqdm is imported: a progress bar is not training
 
 import torch
 from pythae.data.datasets import BaseDataset, DatasetOutput
@@ -22,12 +19,13 @@ from pythae.trainers import BaseTrainer, BaseTrainerConfig
 from pythae.trainers.training_callbacks import TrainingCallback
 
 from benchmarks.peers import torch_vae
-from benchmarks.peers.case import ADAM_EPSILON, Case, Timing, fixed_batch, whole_epochs
-from facevae_jax.config import CHANNELS, RunConfig
+from benchmarks.peers.case import ADAM_EPSILON, Case, by_epochs, fixed_batch
+from facevae_jax.config import RunConfig
+from facevae_jax.core.settings import CHANNELS
 
 
 class Encoder(BaseEncoder):
-    """The encoder of `torch_vae` as pythae wants it."""
+    """The encoder of `torch_vae` with pythae's interface."""
 
     def __init__(self, network: torch_vae.Network) -> None:
         """Takes the layers from the network."""
@@ -41,7 +39,7 @@ class Encoder(BaseEncoder):
 
 
 class Decoder(BaseDecoder):
-    """The decoder of `torch_vae` as pythae wants it."""
+    """The decoder of `torch_vae` with pythae's interface."""
 
     def __init__(self, network: torch_vae.Network) -> None:
         """Takes the layers from the network."""
@@ -53,11 +51,11 @@ class Decoder(BaseDecoder):
         return ModelOutput(reconstruction=self.layers(z))
 
 
-class Repeated(BaseDataset):
-    """The images of one batch, so many times: epochs of any length, without the memory for them."""
+class Images(BaseDataset):
+    """Images, float32 [n, 3, r, r], repeated so many times without the memory for them."""
 
-    def __init__(self, images: torch.Tensor, *, times: int) -> None:
-        """Takes images float32 [b, 3, r, r]."""
+    def __init__(self, images: torch.Tensor, *, times: int = 1) -> None:
+        """Without labels."""
         super().__init__(images, torch.ones(len(images)))
         self.times = times
 
@@ -69,7 +67,7 @@ class Repeated(BaseDataset):
 
 
 class Clock(TrainingCallback):
-    """From the first epoch's begin to the last one's end."""
+    """Times from the start of the first epoch to the end of the last."""
 
     started = ended = 0.0
 
@@ -78,46 +76,46 @@ class Clock(TrainingCallback):
         self.started = self.started or time.perf_counter()
 
     def on_epoch_end(self, training_config: BaseTrainerConfig, **options: Any) -> None:
-        """Called by pythae, which has fetched the loss of every step by then."""
+        """Called by pythae, after it has fetched the loss of every step."""
         self.ended = time.perf_counter()
 
 
 class Trainer(BaseTrainer):
-    """pythae's trainer, which leaves no files behind."""
+    """pythae's trainer without its checkpoint files."""
 
     def save_model(self, model: Any, dir_path: str) -> None:
-        """Saves nothing; it would be called once, after the last epoch."""
+        """Saves nothing; pythae calls it once, after the last epoch."""
+
+
+def train_epochs(
+    network: torch_vae.Network, images: Images, config: RunConfig, *, epochs: int, **options: Any
+) -> float:
+    """Trains the network as pythae's VAE by pythae's trainer, and returns the seconds of the epochs."""
+    shape = (CHANNELS, config.data.resolution, config.data.resolution)
+    settings = VAEConfig(input_dim=shape, latent_dim=config.model.latent_dim)
+    model, clock = VAE(settings, encoder=Encoder(network), decoder=Decoder(network)), Clock()
+    with tempfile.TemporaryDirectory() as directory:
+        training = BaseTrainerConfig(
+            output_dir=directory,
+            per_device_train_batch_size=config.train.batch_size,
+            num_epochs=epochs,
+            learning_rate=config.train.learning_rate,
+            **options,
+        )
+        Trainer(model, images, training_config=training, callbacks=[clock]).train()
+    return clock.ended - clock.started
 
 
 def make_case(config: RunConfig, variant: str) -> Case:
     """pythae's VAE and trainer as they are; there are no variants."""
-    del variant
     logging.disable(logging.WARNING)
     torch.manual_seed(0)
-    network = torch_vae.make_network(config)
-    resolution, batch_size = config.data.resolution, config.train.batch_size
-    model = VAE(
-        VAEConfig(input_dim=(CHANNELS, resolution, resolution), latent_dim=config.model.latent_dim),
-        encoder=Encoder(network),
-        decoder=Decoder(network),
-    )
+    network, adam = torch_vae.Network(config), {"eps": ADAM_EPSILON}
     images = torch.from_numpy(fixed_batch(config)).permute(0, 3, 1, 2).contiguous().float() / 255.0
 
-    def train(steps: int) -> Timing:
-        epochs, epoch_steps = whole_epochs(steps)
-        clock = Clock()
-        with tempfile.TemporaryDirectory() as directory:
-            options = BaseTrainerConfig(
-                output_dir=directory,
-                per_device_train_batch_size=batch_size,
-                num_epochs=epochs,
-                learning_rate=config.train.learning_rate,
-                optimizer_cls="Adam",
-                optimizer_params={"eps": ADAM_EPSILON},
-            )
-            trainer = Trainer(model, Repeated(images, times=epoch_steps), training_config=options, callbacks=[clock])
-            trainer.train()
-        return Timing(epochs * epoch_steps * batch_size, clock.ended - clock.started)
+    def train(epochs: int, epoch_steps: int) -> float:
+        repeated = Images(images, times=epoch_steps)
+        return train_epochs(network, repeated, config, epochs=epochs, optimizer_cls="Adam", optimizer_params=adam)
 
     versions = {name: metadata.version(name) for name in ("pythae", "torch")}
-    return Case(train, torch_vae.trainable_parameters(model), torch_vae.device_name(), versions)
+    return Case(by_epochs(train), torch_vae.trainable_parameters(network), torch_vae.device_name(), versions)

@@ -1,83 +1,115 @@
-"""One peer in a process of its own, which trains when it is told to and sleeps in between.
+"""Each trainer in a process of its own, which trains when it is asked to and sleeps in between."""
 
-python -m benchmarks.peers.worker --peer=NAME --config=JSON
-
-`--config` is a RunConfig as JSON. The worker answers on stdout, one JSON object a line: first, when it has compiled and
-warmed up, {"seconds_per_step", "parameters", "device", "versions"}; then {"images", "seconds"} for each line
-{"steps": N} on stdin, until stdin ends. What fails is answered by {"error": one line}, after which the worker ends.
-"""
-
-import argparse
+import concurrent.futures
+import contextlib
 import importlib
-import json
+import multiprocessing
 import os
-import sys
+import signal
 import traceback
 from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any, NamedTuple
 
-from facevae_jax import startup
+from benchmarks.peers.case import Case
+from benchmarks.suites.timing import seconds_each
+from facevae_jax.config import RunConfig
+from facevae_jax.core import startup
 
-CALIBRATION_SECONDS = 0.5
-
-
-class Peer(NamedTuple):
-    """Who makes a case."""
-
-    module: str  # of benchmarks.peers
-    variant: str = ""
-
-
-PEERS = {
-    "ours": Peer("ours"),
-    "torch eager": Peer("torch_vae", "eager"),
-    "torch eager channels-last": Peer("torch_vae", "eager channels-last"),
-    "torch compile": Peer("torch_vae", "compile"),
-    "torch compile channels-last": Peer("torch_vae", "compile channels-last"),
-    "torch compile max-autotune channels-last bf16": Peer("torch_vae", "compile max-autotune channels-last bf16"),
-    "keras fit (jax)": Peer("keras_vae", "jax"),
-    "keras fit (torch)": Peer("keras_vae", "torch"),
-    "pythae": Peer("pythae_vae"),
+CALIBRATION_SECONDS = 2.0
+ENVIRONMENT = {
+    "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # the workers share the accelerator's memory
+    "CUDA_VISIBLE_DEVICES": "0",  # one device for every peer: most of them use no more
 }
 
 
-def serve(peer: Peer, config: dict[str, Any], say: Callable[..., None]) -> None:
-    """Makes the case, says that it is ready and trains as often as stdin asks for it."""
-    if peer.module == "keras_vae":
-        os.environ["KERAS_BACKEND"] = peer.variant  # read as keras is imported
-    module = importlib.import_module(f"benchmarks.peers.{peer.module}")
-    from benchmarks.peers.case import calibrate
-    from facevae_jax.config import RunConfig
+class Peer(NamedTuple):
+    """A trainer to compare with."""
 
-    run_config = RunConfig.from_config_dict(config)
-    case = module.make_case(run_config, peer.variant)
-    seconds = calibrate(case.train, batch_size=run_config.train.batch_size, seconds=CALIBRATION_SECONDS)
-    say(seconds_per_step=seconds, parameters=case.parameters, device=case.device, versions=case.versions)
-    for line in sys.stdin:
-        say(**case.train(json.loads(line)["steps"])._asdict())
+    module: str  # with a function `make_case`
+    variant: str = ""
+    environment: tuple[tuple[str, str], ...] = ()  # variables that must be set before its process starts
 
 
-def main() -> int:
-    """Parses the flags and serves."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer", choices=PEERS, required=True)
-    parser.add_argument("--config", type=json.loads, required=True)
-    arguments = parser.parse_args()
-    if arguments.peer == "ours":
-        startup.use_huge_pages()  # as facevae_jax.main does; the others run as they come
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever a library prints is no answer
-
-    def say(**fields: Any) -> None:
-        print(json.dumps(fields), file=answers)
-
-    try:
-        serve(PEERS[arguments.peer], arguments.config, say)
-    except Exception as error:  # of any library: the other peers go on
-        say(error=traceback.format_exception_only(error)[0].strip().partition("\n")[0])
-        return 1
-    return 0
+TORCH, KERAS = "benchmarks.peers.torch_vae", "benchmarks.peers.keras_vae"
+PEERS = {
+    "ours": Peer("benchmarks.peers.ours", environment=((startup.TUNABLES, f"{startup.HUGE_PAGES}=1"),)),  # as main does
+    "torch eager": Peer(TORCH, "eager"),
+    "torch eager channels-last": Peer(TORCH, "eager channels-last"),
+    "torch compile": Peer(TORCH, "compile"),
+    "torch compile channels-last": Peer(TORCH, "compile channels-last"),
+    "keras fit (jax)": Peer(KERAS, "jax", (("KERAS_BACKEND", "jax"),)),
+    "keras fit (torch)": Peer(KERAS, "torch", (("KERAS_BACKEND", "torch"),)),
+    "pythae": Peer("benchmarks.peers.pythae_vae", environment=(("TQDM_DISABLE", "1"),)),  # no progress bar
+}
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+class WorkerError(Exception):
+    """The worker failed, died or hung; the message is one line."""
+
+
+class Worker:
+    """A worker process, which is ready once the constructor returns."""
+
+    def __init__(self, peer: Peer, config: RunConfig, *, time_limit: float) -> None:
+        """Starts the process and waits until it has compiled and warmed up.
+
+        `ready` then holds its "seconds_per_step", "parameters", "device" and "versions".
+
+        Raises:
+          WorkerError: it was not ready within `time_limit` seconds.
+        """
+        # A process group, which is killed with whatever compilers the peer has started.
+        context = multiprocessing.get_context("spawn")
+        self._executor = concurrent.futures.ProcessPoolExecutor(1, mp_context=context, initializer=os.setsid)
+        before = dict(os.environ)
+        os.environ.update(ENVIRONMENT | dict(peer.environment) | before)
+        try:
+            self._group = self._executor.submit(os.getpid).result()
+        finally:
+            for name in set(os.environ) - set(before):
+                del os.environ[name]
+        self.ready: dict[str, Any] = self._call(_prepare, peer, config, time_limit=time_limit)
+
+    def train(self, steps: int, *, time_limit: float) -> float:
+        """Trains for `steps` steps and returns the seconds that they take.
+
+        Raises:
+          WorkerError: there was no answer within `time_limit` seconds.
+        """
+        return self._call(_train, steps, time_limit=time_limit)
+
+    def close(self) -> None:
+        """Ends the process and all that it has started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._group, signal.SIGKILL)
+        self._executor.shutdown()
+
+    def _call(self, function: Callable[..., Any], *arguments: Any, time_limit: float) -> Any:
+        try:
+            return self._executor.submit(function, *arguments).result(time_limit)
+        except TimeoutError:
+            reason = f"no answer within {time_limit:.0f} s"
+        except BrokenProcessPool:
+            reason = "its process died"
+        except Exception as error:  # of any library: the other peers continue
+            reason = traceback.format_exception_only(error)[0].strip().partition("\n")[0]
+        self.close()
+        raise WorkerError(reason)
+
+
+_case: Case | None = None  # of this process
+
+
+def _prepare(peer: Peer, config: RunConfig) -> dict[str, Any]:
+    """Makes the case in the worker's process; returns what `Worker.ready` holds."""
+    global _case
+    _case = importlib.import_module(peer.module).make_case(config, peer.variant)
+    _case.train(3)  # compiles
+    seconds = seconds_each(_case.train, seconds=CALIBRATION_SECONDS)
+    return {"seconds_per_step": seconds, **{key: value for key, value in _case._asdict().items() if key != "train"}}
+
+
+def _train(steps: int) -> float:
+    assert _case is not None
+    return _case.train(steps)

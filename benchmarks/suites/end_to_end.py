@@ -1,4 +1,4 @@
-"""Real runs beside the step alone: what the feeds, the logging, the evaluation and the checkpoints cost."""
+"""Whole runs beside the step alone: what the feeds, logging, evaluation and checkpoints cost."""
 
 import contextlib
 import dataclasses
@@ -8,43 +8,49 @@ import pathlib
 import tempfile
 from typing import Any, Literal
 
-from benchmarks.suites.options import Options
-from benchmarks.suites.timing import image_rates, median_or_none, medians, seconds_each
-from benchmarks.suites.training import FixedBatch
+from benchmarks.suites.timing import Options, image_rates, medians, seconds_each
+from benchmarks.suites.training import FixedBatch, on_drawn_faces
 from facevae_jax.config import RunConfig
-from facevae_jax.data.pixels import open_splits
 from facevae_jax.training import loop
 from facevae_jax.training.telemetry import read_metrics
 
 FEEDS: tuple[Literal["resident", "streamed"], ...] = ("resident", "streamed")
-# A run on FFHQ evaluates, draws pictures and saves so many images apart. The drawn faces are fewer, so that making them
-# takes seconds, and are passed over several times in between.
+# As a run on FFHQ evaluates, draws pictures and saves. There are fewer drawn faces, so that making them takes seconds,
+# and several epochs between evaluations.
 IMAGES_BETWEEN_EVALUATIONS = 60_000
 VALIDATION_IMAGES = 1024
 MIN_STEPS = 6
-MIN_LOG_LINES = 3  # the first of them is not counted: it has the dispatches that find out how long a step is
+MIN_LOG_LINES = 3  # the first does not count: its dispatches measure how long a step takes
 
 
 def run(options: Options) -> dict[str, Any]:
     """Trains by `loop.train` with each feed, in turns with steps on one fixed batch."""
+    train, images = options.config.train, max(options.images, options.config.train.batch_size)
+    validation = min(VALIDATION_IMAGES, images)
+    step = FixedBatch(options.config).start()
+    steps = max(MIN_STEPS, round(options.seconds / seconds_each(step.run, seconds=options.seconds)))
     with tempfile.TemporaryDirectory() as folder:
-        config = run_config(options, data_dir=folder)
-        with contextlib.redirect_stdout(io.StringIO()):
-            open_splits(config.data)  # draws the faces, before anything is timed
-        step = FixedBatch(config).start()
-        steps = max(MIN_STEPS, round(options.seconds / seconds_each(step.run, seconds=options.seconds)))
-        config = with_steps(config, steps)
+        config = on_drawn_faces(
+            options.config,
+            data_dir=folder,
+            train=images,
+            validation=validation,
+            steps=steps,
+            log_every_steps=max(1, min(train.log_every_steps, steps // MIN_LOG_LINES)),
+            evaluate_every_epochs=max(1, round(IMAGES_BETWEEN_EVALUATIONS / images)),
+            tensorboard=False,
+        )
         values: dict[str, list[float]] = {name: [] for name in ("step", *FEEDS)}
-        outside: dict[str, list[float | None]] = {feed: [] for feed in FEEDS}
+        outside: dict[str, list[float]] = {feed: [] for feed in FEEDS}
         for number in range(options.rounds):
             values["step"].append(step.units * steps / step.run(steps))
             for feed in FEEDS:
-                rate, share = train(config, feed, pathlib.Path(folder, f"{feed}-{number}"))
+                rate, share = run_with(config, feed, pathlib.Path(folder, f"{feed}-{number}"))
                 values[feed].append(rate)
                 outside[feed].append(share)
-    # Of the same round: neighbours in time.
+    # Within a round, as neighbors in time see the same load.
     ratios = {
-        f"{feed}_to_step": [mine / alone for mine, alone in zip(values[feed], values["step"], strict=True)]
+        f"{feed}_to_step": [whole / alone for whole, alone in zip(values[feed], values["step"], strict=True)]
         for feed in FEEDS
     }
     return {
@@ -52,44 +58,18 @@ def run(options: Options) -> dict[str, Any]:
         "batch: images/s of the training dispatches with their wait for data, and the share of the time since the "
         "first step that is spent neither in them nor in evaluation",
         **medians(ratios),
-        "outside_dispatches_share": {feed: median_or_none(shares) for feed, shares in outside.items()},
+        "outside_dispatches_share": medians(outside),
         **image_rates(values),
         **{f"{name}_all": repeated for name, repeated in ratios.items()},
         "outside_dispatches_share_all": outside,
         "steps": steps,
-        "images_between_evaluations": IMAGES_BETWEEN_EVALUATIONS,
-        "train_images": config.data.synthetic_train_images,
-        "validation_images": config.data.synthetic_validation_images,
+        "train_images": images,
+        "validation_images": validation,
     }
 
 
-def run_config(options: Options, *, data_dir: str) -> RunConfig:
-    """The config on drawn faces, evaluated as often as on FFHQ."""
-    config = options.config
-    images = max(options.images, config.train.batch_size)
-    data = dataclasses.replace(
-        config.data,
-        name="synthetic",
-        data_dir=data_dir,
-        synthetic_train_images=images,
-        synthetic_validation_images=min(VALIDATION_IMAGES, images),
-    )
-    epochs = max(1, round(IMAGES_BETWEEN_EVALUATIONS / images))
-    train = dataclasses.replace(config.train, evaluate_every_epochs=epochs, tensorboard=False)
-    return dataclasses.replace(config, data=data, train=train)
-
-
-def with_steps(config: RunConfig, steps: int) -> RunConfig:
-    """The config for so many steps, logged as it says but at least `MIN_LOG_LINES` times."""
-    log_every = max(1, min(config.train.log_every_steps, steps // MIN_LOG_LINES))
-    train = dataclasses.replace(config.train, steps=steps, log_every_steps=log_every)
-    return dataclasses.replace(config, train=train)
-
-
-def train(
-    config: RunConfig, feed: Literal["resident", "streamed"], workdir: pathlib.Path
-) -> tuple[float, float | None]:
-    """Images/s of a whole run's training dispatches, and its share outside dispatches and evaluation."""
+def run_with(config: RunConfig, feed: Literal["resident", "streamed"], workdir: pathlib.Path) -> tuple[float, float]:
+    """Images/s of a whole run's training dispatches, and the share of its time outside dispatches and evaluation."""
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, feed=feed))
     with contextlib.redirect_stdout(io.StringIO()):
         loop.train(config, workdir)
@@ -99,4 +79,4 @@ def train(
         window = (line["step"] - before["step"]) * config.train.batch_size
         images += window
         seconds += window / line["images_per_second"]
-    return images / seconds, lines[-1].get("outside")
+    return images / seconds, lines[-1]["outside"]

@@ -1,24 +1,53 @@
 """Repeated timings: every case is warmed up, runs for about the same time, and takes its turn in every round.
 
-Turns (A B A B), because the load of a machine changes: a change then meets all cases.
+The cases take turns (A B A B), so that a change of the machine's load affects all of them.
 """
 
+import dataclasses
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-ENOUGH = 0.25  # of the time aimed at: a calibration this long is trusted
+import jax
+
+from facevae_jax.config import RunConfig
+
+ENOUGH = 0.25  # of the aimed-at time: a calibration this long is trusted
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """The settings of `python -m benchmarks.throughput`."""
+
+    config: RunConfig
+    rounds: int = 3  # timings of each case
+    seconds: float = 5.0  # of one timing, about
+    images: int = 8192  # of the training split that `input` and `end_to_end` make
 
 
 class Case(NamedTuple):
     """Something to time."""
 
-    run: Callable[[int], float]  # does it so many times and returns the seconds that took
-    units: float  # of work (images, say) in doing it once
+    run: Callable[[int], float]  # runs it so many times and returns the seconds
+    units: float  # of work (such as images) in one run
+
+
+def repeated(call: Callable[[], Any], units: float) -> Case:
+    """The case of a function that returns arrays; the last ones are awaited."""
+
+    def run(count: int) -> float:
+        started = time.perf_counter()
+        for _ in range(count):
+            result = call()
+        jax.block_until_ready(result)
+        return time.perf_counter() - started
+
+    return Case(run, units)
 
 
 def seconds_each(run: Callable[[int], float], *, seconds: float) -> float:
-    """Seconds of doing it once, after a warm-up; timed over at least `ENOUGH` of `seconds`."""
+    """Seconds of one run after a warm-up, timed over at least `ENOUGH` of `seconds`."""
     run(1)
     count = 1
     while (taken := run(count)) < ENOUGH * seconds:
@@ -32,7 +61,7 @@ def rates(cases: Mapping[str, Case], *, rounds: int, seconds: float) -> dict[str
     values: dict[str, list[float]] = {name: [] for name in cases}
     for _ in range(rounds):
         for name, case in cases.items():
-            case.run(1)  # memory that other cases gave back is faulted in again: a run of one program does that once
+            case.run(1)  # faults in the memory that other cases have freed, as a single program does only once
             values[name].append(case.units * counts[name] / case.run(counts[name]))
     return values
 
@@ -45,9 +74,3 @@ def medians(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
 def image_rates(values: Mapping[str, Sequence[float]]) -> dict[str, Any]:
     """Two entries of a record: the medians and all values, in images/s."""
     return {"images_per_second": medians(values), "images_per_second_all": dict(values)}
-
-
-def median_or_none(values: Sequence[float | None]) -> float | None:
-    """The median of those that are known."""
-    known = [value for value in values if value is not None]
-    return statistics.median(known) if known else None

@@ -1,201 +1,228 @@
-"""Prepared datasets: finding one, and reading it without TensorFlow.
+"""The faces of a run as one object, drawn by this project or prepared.
 
-A dataset lies in `data_dir/NAME/RESOLUTION/VERSION/`: ArrayRecord files by split, whose row i is the i-th image in the
-order of the layout, with the features `image` (PNG), `name` and, where the layout has any, `attributes` (float32; NaN
-where unknown).
+    dataset = open_dataset(config.data)
+    dataset.sizes                          # {"train": 16000, "validation": 2000}
+    images = dataset.images("train")       # uint8 [16000, R, R, 3], memory-mapped
+    labels = dataset.labels("train")       # one row for each image
+
+Opening costs nothing: a dataset is looked for, or fetched from its bucket, when something is asked of it.
 """
 
+import abc
 import functools
-import io
-import itertools
-import json
-import os
 import pathlib
-import re
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, UInt8
-from PIL import Image
+from jaxtyping import Float32, Int, UInt8
 
-from facevae_jax.data import records
-from facevae_jax.data.locations import location
-from facevae_jax.data.parallel import map_in_order
-from facevae_jax.errors import UserError, expand_home
+from facevae_jax.config import DataConfig
+from facevae_jax.core.errors import UserError, expand_home
+from facevae_jax.data.drawn import synthetic
+from facevae_jax.data.layouts.types import TRAIN, VALIDATION, Attribute
+from facevae_jax.data.prepared import reading
+from facevae_jax.data.prepared.cache import TRAINED, local_dataset
+from facevae_jax.data.prepared.locations import is_remote
+from facevae_jax.data.store import gather_rows, open_store
 
-VERSION = "1.0.0"
-CHECKSUMS = "checksums.json"  # of the dataset: bytes and SHA-256 of every ArrayRecord file, by name
-READ_ROWS = 16  # rows fetched and decoded together
-
-
-def dataset_directory(data_dir: str | os.PathLike[str], *, name: str, resolution: int) -> pathlib.Path:
-    """Where this version of the project writes the dataset; `data_dir` may be a URL (see `locations.location`)."""
-    return location(data_dir) / name / str(resolution) / VERSION
+VALIDATION_START = 2**32  # index of the first drawn validation face: no training set reaches it
+DRAWN_AT_ONCE = 256  # faces
 
 
-def is_published(directory: pathlib.Path) -> bool:
-    """Whether there is a dataset.
+class AttributeTable(NamedTuple):
+    """Labels of the rows of a split."""
 
-    Raises:
-      UserError: that cannot be found out.
-    """
-    try:
-        return (directory / records.INFO_FILE).is_file()
-    except Exception as error:  # the library of each object store raises its own kinds; ImportError without one
-        raise UserError(
-            f"{directory} cannot be read ({records.reason(error)}): check its name and your rights, and of a URL that "
-            "its library is installed (gcsfs for gs://, s3fs for s3://, adlfs for az://)."
-        ) from error
+    attributes: tuple[Attribute, ...]
+    values: Float32[np.ndarray, "n a"]  # in the order of the images; NaN where unknown
 
-
-def prepared_datasets(data_dir: str | os.PathLike[str]) -> dict[str, dict[int, pathlib.Path]]:
-    """The newest version of every prepared dataset under `data_dir`, by name and resolution.
-
-    The remains of a run that was killed are not among them.
-    """
-    found: dict[str, dict[int, tuple[tuple[int, ...], pathlib.Path]]] = {}
-    for info in sorted(expand_home(data_dir, name="data_dir").glob(f"*/*/*/{records.INFO_FILE}")):
-        directory = info.parent
-        name, resolution, version = directory.parts[-3:]
-        if re.fullmatch(r"\d+\.\d+\.\d+", version) and resolution.isdecimal():
-            candidate = (tuple(map(int, version.split("."))), directory)
-            resolutions = found.setdefault(name, {})
-            resolutions[int(resolution)] = max(candidate, resolutions.get(int(resolution), candidate))
-    return {name: {size: path for size, (_, path) in sorted(sizes.items())} for name, sizes in found.items()}
+    def column(self, name: str) -> Float32[np.ndarray, " n"]:
+        """The values of one attribute. Raises UserError: there is no such attribute."""
+        names = [attribute.name for attribute in self.attributes]
+        if name not in names:
+            raise UserError(f"the images have no attribute {name!r}; there are: {', '.join(names) or 'none'}.")
+        return self.values[:, names.index(name)]
 
 
-def find_dataset(data_dir: str | os.PathLike[str], *, name: str, resolution: int) -> pathlib.Path:
-    """The directory of the newest version of a prepared dataset.
+class Dataset(abc.ABC):
+    """Images by split, with their labels and names. Every member raises a UserError if the data cannot be read."""
 
-    Raises:
-      UserError: it is not prepared, or not at this resolution.
-    """
-    datasets = prepared_datasets(data_dir)
-    if resolution in datasets.get(name, {}):
-        return datasets[name][resolution]
-    prepare = (
-        f"python -m facevae_jax.prepare --layout=... --source=... --name={name} "
-        f"--resolution={resolution} --data_dir={data_dir}"
-    )
-    if name in datasets:
-        sizes = list(datasets[name])
-        raise UserError(
-            f"config.data.resolution={resolution}: {name!r} is prepared in config.data.data_dir={str(data_dir)!r} at "
-            f"{', '.join(map(str, sizes))}: use --config.data.resolution={sizes[-1]}, or prepare it: {prepare}"
-        )
-    known = f"there are: {', '.join(datasets)}" if datasets else "no dataset is prepared there"
-    raise UserError(
-        f"config.data.name={name!r} (config.data.resolution={resolution}) is not prepared in "
-        f"config.data.data_dir={str(data_dir)!r}; {known}: prepare it: {prepare}"
-    )
+    name: str  # `synthetic`, or that of the prepared dataset
 
+    @property
+    @abc.abstractmethod
+    def sizes(self) -> Mapping[str, int]:
+        """The number of images of each split that has any."""
 
-def split_sizes(directory: pathlib.Path) -> dict[str, int]:
-    """The number of images in every split of a prepared dataset.
+    @property
+    def evaluation_split(self) -> str:
+        """The split that runs are evaluated on: `validation`, or `train` if there are no validation images."""
+        return VALIDATION if VALIDATION in self.sizes else TRAIN
 
-    Raises:
-      UserError: the dataset cannot be read.
-    """
-    return {name: split.num_examples for name, split in records.open_info(directory).info.splits.items()}
+    @property
+    @abc.abstractmethod
+    def fingerprint(self) -> str:
+        """Text that differs as soon as an image or a label does."""
 
+    @property
+    @abc.abstractmethod
+    def attributes(self) -> tuple[Attribute, ...]:
+        """What the images are labeled with."""
 
-def read_metadata(directory: pathlib.Path) -> dict[str, Any]:
-    """What `prepare_dataset` noted about where the images come from, and `attributes`: their names and kinds.
+    @abc.abstractmethod
+    def images(self, split: str) -> UInt8[np.ndarray, "n r r 3"]:
+        """All images of a split, memory-mapped; the first call draws or decodes them.
 
-    Raises:
-      UserError: the dataset cannot be read.
-    """
-    try:
-        return json.loads((directory / "metadata.json").read_bytes())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{directory} has no readable metadata.json: prepare the dataset anew.") from error
+        Raises UserError: there is no such split, or no room for its images.
+        """
 
+    @abc.abstractmethod
+    def labels(self, split: str) -> AttributeTable:
+        """The attributes of a split."""
 
-def fingerprint(directory: pathlib.Path) -> str:
-    """Text that is another as soon as an image or a label is: the checksums of a prepared dataset's files.
+    @abc.abstractmethod
+    def names(self, split: str) -> tuple[str, ...]:
+        """The file that each image was prepared from, or `train_7` for row 7 of `train`."""
 
-    Raises:
-      UserError: the dataset cannot be read.
-    """
-    try:
-        return (directory / CHECKSUMS).read_text()
-    except FileNotFoundError:  # a version that kept none wrote it
-        return json.dumps(read_metadata(directory))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{directory} has no readable {CHECKSUMS}: prepare the dataset anew.") from error
+    def read_rows(self, split: str, rows: Sequence[int]) -> UInt8[np.ndarray, "n r r 3"]:
+        """A copy of some images of a split.
 
+        Raises UserError: there is no such split, or no such row; it then names the flag `--rows`.
+        """
+        images = self.images(split)
+        if wrong := [row for row in rows if not 0 <= row < len(images)]:
+            raise UserError(f"--rows={wrong[0]}: the split {split!r} has rows 0 to {len(images) - 1}.")
+        return gather_rows(images, np.asarray(rows, np.int64))
 
-def read_images(directory: pathlib.Path, split: str, rows: range | None = None) -> Iterator[UInt8[np.ndarray, "r r 3"]]:
-    """The images of a split, in row order.
+    @abc.abstractmethod
+    def describe(self) -> list[tuple[str, str]]:
+        """What a report says about the data, as (what, value); never raises a UserError."""
 
-    Args:
-      directory: of the dataset.
-      split: its name.
-      rows: consecutive rows, of which alone the files are needed; None: all.
-
-    Raises:
-      UserError: the split is not there, or cannot be read.
-    """
-    decode = functools.partial(_decode, directory=directory, split=split)
-    return _read(directory, split, decode, rows)
+    def _size(self, split: str) -> int:
+        if split not in self.sizes:
+            raise UserError(f"--split={split!r}: the data have only {' and '.join(sorted(self.sizes)) or 'no split'}.")
+        return self.sizes[split]
 
 
-def _decode(example: bytes, *, directory: pathlib.Path, split: str) -> UInt8[np.ndarray, "r r 3"]:
-    try:
-        with Image.open(io.BytesIO(records.feature_bytes(example, "image")), formats=["PNG"]) as image:
-            return np.array(image.convert("RGB"))
-    except Exception as error:  # Pillow and protobuf raise many kinds for damaged bytes
-        raise UserError(
-            f"{directory}: the split {split!r} has a damaged image ({records.reason(error)}): prepare it anew."
-        ) from error
+def open_dataset(config: DataConfig) -> Dataset:
+    """The configured dataset. This is the one place that asks whether it is drawn or prepared."""
+    return Drawn(config) if config.name == Drawn.name else Prepared(config)
 
 
-def _read(
-    directory: pathlib.Path, split: str, decode: Callable[[bytes], Any], rows: range | None = None
-) -> Iterator[Any]:
-    """`decode` of serialized examples of a split in row order, decoded by threads: Pillow releases the GIL."""
-    source = records.open_split(pathlib.Path(directory), split, rows)
-    wanted = range(len(source)) if rows is None else rows
+class Drawn(Dataset):
+    """Faces that the project draws."""
 
-    def decode_rows(start: int) -> list[Any]:
+    name = DataConfig.name
+    attributes = tuple(Attribute(attribute.name, attribute.kind) for attribute in synthetic.ATTRIBUTES)
+
+    def __init__(self, config: DataConfig) -> None:
+        self._config = config
+
+    @property
+    def sizes(self) -> Mapping[str, int]:  # noqa: D102
+        return {TRAIN: self._config.synthetic_train_images, VALIDATION: self._config.synthetic_validation_images}
+
+    @property
+    def fingerprint(self) -> str:  # noqa: D102
+        return f"{synthetic.VERSION} {self.sizes}"
+
+    def images(self, split: str) -> UInt8[np.ndarray, "n r r 3"]:  # noqa: D102
+        indices, resolution = self._indices(split), self._config.resolution
+        place = self._config.cache_dir if is_remote(self._config.data_dir) else self._config.data_dir
+        folder = expand_home(place, name="config.data.data_dir") / self.name / str(resolution) / synthetic.VERSION
+
+        def draw() -> Iterator[np.ndarray]:
+            for first in range(0, len(indices), DRAWN_AT_ONCE):
+                yield synthetic.faces(indices[first : first + DRAWN_AT_ONCE], resolution=resolution)
+
+        return open_store(folder / f"{split}-{len(indices)}.npy", (len(indices), resolution), draw, verb="drawing")
+
+    def labels(self, split: str) -> AttributeTable:  # noqa: D102
+        values = synthetic.attributes(self._indices(split))
+        return AttributeTable(self.attributes, np.stack([values[label.name] for label in self.attributes], axis=1))
+
+    def names(self, split: str) -> tuple[str, ...]:  # noqa: D102
+        return tuple(f"{split}_{row}" for row in range(self._size(split)))
+
+    def describe(self) -> list[tuple[str, str]]:  # noqa: D102
+        return [("Images", _counts(self.sizes)), ("Source", "faces that the project draws")]
+
+    def _indices(self, split: str) -> Int[np.ndarray, " n"]:
+        """Which of the drawn faces are the rows of a split."""
+        return np.arange(self._size(split)) + (VALIDATION_START if split == VALIDATION else 0)
+
+
+class Prepared(Dataset):
+    """A dataset that `facevae_jax.prepare` has written, in a folder or in a bucket."""
+
+    def __init__(self, config: DataConfig) -> None:
+        self.name = config.name
+        self._config = config
+
+    @functools.cached_property
+    def directory(self) -> pathlib.Path:
+        """The dataset's folder on this machine. A dataset in a bucket is fetched first.
+
+        Raises UserError: the dataset is not prepared, or cannot be fetched.
+        """
+        return local_dataset(self._config)
+
+    @functools.cached_property
+    def sizes(self) -> Mapping[str, int]:  # noqa: D102
+        return {split: size for split, size in reading.split_sizes(self.directory).items() if size}
+
+    @functools.cached_property
+    def fingerprint(self) -> str:  # noqa: D102
+        return reading.fingerprint(self.directory)
+
+    @functools.cached_property
+    def attributes(self) -> tuple[Attribute, ...]:  # noqa: D102
+        described = reading.read_metadata(self.directory)["attributes"]
+        return tuple(Attribute(entry["name"], entry["kind"], tuple(entry.get("categories", ()))) for entry in described)
+
+    def images(self, split: str) -> UInt8[np.ndarray, "n r r 3"]:  # noqa: D102
+        directory, size = self._directory_with(split), (self._size(split), self._config.resolution)
+
+        def decode() -> Iterator[np.ndarray]:
+            return (image[None] for image in reading.read_images(directory, split))
+
+        return open_store(directory / "pixels" / f"{split}.npy", size, decode, verb="decoding")
+
+    def labels(self, split: str) -> AttributeTable:  # noqa: D102
+        columns = reading.read_attributes(self._directory_with(split), split)
+        values = [columns[attribute.name] for attribute in self.attributes]
+        table = np.stack(values, axis=1) if values else np.empty((self._size(split), 0))
+        return AttributeTable(self.attributes, table.astype(np.float32))
+
+    def names(self, split: str) -> tuple[str, ...]:  # noqa: D102
+        return tuple(reading.read_names(self._directory_with(split), split))
+
+    def describe(self) -> list[tuple[str, str]]:  # noqa: D102
         try:
-            examples = source.__getitems__(wanted[start : start + READ_ROWS])
-        except Exception as error:  # array_record raises several kinds
-            raise UserError(
-                f"{directory}: the split {split!r} cannot be read ({records.reason(error)}): prepare the dataset anew."
-            ) from error
-        return [decode(example) for example in examples]
+            sizes, notes = self.sizes, reading.read_metadata(self.directory)
+        except UserError as error:
+            return [("Images", f"not on this machine: {error}")]
+        titles = {key: key.capitalize() for key in notes if key != "resolution"} | {"versions": "Prepared with"}
+        return [
+            ("Images", _counts(sizes)),
+            *((title, _in_words(notes[key])) for key, title in titles.items() if key in notes),
+        ]
 
-    starts = range(0, len(wanted), READ_ROWS)
-    for results in map_in_order(decode_rows, starts, threads=os.cpu_count() or 1):
-        yield from results
-
-
-def read_attributes(directory: pathlib.Path, split: str) -> dict[str, Float32[np.ndarray, " n"]]:
-    """The attributes of a split by name, in row order; NaN where unknown. Empty where the dataset has none.
-
-    Raises:
-      UserError: the split is not there, or cannot be read.
-    """
-    names = [attribute["name"] for attribute in read_metadata(directory)["attributes"]]
-    if not names:
-        return {}
-
-    def values(example: bytes) -> list[float]:
-        features = records.features_of(example)
-        return [features[f"attributes/{name}"].float_list.value[0] for name in names]
-
-    table = np.fromiter(itertools.chain.from_iterable(_read(directory, split, values)), np.float32)
-    table = table.reshape(-1, len(names))
-    return {name: table[:, column].copy() for column, name in enumerate(names)}
+    def _directory_with(self, split: str) -> pathlib.Path:
+        """The dataset's folder, in which the files of `split` are."""
+        self._size(split)
+        return self.directory if split in TRAINED else local_dataset(self._config, [split])
 
 
-def read_names(directory: pathlib.Path, split: str) -> list[str]:
-    """The names of a split's images, in row order: paths relative to the source that it was prepared from.
+def _counts(sizes: Mapping[str, int]) -> str:
+    """For example `16,000 train, 2,000 validation`."""
+    return ", ".join(f"{count:,} {split}" for split, count in sizes.items())
 
-    Raises:
-      UserError: the split is not there, or cannot be read.
-    """
-    decode = functools.partial(records.feature_bytes, feature="name")
-    return [name.decode("utf-8", "surrogateescape") for name in _read(directory, split, decode)]
+
+def _in_words(value: Any) -> str:
+    """A value of a dataset's metadata."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_in_words(part)}" for key, part in value.items())
+    if isinstance(value, list):
+        return ", ".join(str(part["name"]) if isinstance(part, Mapping) else str(part) for part in value) or "none"
+    return str(value)

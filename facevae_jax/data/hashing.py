@@ -1,4 +1,4 @@
-"""Numbers that look random and are the same on every machine."""
+"""Pseudo-random numbers that are the same on every machine."""
 
 import numpy as np
 from jaxtyping import UInt64

@@ -1,8 +1,8 @@
 """Which rows a step sees: a pure function of (seed, step), so there is no iterator state to save.
 
 Epoch e of a split of N images visits the rows in an order keyed by (seed, e), cut into N // batch_size batches; the
-images left over are dropped for that epoch. The order is never drawn as a whole: the row at a position is computed
-alone, so a step costs the same at 10^9 images as at a thousand.
+remaining images are dropped for that epoch. The order is never computed as a whole but row by row, so a step costs the
+same with 10^9 images as with a thousand.
 """
 
 import functools
@@ -30,8 +30,8 @@ def _round_functions(seed: int, epoch: int, base: int) -> Int[np.ndarray, "round
 def shuffled_rows(positions: Int[np.ndarray, " n"], *, seed: int, epoch: int, images: int) -> Int[np.ndarray, " n"]:
     """The rows at `positions` of an epoch's order, a permutation of 0 to `images` - 1.
 
-    A Feistel network over two digits in base ceil(sqrt(images)); a result beyond the last row goes through it again
-    until it is within (Black & Rogaway 2002, "Ciphers with Arbitrary Finite Domains", sections 3 and 4).
+    A Feistel network over two digits in base ceil(sqrt(images)); it is applied again to a result beyond the last row
+    until that is one (Black & Rogaway 2002, "Ciphers with Arbitrary Finite Domains", sections 3 and 4).
 
     Args:
       positions: from 0 to `images` - 1.
@@ -42,7 +42,7 @@ def shuffled_rows(positions: Int[np.ndarray, " n"], *, seed: int, epoch: int, im
     base = math.isqrt(images - 1) + 1
     functions = _round_functions(seed, epoch, base)
     rows, pending = positions.astype(np.int64), np.arange(len(positions))
-    while len(pending):  # base**2 is at most 2 sqrt(images) above `images`: few go around twice
+    while len(pending):  # base**2 is at most 2 sqrt(images) above `images`: few need a second pass
         left, right = np.divmod(rows[pending], base)
         for function in functions:
             total = left + function[right]
@@ -58,18 +58,16 @@ def steps_per_epoch(images: int, batch_size: int) -> int:
 
 
 class BatchPlan(NamedTuple):
-    """What decides which rows a step sees; the number of devices and hosts does not."""
+    """Decides which rows a step sees; the number of devices and hosts does not."""
 
     seed: int
     images: int
     batch_size: int
-    parts: int = 1  # batches that one optimiser step takes
 
     def rows(self, batch: int, count: int = 1) -> Int[np.ndarray, "count b"]:
-        """Rows of `count` global batches from number `batch` on; step s takes `parts` from number s x `parts` on."""
+        """Rows of `count` global batches from number `batch` on."""
         numbers = np.arange(batch, batch + count)
-        per_epoch = self.parts * steps_per_epoch(self.images, self.parts * self.batch_size)
-        epochs, batches = np.divmod(numbers, per_epoch)
+        epochs, batches = np.divmod(numbers, steps_per_epoch(self.images, self.batch_size))
         positions = batches[:, None] * self.batch_size + np.arange(self.batch_size)
         rows = [
             shuffled_rows(positions[epochs == epoch].ravel(), seed=self.seed, epoch=int(epoch), images=self.images)

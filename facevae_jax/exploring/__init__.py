@@ -1,1 +1,1 @@
-"""A page in the browser to explore a trained model with: what `python -m facevae_jax.explore` serves."""
+"""The web page of `python -m facevae_jax.explore`: explores a trained model."""

@@ -1,4 +1,4 @@
-"""What a page's sliders move a face along: attributes, and the latent dimensions that change the picture most."""
+"""The page's sliders: attribute directions, and the latent dimensions that change the picture most."""
 
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
@@ -6,33 +6,33 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float32
 
-from facevae_jax.errors import UserError
-from facevae_jax.generation import latent_tables, sheets
-from facevae_jax.generation.directions import direction_of
-from facevae_jax.generation.trained import TrainedVAE
+from facevae_jax.core.errors import UserError
+from facevae_jax.generation import sheets
+from facevae_jax.trained.directions import direction_of
+from facevae_jax.trained.model import TrainedModel
 
-SHOWN = 8  # sliders of a kind where none are named: what fits beside the picture
-MAX_ALPHA = 3.0  # standard deviations: a slider goes so far to either side
+SHOWN = 8  # sliders of each kind by default: what fits beside the picture
+MAX_ALPHA = 3.0  # standard deviations to either side
 
 
 class Slider(NamedTuple):
-    """One control: a face moves by alpha x step."""
+    """One control: moves a face by alpha x step."""
 
-    key: str  # by which the page names it
+    key: str  # its name in requests
     kind: Literal["attribute", "dimension"]
     label: str
     step: Float32[np.ndarray, " z"]  # one standard deviation of the latents
 
 
-def attribute_sliders(trained: TrainedVAE, names: Sequence[str] = ()) -> tuple[list[Slider], list[str]]:
-    """A slider for each attribute, fitted to the labels of the training images, and a line about each.
+def attribute_sliders(trained: TrainedModel, names: Sequence[str] = ()) -> tuple[list[Slider], list[str]]:
+    """A slider per attribute, fitted to the labels of the training images, and a line about each to print.
 
     Args:
       trained: the model.
-      names: which attributes; () for a handful, which is none where there are no labels on this machine.
+      names: the attributes; () chooses a few, or none if this machine has no labels.
 
     Raises:
-      UserError: one of `names` is no attribute, or has too few labels; they are given but the run's data are not there.
+      UserError: one of `names` is not an attribute or has too few labels, or the run's data are missing.
     """
     sliders, lines = list[Slider](), list[str]()
     try:
@@ -42,7 +42,7 @@ def attribute_sliders(trained: TrainedVAE, names: Sequence[str] = ()) -> tuple[l
             except UserError as error:
                 if names:
                     raise
-                lines.append(f"note: {name} has no slider: {error}")
+                lines.append(f"note: no slider for {name}: {error}")
                 continue
             step = (direction.std * direction.vector).astype(np.float32)
             label = name.replace("_", " ")
@@ -51,28 +51,28 @@ def attribute_sliders(trained: TrainedVAE, names: Sequence[str] = ()) -> tuple[l
     except UserError as error:
         if names:
             raise
-        lines.append(f"note: no attribute has a slider: {error}")
+        lines.append(f"note: no sliders for attributes: {error}")
     return sliders, lines
 
 
-def default_attributes(trained: TrainedVAE) -> list[str]:
-    """At most `SHOWN` attributes of the run's data, which may have none: the preferred ones, then any.
+def default_attributes(trained: TrainedModel) -> list[str]:
+    """Up to `SHOWN` attributes of the run's data: well-known ones first, then any.
 
     Raises:
-      UserError: the run's data are not there.
+      UserError: the run's data are missing.
     """
-    attributes = sheets.editable(latent_tables.attributes_of(trained))
+    attributes = sheets.editable(trained.dataset.attributes)
     return [attribute.name for attribute in sheets.shown_attributes(attributes, SHOWN)]
 
 
-def dimension_sliders(trained: TrainedVAE, dimensions: Sequence[int] = ()) -> list[Slider]:
-    """A slider for each latent dimension; for `SHOWN` that change the picture most where none is named.
+def dimension_sliders(trained: TrainedModel, dimensions: Sequence[int] = ()) -> list[Slider]:
+    """A slider per latent dimension; by default for the `SHOWN` that change the picture most.
 
     Raises:
-      UserError: the latents have no such dimension.
+      UserError: the model has no such dimension.
     """
-    if wrong := [d for d in dimensions if not 0 <= d < trained.latent_dim]:
-        raise UserError(f"--dimensions={wrong[0]}: the latents have dimensions 0 to {trained.latent_dim - 1}.")
+    if wrong := [d for d in dimensions if not 0 <= d < trained.code_size]:
+        raise UserError(f"--dimensions={wrong[0]}: the latents have dimensions 0 to {trained.code_size - 1}.")
     steps = np.diag(sheets.standard_deviations(trained))
     chosen = dimensions or sheets.strongest_dimensions(trained)[:SHOWN]
     return [Slider(f"dimension:{d}", "dimension", f"Dimension {d}", steps[d]) for d in dict.fromkeys(chosen)]

@@ -5,13 +5,13 @@ import json
 import pathlib
 from typing import Any
 
-from facevae_jax.errors import UserError
+from facevae_jax.core.errors import UserError
 
 FILE = "export.json"
 
 
 def sha256(content: bytes) -> str:
-    """In hexadecimal digits."""
+    """The SHA-256 of some bytes, in hexadecimal digits."""
     return hashlib.sha256(content).hexdigest()
 
 
@@ -27,16 +27,16 @@ def read_contents(folder: pathlib.Path) -> dict[str, Any]:
         contents["files"].items()
         return contents
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(f"{str(folder)!r} is no exported model ({FILE} is missing): export one.") from error
+        raise UserError(f"{str(folder)!r} is not an exported model: it has no {FILE}.") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} cannot be read ({error}): export the model again.") from error
 
 
 def check_file(folder: pathlib.Path, name: str) -> bytes:
-    """Content of a file of an exported folder.
+    """The content of a file of an exported folder.
 
     Raises:
-      UserError: it is missing, or not what was exported.
+      UserError: it is missing, or its checksum is wrong.
     """
     path = folder / name
     recorded = read_contents(folder)["files"].get(name)
@@ -47,5 +47,5 @@ def check_file(folder: pathlib.Path, name: str) -> bytes:
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): export the model again.") from error
     if sha256(content) != recorded.get("sha256"):
-        raise UserError(f"{path} is damaged: its checksum is not that in {FILE}; export or copy it again.")
+        raise UserError(f"{path} is damaged: its checksum differs from {FILE}; export or copy it again.")
     return content

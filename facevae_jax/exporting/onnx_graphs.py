@@ -1,8 +1,8 @@
 """`encoder.onnx` and `decoder.onnx`: the model as ONNX graphs, with the inputs and outputs of the StableHLO programs.
 
 The graphs are built operator by operator from the parameters, in float32 whatever the model computes in, for batches of
-any size. They use nothing newer than opset 17 (2022), which every runtime of today reads. Images are NHWC outside, as
-everywhere in this project, and NCHW inside, as ONNX' convolutions want them.
+any size. They need opset 17 (2022). Images are NHWC outside, as
+everywhere in this project, and NCHW inside, as ONNX's convolutions need them.
 """
 
 import json
@@ -16,23 +16,21 @@ from jaxtyping import Float32
 from onnx import TensorProto, helper, numpy_helper
 
 import facevae_jax
-from facevae_jax.config import CHANNELS, ModelConfig
+from facevae_jax.core.settings import CHANNELS
+from facevae_jax.models import vae
+from facevae_jax.models.api import LOG_VARIANCE_RANGE
 from facevae_jax.models.convolution import STRIDE
-from facevae_jax.models.vae import (
-    BATCH_NORM_EPSILON,
-    GROUP_NORM_EPSILON,
-    GROUP_SIZE,
-    LEAKY_RELU_SLOPE,
-    LOG_VARIANCE_RANGE,
-)
-from facevae_jax.training.restore import RestoredModel
+from facevae_jax.models.layers import BATCH_NORM_EPSILON, GROUP_NORM_EPSILON, GROUP_SIZE, LEAKY_RELU_SLOPE
+from facevae_jax.models.likelihoods import LogisticLikelihood
+from facevae_jax.trained.model import Restored
+from facevae_jax.training.setup import make_model
 
 ENCODER, DECODER = "encoder.onnx", "decoder.onnx"
 OPSET, IR_VERSION = 17, 8
 BATCH = "b"
 
 
-def serialize_graphs(restored: RestoredModel) -> dict[str, bytes]:
+def serialize_graphs(restored: Restored) -> dict[str, bytes]:
     """Contents of the two files, by name."""
     variables = jax.device_get(restored.variables)
     models = {ENCODER: _encoder(restored, variables), DECODER: _decoder(restored, variables)}
@@ -44,7 +42,7 @@ def serialize_graphs(restored: RestoredModel) -> dict[str, bytes]:
 class _Graph:
     """Operators and constants, in order."""
 
-    def __init__(self, config: ModelConfig, variables: Any, part: str) -> None:
+    def __init__(self, config: vae.Config, variables: Any, part: str) -> None:
         self.config = config
         self.params = variables["params"][part]
         self.batch_stats = variables["batch_stats"].get(part, {})
@@ -67,11 +65,11 @@ class _Graph:
         return self.add("Gemm", x, self.constant(kernel), self.constant(bias), **names)
 
     def convolution(self, x: str, name: str) -> str:
-        """A layer of stride 2, whose padding is SAME's: what is odd comes after."""
+        """A layer of stride 2 with SAME padding: of an odd padding the larger half comes after."""
         layer, size = self.params[name], self.config.kernel_size
         before = (size - STRIDE) // 2
         after = size - STRIDE - before
-        kernel = self.constant(np.transpose(layer["kernel"], (3, 2, 0, 1)))  # HWIO to OIHW, and the transposed one too
+        kernel = self.constant(np.transpose(layer["kernel"], (3, 2, 0, 1)))  # HWIO to OIHW, transposed or not
         return self.add(
             "ConvTranspose" if name.startswith("Transposed") else "Conv",
             x,
@@ -83,7 +81,7 @@ class _Graph:
         )
 
     def stage(self, x: str, index: int, *, channels: int, side: int) -> str:
-        """Normalisation and activation after a hidden convolution; dropout does nothing here."""
+        """Normalization and activation after a hidden convolution; there is no dropout in evaluation."""
         if self.config.normalization == "batch":
             norm = self.params[f"Stage_{index}"]["BatchNorm_0"]
             running = self.batch_stats[f"Stage_{index}"]["BatchNorm_0"]
@@ -94,7 +92,7 @@ class _Graph:
         return self._activation(x)
 
     def _group_norm(self, x: str, norm: Any, *, channels: int, side: int) -> str:
-        """As instance normalisation of groups; the operator of that name is newer, and its scale was defined anew."""
+        """As instance normalization of groups: the operator GroupNormalization needs a newer opset."""
         groups = channels // math.gcd(GROUP_SIZE, channels)
         grouped = self.add("Reshape", x, self.constant([0, groups, -1], np.int64))  # 0: the batch as it is
         ones, zeros = self.constant(np.ones(groups)), self.constant(np.zeros(groups))
@@ -120,7 +118,7 @@ class _Graph:
         raise NotImplementedError(f"activation {name}")  # a new one has to be written here too
 
     def mixture_mean(self, x: str, components: int) -> str:
-        """The mean of the distribution that the last layer describes; see `models.logistic.from_outputs`."""
+        """The mean of the distribution that the last layer describes; see `LogisticLikelihood.decode`."""
 
         def channels(x: str, first: int, count: int) -> str:
             ends = (self.constant([value], np.int64) for value in (first, first + count, 1))  # the last is the axis
@@ -136,8 +134,8 @@ class _Graph:
         )
         return self.add("Sum", *terms)
 
-    def model(self, restored: RestoredModel, name: str, inputs: list[Any], outputs: list[Any]) -> Any:
-        """The whole, checked by ONNX' own rules on the way."""
+    def model(self, restored: Restored, name: str, inputs: list[Any], outputs: list[Any]) -> Any:
+        """The whole, checked by ONNX' own checker."""
         graph = helper.make_graph(self.nodes, name, inputs, outputs, self.constants)
         opset = helper.make_opsetid("", OPSET)
         model = helper.make_model(
@@ -152,8 +150,14 @@ class _Graph:
         return model
 
 
-def _encoder(restored: RestoredModel, variables: Any) -> Any:
-    config, side = restored.config.model, restored.config.data.resolution
+def settings_of(restored: Restored) -> vae.Config:
+    """The settings of the network, which must be that of `models.vae`."""
+    assert isinstance(restored.config.model, vae.Config)
+    return restored.config.model
+
+
+def _encoder(restored: Restored, variables: Any) -> Any:
+    config, side = settings_of(restored), restored.config.data.resolution
     graph = _Graph(config, variables, "encoder")
     pixels = helper.make_tensor_value_info("images", TensorProto.UINT8, [BATCH, side, side, CHANNELS])
     unit = graph.add("Div", graph.add("Cast", "images", to=TensorProto.FLOAT), graph.constant(255.0))
@@ -164,23 +168,25 @@ def _encoder(restored: RestoredModel, variables: Any) -> Any:
         x = graph.convolution(x, f"StridedConvolution_{index}")
         x = graph.stage(x, index, channels=channels, side=side)
     x = graph.add("Flatten", x, axis=1)
-    shape = (side, side, filters[-1], config.latent_dim)
+    (size,) = make_model(restored.config)[0].code_shape
+    shape = (side, side, filters[-1], size)
     heads = {}
     for name in ("mean", "log_variance"):
         kernel = graph.params[name]["kernel"].reshape(shape)  # rows in the order of NHWC, where x is NCHW
-        heads[name] = kernel.transpose(2, 0, 1, 3).reshape(-1, config.latent_dim), graph.params[name]["bias"]
+        heads[name] = kernel.transpose(2, 0, 1, 3).reshape(-1, size), graph.params[name]["bias"]
     graph.dense(x, *heads["mean"], output="mean")
     log_variance = graph.dense(x, *heads["log_variance"])
     graph.add("Clip", log_variance, *map(graph.constant, LOG_VARIANCE_RANGE), output="log_variance")
-    vectors: list[str | int | None] = [BATCH, config.latent_dim]
+    vectors: list[str | int | None] = [BATCH, size]
     outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, vectors) for name in heads]
     return graph.model(restored, "encoder", [pixels], outputs)
 
 
-def _decoder(restored: RestoredModel, variables: Any) -> Any:
-    config, resolution = restored.config.model, restored.config.data.resolution
+def _decoder(restored: Restored, variables: Any) -> Any:
+    config, resolution = settings_of(restored), restored.config.data.resolution
     graph = _Graph(config, variables, "decoder")
-    latents = helper.make_tensor_value_info("latents", TensorProto.FLOAT, [BATCH, config.latent_dim])
+    model, likelihood = make_model(restored.config)
+    latents = helper.make_tensor_value_info("latents", TensorProto.FLOAT, [BATCH, *model.code_shape])
     filters = config.stage_filters(resolution)
     side, deepest = resolution // STRIDE ** len(filters), filters[-1]
     kernel, bias = (graph.params["Dense_0"][name].reshape(-1, side, side, deepest) for name in ("kernel", "bias"))
@@ -192,7 +198,10 @@ def _decoder(restored: RestoredModel, variables: Any) -> Any:
         x = graph.convolution(x, f"TransposedConvolution_{index}")
         x = graph.stage(x, index, channels=channels, side=side)
     x = graph.convolution(x, f"TransposedConvolution_{len(filters) - 1}")
-    x = graph.mixture_mean(x, restored.config.components) if restored.config.components else graph.add("Sigmoid", x)
+    if isinstance(likelihood, LogisticLikelihood):
+        x = graph.mixture_mean(x, likelihood.components)
+    else:
+        x = graph.add("Sigmoid", x)
     graph.add("Transpose", x, perm=[0, 2, 3, 1], output="images")
     shape: list[str | int | None] = [BATCH, resolution, resolution, CHANNELS]
     images = helper.make_tensor_value_info("images", TensorProto.FLOAT, shape)

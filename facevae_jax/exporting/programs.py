@@ -1,6 +1,6 @@
 """`encoder.stablehlo` and `decoder.stablehlo`: the model as programs that JAX runs without this package.
 
-They are serialised by `jax.export` for batches of any size and for several platforms, with the parameters inside.
+`jax.export` serializes them for batches of any size and for several platforms, with the parameters inside.
 """
 
 import contextlib
@@ -13,11 +13,12 @@ import jax.export
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
-from facevae_jax.config import CHANNELS, RunConfig
-from facevae_jax.errors import UserError
+from facevae_jax.config import RunConfig
+from facevae_jax.core.errors import UserError
 from facevae_jax.exporting.contents import check_file
-from facevae_jax.models.vae import VAE, Execution, Posterior
-from facevae_jax.training.restore import RestoredModel
+from facevae_jax.models.api import Execution, Gaussian, Model
+from facevae_jax.trained.model import Restored
+from facevae_jax.training.setup import build_model
 
 ENCODER, DECODER = "encoder.stablehlo", "decoder.stablehlo"
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -27,37 +28,34 @@ BATCH = "b"  # name of the symbolic dimension
 class Programs(NamedTuple):
     """A model's two halves, compiled once for each size of a batch."""
 
-    encode: Callable[[UInt8[Array, "b r r 3"]], Posterior]
-    decode: Callable[[Float[Array, "b z"]], Float[Array, "b r r 3"]]  # in [0, 1]
+    encode: Callable[[UInt8[Array, "b r r 3"]], Gaussian]
+    decode: Callable[[Float[Array, "b ..."]], Float[Array, "b r r 3"]]  # in [0, 1]
 
 
-def plain_model(config: RunConfig) -> VAE:
-    """The model in the form whose shapes allow any batch; the CPU's other form cuts a batch into blocks."""
-    return VAE(config.model, config.data.resolution, Execution("plain"), config.components)
+def plain_model(config: RunConfig) -> Model:
+    """The model with plain convolutions, which take any batch size; the CPU's other form cuts a batch into blocks."""
+    return build_model(config, Execution("plain"))[0]
 
 
-def serialize_programs(restored: RestoredModel) -> dict[str, bytes]:
+def serialize_programs(restored: Restored) -> dict[str, bytes]:
     """Contents of the two files, by name."""
-    model, variables = (
-        plain_model(restored.config),
-        jax.device_get(restored.variables),
-    )  # not bound to this machine's devices
-    side = model.resolution
+    model = plain_model(restored.config)
+    variables = jax.device_get(restored.variables)  # constants of the programs, not bound to this machine's devices
     (batch,) = jax.export.symbolic_shape(BATCH)
 
+    def apply(x: Array, method: str) -> Any:
+        return model.apply(jax.tree.map(jnp.asarray, variables), x, method=method)
+
     def encoder(images: UInt8[Array, "b r r 3"]) -> tuple[Array, Array]:
-        posterior: Any = model.apply(variables, images, method="encode")
-        return (
-            posterior.mean,
-            posterior.log_variance,
-        )  # a plain tuple: a class of ours would have to be there to read it
+        posterior = apply(images, "encode")
+        return posterior.mean, posterior.log_variance  # a plain tuple: readers need no class of this package
 
-    def decoder(latents: Float[Array, "b z"]) -> Any:
-        return model.apply(variables, latents, method="decode")
+    def decoder(codes: Float[Array, "b ..."]) -> Any:
+        return apply(codes, "decode").mean
 
-    images = jax.ShapeDtypeStruct((batch, side, side, CHANNELS), jnp.uint8)
-    latents = jax.ShapeDtypeStruct((batch, restored.config.model.latent_dim), jnp.float32)
-    exported = {ENCODER: (encoder, images), DECODER: (decoder, latents)}
+    images = jax.ShapeDtypeStruct((batch, *model.image_shape), jnp.uint8)
+    codes = jax.ShapeDtypeStruct((batch, *model.code_shape), jnp.float32)
+    exported = {ENCODER: (encoder, images), DECODER: (decoder, codes)}
     with _without_locations():
         return {
             name: bytes(jax.export.export(jax.jit(function), platforms=PLATFORMS)(argument).serialize())
@@ -67,7 +65,7 @@ def serialize_programs(restored: RestoredModel) -> dict[str, bytes]:
 
 @contextlib.contextmanager
 def _without_locations() -> Iterator[None]:
-    """Keeps the paths of source files on this machine out of programs that are given away."""
+    """Keeps the paths of this machine's source files out of the programs."""
     name = "jax_traceback_in_locations_limit"
     before = getattr(jax.config, name)
     jax.config.update(name, 0)
@@ -78,20 +76,20 @@ def _without_locations() -> Iterator[None]:
 
 
 def read_programs(folder: pathlib.Path) -> Programs:
-    """The StableHLO programs of an exported folder, to be called on arrays.
+    """The StableHLO programs of an exported folder, as functions of arrays.
 
     Raises:
-      UserError: a file is missing or damaged, or this version of JAX does not read it.
+      UserError: a file is missing or damaged, or this version of JAX cannot read it.
     """
     encoder, decoder = (_read(folder, name) for name in (ENCODER, DECODER))
-    return Programs(jax.jit(lambda images: Posterior(*encoder.call(images))), jax.jit(decoder.call))
+    return Programs(jax.jit(lambda images: Gaussian(*encoder.call(images))), jax.jit(decoder.call))
 
 
 def _read(folder: pathlib.Path, name: str) -> jax.export.Exported:
     content = check_file(folder, name)
     try:
         return jax.export.deserialize(bytearray(content))
-    except Exception as error:  # by its checksum it is whole: a version that JAX no longer or not yet reads
+    except Exception as error:  # the checksum is right: it is of a version that this JAX cannot read
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{folder / name} cannot be read by JAX {jax.__version__} ({reason}): export it again."

@@ -1,6 +1,7 @@
-"""An exported folder: written aside, each file read back and compared with the model, then renamed."""
+"""Writes an exported folder: to a temporary name, where every file is read back and compared with the model."""
 
 import dataclasses
+import functools
 import pathlib
 import secrets
 import shutil
@@ -8,53 +9,53 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32, UInt8
 
 import facevae_jax
-from facevae_jax.config import CHANNELS
-from facevae_jax.errors import UserError, make_writable_directory
-from facevae_jax.exporting import contents, programs, weights
-from facevae_jax.files import atomic_writer, write_json
-from facevae_jax.models.inference import encode
+from facevae_jax.core.errors import UserError, make_writable_directory
+from facevae_jax.core.files import atomic_writer, write_json
+from facevae_jax.exporting import contents, programs
+from facevae_jax.models.api import Model
 from facevae_jax.models.vae import VAE
-from facevae_jax.training.restore import RestoredModel
+from facevae_jax.trained import weights
+from facevae_jax.trained.model import Restored
+from facevae_jax.training.setup import make_model
 from facevae_jax.training.workdir import CONFIG_FILE
 
-CHECKED = 3  # images and latents, random, that every file is compared on
-# Of the difference from the model, where its largest value is 1 or less; above, relative to that. In float32 two
-# orders of the same sums differ by 1e-6; whatever is really wrong, such as a padding, gives more than 1e-2.
+CHECKED = 3  # random images and codes that every file is compared on
+# Allowed difference from the model, relative to its largest value where that is above 1. In float32 another order of
+# the same sums differs by 1e-6; a real mistake, such as wrong padding, by more than 1e-2.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
 
 
 class Difference(NamedTuple):
-    """The largest difference of a file from the model, and what would be too much."""
+    """The largest difference of a file from the model, and the largest that is allowed."""
 
     largest: float
     allowed: float
 
 
 class _Expected(NamedTuple):
-    """What the model gives for random images and latents."""
+    """The model's outputs for random images and codes."""
 
     images: UInt8[np.ndarray, "b r r 3"]
-    latents: Float32[np.ndarray, "b z"]
+    latents: Float32[np.ndarray, "b ..."]
     posterior: tuple[np.ndarray, np.ndarray]  # mean and log variance
     decoded: Float32[np.ndarray, "b r r 3"]
     tolerance: float
 
     def encoder(self, function: Callable[[Any], Sequence[Any]]) -> Difference:
-        """Of a function that gives mean and log variance."""
+        """The difference of a function from images to mean and log variance."""
         return _difference(function(self.images), self.posterior, self.tolerance)
 
     def decoder(self, function: Callable[[Any], Any]) -> Difference:
-        """Of a function that gives images in [0, 1]."""
+        """The difference of a function from codes to images in [0, 1]."""
         return _difference([function(self.latents)], [self.decoded], self.tolerance)
 
 
-def export(restored: RestoredModel, output: pathlib.Path, *, onnx: bool) -> dict[str, Difference]:
-    """Writes the folder; returns how far each program in it is from the model.
+def export(restored: Restored, output: pathlib.Path, *, onnx: bool) -> dict[str, Difference]:
+    """Writes the folder, and returns how far each of its programs is from the model.
 
     Args:
       restored: the model.
@@ -62,21 +63,23 @@ def export(restored: RestoredModel, output: pathlib.Path, *, onnx: bool) -> dict
       onnx: whether ONNX graphs are written too.
 
     Raises:
-      UserError: the model is a baseline; `onnx` without the extra of that name; a folder that exists or cannot be
-        written to; a file that does not give what the model gives, after which there is no folder.
+      UserError: `onnx` for a model other than `models.vae.VAE`, or without the extra `onnx`; the folder exists or
+        cannot be written; or a file differs from the model, and then no folder is left.
     """
     if onnx:
         require_onnx()
-    if restored.config.model.kind != "vae":
-        raise UserError(f"a run of config.model.kind={restored.config.model.kind!r} is not exported: only a vae is.")
+        kind = restored.config.model.kind
+        graphs = isinstance(make_model(restored.config)[0], VAE)
+        if not graphs or "log_variance" not in restored.variables["params"]["encoder"]:
+            raise UserError(f"--onnx: a model of config.model.kind={kind!r} has no ONNX graphs: leave --onnx out.")
     check_output(output)
-    output = output.resolve()  # `.` and `..` have no name to write aside
+    output = output.resolve()  # `.` and `..` have no name
     make_writable_directory(output.parent, name="--output")
     aside = output.with_name(f".{output.name}.{secrets.token_hex(8)}.tmp")
     try:
         aside.mkdir()
         differences = _write(restored, aside, onnx=onnx)
-        aside.replace(output)  # takes the place of an empty folder too
+        aside.replace(output)  # also replaces an empty folder
     except OSError as error:
         raise UserError(f"--output={str(output)!r} cannot be written to: {error.strerror or error}.") from error
     finally:
@@ -85,7 +88,7 @@ def export(restored: RestoredModel, output: pathlib.Path, *, onnx: bool) -> dict
 
 
 def check_output(output: pathlib.Path) -> None:
-    """Raises a UserError where there is something already."""
+    """Raises a UserError unless the folder is missing or empty."""
     if output.is_dir() and not any(output.iterdir()):
         return
     if output.exists():
@@ -93,7 +96,7 @@ def check_output(output: pathlib.Path) -> None:
 
 
 def require_onnx() -> None:
-    """Raises a UserError where the extra `onnx` is not installed."""
+    """Raises a UserError unless the extra `onnx` is installed."""
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
@@ -101,15 +104,15 @@ def require_onnx() -> None:
         raise UserError('--onnx needs onnx and onnxruntime: pip install "facevae-jax[onnx]".') from error
 
 
-def _write(restored: RestoredModel, folder: pathlib.Path, *, onnx: bool) -> dict[str, Difference]:
-    """Writes all files, `export.json` at last, and compares them with the model."""
+def _write(restored: Restored, folder: pathlib.Path, *, onnx: bool) -> dict[str, Difference]:
+    """Writes all files, and compares them with the model."""
     files = {weights.FILE: weights.serialize(restored)} | programs.serialize_programs(restored)
     if onnx:
         from facevae_jax.exporting import onnx_graphs  # needs the extra `onnx`
 
         files |= onnx_graphs.serialize_graphs(restored)
     for name, content in files.items():
-        with atomic_writer(folder / name) as file:  # for the flush to the disk
+        with atomic_writer(folder / name) as file:  # flushes to the disk
             file.write(content)
     write_json(folder / CONFIG_FILE, restored.config.to_dict())
     described: dict[str, dict[str, Any]] = {
@@ -121,7 +124,7 @@ def _write(restored: RestoredModel, folder: pathlib.Path, *, onnx: bool) -> dict
         "step": restored.step,
         "averaged": weights.is_averaged(restored.config),
         "resolution": restored.config.data.resolution,
-        "latent_dim": restored.config.model.latent_dim,
+        "code_shape": list(make_model(restored.config)[0].code_shape),
         "versions": {"facevae_jax": facevae_jax.__version__, "jax": jax.__version__},
         "platforms": programs.PLATFORMS,
         "files": described,
@@ -130,7 +133,7 @@ def _write(restored: RestoredModel, folder: pathlib.Path, *, onnx: bool) -> dict
     _check_weights(restored, folder)
     differences = _compare_programs(restored, folder) | (_compare_graphs(restored, folder) if onnx else {})
     for name, difference in differences.items():
-        if not difference.largest <= difference.allowed:  # also where it is no number
+        if not difference.largest <= difference.allowed:  # also where it is NaN
             raise UserError(
                 f"{name} differs from the model by {difference.largest:.2g}, more than {difference.allowed:.2g}: "
                 "nothing was exported."
@@ -140,17 +143,17 @@ def _write(restored: RestoredModel, folder: pathlib.Path, *, onnx: bool) -> dict
     return differences
 
 
-def _check_weights(restored: RestoredModel, folder: pathlib.Path) -> None:
-    """Raises a UserError unless every array is read back bit by bit."""
-    read = weights.read_model(folder)
-    for ours, theirs in ((restored.variables, read.variables), (restored.latent_moments, read.latent_moments)):
-        equal = jax.tree.map(lambda a, b: np.array_equal(a, b, equal_nan=True), ours, theirs)
-        if not all(jax.tree.leaves(equal)):
-            raise UserError(f"{weights.FILE} does not give back the model's arrays: nothing was exported.")
+def _check_weights(restored: Restored, folder: pathlib.Path) -> None:
+    """Raises a UserError unless the arrays that are read back are equal in every bit."""
+    trees = (weights.tree_of(model) for model in (restored, weights.read_model(folder)))
+    equal = jax.tree.map(lambda a, b: np.array_equal(a, b, equal_nan=True), *trees)
+    if not all(jax.tree.leaves(equal)):
+        raise UserError(f"{weights.FILE} differs from the model: nothing was exported.")
 
 
-def _compare_programs(restored: RestoredModel, folder: pathlib.Path) -> dict[str, Difference]:
-    expected = _expected(restored, restored.model, TOLERANCE[restored.config.model.dtype])
+def _compare_programs(restored: Restored, folder: pathlib.Path) -> dict[str, Difference]:
+    model, _ = make_model(restored.config)
+    expected = _expected(restored, model, TOLERANCE[getattr(restored.config.model, "dtype", "float32")])
     read = programs.read_programs(folder)
     return {
         programs.ENCODER: expected.encoder(read.encode),
@@ -158,12 +161,13 @@ def _compare_programs(restored: RestoredModel, folder: pathlib.Path) -> dict[str
     }
 
 
-def _compare_graphs(restored: RestoredModel, folder: pathlib.Path) -> dict[str, Difference]:
+def _compare_graphs(restored: Restored, folder: pathlib.Path) -> dict[str, Difference]:
     import onnxruntime
 
     from facevae_jax.exporting import onnx_graphs
 
-    config = dataclasses.replace(restored.config, model=dataclasses.replace(restored.config.model, dtype="float32"))
+    model: Any = restored.config.model
+    config = dataclasses.replace(restored.config, model=dataclasses.replace(model, dtype="float32"))
     with jax.default_matmul_precision("highest"):  # a GPU's default, TF32, has 10 bits
         expected = _expected(restored, programs.plain_model(config), TOLERANCE["float32"])
 
@@ -178,13 +182,16 @@ def _compare_graphs(restored: RestoredModel, folder: pathlib.Path) -> dict[str, 
     }
 
 
-def _expected(restored: RestoredModel, model: VAE, tolerance: float) -> _Expected:
+def _expected(restored: Restored, model: Model, tolerance: float) -> _Expected:
     random = np.random.default_rng(0)
-    images = random.integers(0, 256, (CHECKED, model.resolution, model.resolution, CHANNELS), np.uint8)
-    latents = random.normal(size=(CHECKED, restored.config.model.latent_dim)).astype(np.float32)
-    mean, log_variance = jax.jit(lambda variables: encode(model, variables, jnp.asarray(images)))(restored.variables)
-    decode: Any = jax.jit(lambda variables: model.apply(variables, latents, method="decode"))
-    decoded = decode(restored.variables)
+    images = random.integers(0, 256, (CHECKED, *model.image_shape), np.uint8)
+    latents = random.normal(size=(CHECKED, *model.code_shape)).astype(np.float32)
+
+    def apply(method: str, x: np.ndarray) -> Any:
+        return jax.jit(functools.partial(model.apply, method=method))(restored.variables, x)
+
+    mean, log_variance = apply("encode", images)
+    decoded = apply("decode", latents).mean
     return _Expected(images, latents, (np.asarray(mean), np.asarray(log_variance)), np.asarray(decoded), tolerance)
 
 

@@ -1,1 +1,1 @@
-"""From a trained model to faces: what the commands after training share."""
+"""Makes faces with a trained model: what the commands after training share."""

@@ -1,4 +1,4 @@
-"""Where pictures go: one grid, a folder of PNG files, an .npz for evaluation, or an animation."""
+"""Writes pictures as one grid, a folder of PNG files, an .npz array or an animation."""
 
 import concurrent.futures
 import contextlib
@@ -15,35 +15,35 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from facevae_jax import pictures
-from facevae_jax.data.images import encode_png
-from facevae_jax.data.parallel import available_cpus
-from facevae_jax.errors import UserError, expand_home, make_writable_directory
-from facevae_jax.files import atomic_writer
-from facevae_jax.progress import progress_bar
+from facevae_jax.core import pictures
+from facevae_jax.core.errors import UserError, expand_home, make_writable_directory
+from facevae_jax.core.files import atomic_writer
+from facevae_jax.core.parallel import available_cpus
+from facevae_jax.core.progress import progress_bar
+from facevae_jax.data.sources.images import encode_png
 
 Format = Literal["grid", "png", "npz", "gif", "webp", "mp4"]
 FORMATS = ("grid", "png", "npz", "gif", "webp", "mp4")
 ANIMATED = ("gif", "webp", "mp4")
-MAX_NAME_BYTES = 200  # of a file, whose name may have 255 with its number and its ending
+MAX_NAME_BYTES = 200  # file systems allow 255, with number and extension
 MAX_WEBP_SIDE = 16_383  # pixels
 MAX_GRID_FACES = 10_000
-MAX_SHEET_PICTURES = 100_000  # of a sheet, whose latents are all in memory
-MAX_GRID_PIXELS = 2**28  # 16,384 x 16,384: what viewers open
+MAX_SHEET_PICTURES = 100_000  # whose latents are all in memory
+MAX_GRID_PIXELS = 2**28  # 16,384 x 16,384: viewers open no more
 
 
 class Destination(NamedTuple):
-    """A path that can be written, and how."""
+    """A path that can be written, and its format."""
 
     path: pathlib.Path
     format: Format
 
 
 def choose(output: str | None, format: str | None, *, verb: str) -> Destination:
-    """What `--output` and `--format` ask for; the one tells the other, and without both it is the grid `VERB.png`.
+    """What `--output` and `--format` ask for. Each implies the other; the default is the grid `VERB.png`.
 
     Raises:
-      UserError: they do not fit each other, or cannot be written.
+      UserError: they contradict each other, or the path cannot be written.
     """
     suffix = pathlib.PurePath(output or "").suffix.lower().removeprefix(".")
     if format is None:
@@ -60,7 +60,7 @@ def choose(output: str | None, format: str | None, *, verb: str) -> Destination:
         wanted = f"must end in {ending}" if ending else "must be the name of a folder"
         raise UserError(f"--output={str(path)!r} {wanted} for --format={format}.")
     if format == "png" and (path.is_file() or (path.is_dir() and any(path.iterdir()))):
-        raise UserError(f"--output={str(path)!r} exists: give a new folder, so that no other pictures are among these.")
+        raise UserError(f"--output={str(path)!r} already has files: give a new folder.")
     if path.name in ("", ".."):
         raise UserError(f"--output={output!r} must be the name of a new file or folder.")
     if format != "png" and path.is_dir():
@@ -70,10 +70,10 @@ def choose(output: str | None, format: str | None, *, verb: str) -> Destination:
 
 
 class Sheet(NamedTuple):
-    """Pictures in rows: each row a way from left to right, of faces, attributes or latent dimensions."""
+    """Pictures in rows; each row is a path from left to right."""
 
     images: UInt8[np.ndarray, "rows columns r r 3"]
-    names: Sequence[str]  # of single files: one for each picture, in reading order
+    names: Sequence[str]  # of single files, in reading order
 
 
 def write_sheet(to: Destination, sheet: Sheet, *, frames_per_second: float, loop_back: bool = False) -> None:
@@ -83,10 +83,10 @@ def write_sheet(to: Destination, sheet: Sheet, *, frames_per_second: float, loop
       to: where and how.
       sheet: the pictures.
       frames_per_second: of an animation.
-      loop_back: an animation goes back the way that it came, so that it repeats without a jump.
+      loop_back: an animation also plays backwards, so that it repeats without a jump.
 
     Raises:
-      UserError: more than the format holds, or its library is missing.
+      UserError: more pictures than the format holds, or its library is missing.
     """
     rows, columns = sheet.images.shape[:2]
     if to.format in ANIMATED:
@@ -107,17 +107,17 @@ def write_stream(
     columns: int = 0,
     names: Sequence[str] | None = None,
 ) -> None:
-    """Writes pictures as they come, in memory that does not grow with their number, but for a grid's.
+    """Writes pictures as they are made; only a grid needs memory for all of them.
 
     Args:
       to: where and how.
       batches: of pictures.
-      count: of pictures in all.
+      count: the number of pictures.
       columns: of a grid; 0: a square one.
       names: of single files, without `.png`; by default their numbers.
 
     Raises:
-      UserError: more than the format holds.
+      UserError: the format is an animation.
     """
     with progress_bar(total=count, description=to.path.name) as progress:
         counted = _counted(batches, progress)
@@ -128,23 +128,22 @@ def write_stream(
         elif to.format == "grid":
             _write_grid(to.path, counted, count, columns or int(np.ceil(np.sqrt(count))))
         else:
-            raise UserError(f"--format={to.format}: these pictures have no order to animate: take grid, png or npz.")
+            raise UserError(f"--format={to.format}: these pictures have no order to animate: choose grid, png or npz.")
 
 
 def check_room(to: Destination, *, count: int, resolution: int, any_number: bool = False) -> None:
-    """Raises a UserError, before any work, for more pictures than a grid holds, or than have their latents in memory.
+    """Raises a UserError, before any work, for more pictures than a grid or the memory for their latents holds.
 
     Args:
-      to: where they are written to.
-      count: of pictures.
-      resolution: theirs.
-      any_number: whether latents are made as they are decoded.
+      to: where they are written.
+      count: the number of pictures.
+      resolution: of a picture.
+      any_number: whether latents are made batch by batch.
     """
     if to.format == "grid" and (count > MAX_GRID_FACES or count * resolution**2 > MAX_GRID_PIXELS):
         most = min(MAX_GRID_FACES, MAX_GRID_PIXELS // resolution**2)
         raise UserError(
-            f"{count:,} pictures: one grid holds {most:,} at most: ask for fewer, add --format=npz, or --format=png "
-            "for files."
+            f"{count:,} pictures: one grid holds {most:,} at most: ask for fewer, or add --format=npz or --format=png."
         )
     if count > MAX_SHEET_PICTURES and not any_number:
         raise UserError(f"{count:,} pictures are more than {MAX_SHEET_PICTURES:,}: ask for fewer steps or rows.")
@@ -175,42 +174,42 @@ def _write_npz(path: pathlib.Path, batches: Iterator[np.ndarray], count: int) ->
             member.write(np.ascontiguousarray(batch).data)
             written += len(batch)
         if written != count:
-            raise ValueError(f"{written} pictures where {count} were announced")
+            raise ValueError(f"{written} pictures were written, not {count}")
 
 
 def _write_files(folder: pathlib.Path, batches: Iterator[np.ndarray], names: Sequence[str] | None) -> None:
-    """A folder that is there with all its files or not at all; compressing is done by threads, as it frees the GIL."""
-    aside = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}.tmp")
-    aside.mkdir()
+    """A folder with all its files, or none; threads compress them, which releases the GIL."""
+    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}.tmp")
+    temporary.mkdir()
     threads = available_cpus()
 
     def write(number: int, image: np.ndarray) -> None:
         name = names[number] if names else f"{number:06d}"
-        (aside / f"{name}.png").write_bytes(encode_png(image))
+        (temporary / f"{name}.png").write_bytes(encode_png(image))
 
     try:
         with concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix="png") as executor:
             number, running = 0, list[concurrent.futures.Future[None]]()
             for batch in batches:
-                for future in running:  # of the batch before: no more than two are held
+                for future in running:  # of the previous batch: at most two are in memory
                     future.result()
                 running = [executor.submit(write, number + i, image) for i, image in enumerate(batch)]
                 number += len(batch)
             for future in running:
                 future.result()
         with contextlib.suppress(OSError):
-            folder.rmdir()  # an empty one may be there
-        aside.replace(folder)
+            folder.rmdir()  # an empty folder may exist
+        temporary.replace(folder)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def unique(names: Sequence[str]) -> list[str]:
-    """File names, without an ending, for names of any kind; with a number where two are alike."""
+    """File names without extension for any names; equal ones get a number."""
     seen: dict[str, int] = {}
     result = []
     for name in names:
-        # Too long ones keep their ends, which tell the pictures of one face apart.
+        # Long names keep their ends, in which the pictures of one face differ.
         safe = re.sub(r"[^\w.+-]", "_", name).encode(errors="replace")
         stem = safe[-MAX_NAME_BYTES:].decode(errors="ignore") or "face"
         seen[stem] = seen.get(stem, 0) + 1
@@ -219,14 +218,14 @@ def unique(names: Sequence[str]) -> list[str]:
 
 
 def write_animation(to: Destination, frames: Sequence[UInt8[np.ndarray, "h w 3"]], *, frames_per_second: float) -> None:
-    """Frames as a GIF or WebP that repeats for ever, or as H.264 in an MP4 file.
+    """Writes frames as a GIF or WebP that repeats forever, or as H.264 in an MP4 file.
 
     Raises:
-      UserError: MP4's library is not installed; a WebP's frames are too large.
+      UserError: PyAV is not installed; the frames are too large for WebP.
     """
     if to.format == "webp" and max(frames[0].shape) > MAX_WEBP_SIDE:
         side = max(frames[0].shape)
-        raise UserError(f"--format=webp: a side of {side:,} pixels is more than {MAX_WEBP_SIDE:,}: take gif or mp4.")
+        raise UserError(f"--format=webp: a side of {side:,} pixels is more than {MAX_WEBP_SIDE:,}: choose gif or mp4.")
     with atomic_writer(to.path) as file:
         if to.format == "mp4":
             _write_mp4(file, frames, frames_per_second)
@@ -248,10 +247,10 @@ def _write_mp4(file: BinaryIO, frames: Sequence[np.ndarray], frames_per_second: 
     try:
         import av
     except ImportError as error:
-        raise UserError('MP4 needs PyAV: pip install "facevae-jax[video]", or take .webp or .gif.') from error
+        raise UserError('MP4 needs PyAV: pip install "facevae-jax[video]", or choose .webp or .gif.') from error
     from fractions import Fraction
 
-    height, width = (side + side % 2 for side in frames[0].shape[:2])  # H.264 with 4:2:0 colour needs even sides
+    height, width = (side + side % 2 for side in frames[0].shape[:2])  # H.264 with 4:2:0 color needs even sides
     with av.open(file, "w", format="mp4") as container:
         stream: Any = container.add_stream("libx264", rate=Fraction(frames_per_second).limit_denominator(1000))
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"

@@ -1,4 +1,4 @@
-"""What `python -m facevae_jax.generate VERB` does, each verb a function of a model and a request."""
+"""The verbs of `python -m facevae_jax.generate VERB`, each a function of a model and a request."""
 
 import dataclasses
 import itertools
@@ -9,26 +9,29 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from facevae_jax.errors import UserError, expand_home, make_writable_directory
-from facevae_jax.generation import latent_tables, outputs, sheets
-from facevae_jax.generation.curves import METHOD, curve_of
-from facevae_jax.generation.directions import direction_of
-from facevae_jax.generation.photographs import list_photographs, photograph_blocks, read_faces
-from facevae_jax.generation.trained import Faces, TrainedVAE
-from facevae_jax.latents import arithmetic
-from facevae_jax.latents.curves import Curve
+from facevae_jax.core import pictures
+from facevae_jax.core.errors import UserError, expand_home, make_writable_directory
+from facevae_jax.data.sources.photographs import Faces, list_photographs, photograph_blocks, read_faces
+from facevae_jax.generation import outputs, sheets
+from facevae_jax.inference import Encoded
+from facevae_jax.latents import paths
 from facevae_jax.latents.directions import Direction, EditMethod
-from facevae_jax.latents.priors import PriorName
+from facevae_jax.latents.edit_curves import Curve
+from facevae_jax.latents.priors import DEFAULT
+from facevae_jax.trained import codes
+from facevae_jax.trained.directions import direction_of
+from facevae_jax.trained.edit_curves import METHOD, curve_of
+from facevae_jax.trained.model import TrainedModel
 
-SHOWN_FACES = 24  # that are reconstructed where no number is given
+SHOWN_FACES = 24  # reconstructed by default
 SHOWN_ROWS = 4  # of edits and interpolations
-MAX_ALPHA = 10.0  # standard deviations: beyond, no decoder has seen anything like it
+MAX_ALPHA = 10.0  # standard deviations; a decoder has never seen latents beyond
 SHOWN_DIMENSIONS = 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
-    """The flags of a call; None and () stand for what the verb does by default."""
+    """The flags of a call; None and () stand for the verb's default."""
 
     output: str | None = None
     format: str | None = None
@@ -36,12 +39,12 @@ class Request:
     images: tuple[str, ...] = ()
     split: str | None = None
     rows: tuple[int, ...] = ()
-    prior: PriorName = "gaussian"
+    prior: str = DEFAULT
     temperature: float = 1.0
     seed: int = 0
     posterior: str = "mean"
     steps: int = 8
-    path: arithmetic.Path = "lerp"
+    path: paths.Path = "lerp"
     loop: bool = False
     attributes: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
@@ -52,14 +55,14 @@ class Request:
 
 
 class Start(NamedTuple):
-    """Faces that a verb begins with."""
+    """Faces that a verb starts from."""
 
     latents: Float32[np.ndarray, "n z"]
-    originals: UInt8[np.ndarray, "n r r 3"] | None  # None where they were drawn from a prior
+    originals: UInt8[np.ndarray, "n r r 3"] | None  # None if they were drawn from a prior
     names: tuple[str, ...]
 
 
-def sample(trained: TrainedVAE, request: Request) -> str:
+def sample(trained: TrainedModel, request: Request) -> str:
     """New faces from a prior."""
     count = request.count or 64
     to = outputs.choose(request.output, request.format, verb="sample")
@@ -69,14 +72,14 @@ def sample(trained: TrainedVAE, request: Request) -> str:
     return f"{to.path}: {count:,} faces from step {trained.step:,}, prior {request.prior}"
 
 
-def reconstruct(trained: TrainedVAE, request: Request) -> str:
+def reconstruct(trained: TrainedModel, request: Request) -> str:
     """Photographs, or images of a split, through the encoder and the decoder."""
     to = outputs.choose(request.output, request.format, verb="reconstruct")
     if to.format == "grid":
         faces = _given_faces(trained, request, count=request.count or SHOWN_FACES)
         outputs.check_room(to, count=2 * len(faces.images), resolution=trained.resolution)
         reconstructions = trained.decode(_encode(trained, faces.images, request))
-        pairs = sheets.in_pairs(faces.images, reconstructions)
+        pairs = pictures.in_pairs(faces.images, reconstructions)
         rows, columns = pairs.shape[:2]
         outputs.write_stream(to, pairs, count=rows * columns, columns=columns)
         return f"{to.path}: {len(faces.images)} faces, each row above its reconstructions"
@@ -87,8 +90,8 @@ def reconstruct(trained: TrainedVAE, request: Request) -> str:
     return f"{to.path}: {len(names):,} reconstructions"
 
 
-def encode(trained: TrainedVAE, request: Request) -> str:
-    """Latents of photographs, or of a split with its labels, as .npz or Parquet."""
+def encode(trained: TrainedModel, request: Request) -> str:
+    """Codes of photographs, or of a split with its labels, as .npz or Parquet."""
     output = expand_home(request.output or "latents.npz", name="--output")
     if output.suffix not in (".npz", ".parquet"):
         raise UserError(f"--output={str(output)!r} must end in .npz or .parquet.")
@@ -96,39 +99,42 @@ def encode(trained: TrainedVAE, request: Request) -> str:
         raise UserError(f"--output={str(output)!r} is a folder: give the name of a {output.suffix} file.")
     make_writable_directory(output.parent, name="--output's directory")
     if request.images:
-        table = latent_tables.encode_photographs(trained, request.images)
+        table = codes.encode_photographs(trained.inference, request.images, resolution=trained.resolution)
     else:
-        table = latent_tables.encode_split(trained, request.split or latent_tables.evaluation_split(trained))
+        table = trained.codes.table(request.split or trained.dataset.evaluation_split)
     if request.posterior == "sample":
-        table = table._replace(mean=trained.posterior_sample(table.posterior, seed=request.seed))
-    writer = latent_tables.write_npz if output.suffix == ".npz" else latent_tables.write_parquet
+        draws = trained.posterior_sample(table.posterior, seed=request.seed)
+        table = table._replace(posterior=table.posterior._replace(mean=draws))
+    shaped = (field.reshape(-1, *trained.code_shape) for field in table.posterior)
+    table = table._replace(posterior=Encoded(*shaped))
+    writer = codes.write_npz if output.suffix == ".npz" else codes.write_parquet
     writer(output, table)
     labels = f", {len(table.labels.attributes)} attributes" if table.labels.attributes else ""
-    return f"{output}: {len(table.names):,} latents of {trained.latent_dim} numbers{labels}"
+    return f"{output}: {len(table.names):,} codes of {trained.code_size} numbers{labels}"
 
 
-def interpolate(trained: TrainedVAE, request: Request) -> str:
-    """Ways from face to face: through all photographs, or between pairs of new faces."""
+def interpolate(trained: TrainedModel, request: Request) -> str:
+    """Paths from face to face: through all photographs, or between pairs of new faces."""
     to = outputs.choose(request.output, request.format, verb="interpolate")
-    if _are_given(request):
+    if uses_existing_faces(request):
         start = _start(trained, request, default=SHOWN_ROWS)
         if len(start.latents) < 2:
-            raise UserError(f"{len(start.latents)} face: give two or more to go between.")
-        ways = start.latents[None]
+            raise UserError(f"{len(start.latents)} face: give two or more.")
+        stops = start.latents[None]
     else:
         pairs = request.count or SHOWN_ROWS
-        ways = trained.sample_latents(
+        stops = trained.sample_codes(
             2 * pairs, prior=request.prior, temperature=request.temperature, seed=request.seed
         ).reshape(pairs, 2, -1)
-    pieces = len(ways[0]) - (not request.loop)
-    _check_room(trained, to, len(ways) * (pieces * request.steps + (not request.loop)))
-    rows = [arithmetic.path(stops, request.steps, method=request.path, loop=request.loop) for stops in ways]
-    _write(trained, to, np.stack(rows), request, loop_back=False)  # the way itself leads back
+    pieces = len(stops[0]) - (not request.loop)
+    _check_room(trained, to, len(stops) * (pieces * request.steps + (not request.loop)))
+    rows = [paths.path(row, request.steps, method=request.path, loop=request.loop) for row in stops]
+    _write(trained, to, np.stack(rows), request, loop_back=False)  # the path itself leads back
     return f"{to.path}: {len(rows)} x {len(rows[0])} faces by {request.path}"
 
 
-def morph(trained: TrainedVAE, request: Request) -> str:
-    """Between two photographs, which stand at the ends of the strip, or four, at the corners of a square."""
+def morph(trained: TrainedModel, request: Request) -> str:
+    """Faces between two photographs, at the ends of a strip, or four, at the corners of a square."""
     to = outputs.choose(request.output, request.format, verb="morph")
     start = _start(trained, request, default=0)
     if len(start.latents) not in (2, 4):
@@ -137,17 +143,17 @@ def morph(trained: TrainedVAE, request: Request) -> str:
         )
     if len(start.latents) == 4:
         side = request.steps + 1
-        # An animation goes around the square's corners: its inside has no order.
+        # An animation visits the corners in turn: the square's inside has no order.
         if to.format in outputs.ANIMATED:
             around = start.latents[[0, 1, 3, 2]]
-            latents = arithmetic.path(around, request.steps, method=request.path, loop=True)[None]
+            latents = paths.path(around, request.steps, method=request.path, loop=True)[None]
         else:
             _check_room(trained, to, side**2)
-            latents = arithmetic.square(start.latents, rows=side, columns=side, method=request.path)
+            latents = paths.square(start.latents, rows=side, columns=side, method=request.path)
         _write(trained, to, latents, request, loop_back=False)
         return f"{to.path}: {latents.shape[0]} x {latents.shape[1]} faces between four"
     _check_room(trained, to, request.steps + 3)
-    latents = arithmetic.path(start.latents, request.steps, method=request.path)[None]
+    latents = paths.path(start.latents, request.steps, method=request.path)[None]
     images = sheets.decode_rows(trained, latents)
     if to.format == "grid" and start.originals is not None:
         images = np.concatenate([start.originals[None, :1], images, start.originals[None, 1:]], axis=1)
@@ -156,8 +162,8 @@ def morph(trained: TrainedVAE, request: Request) -> str:
     return f"{to.path}: from {start.names[0]} to {start.names[1]}, {images.shape[1]} pictures"
 
 
-def edit(trained: TrainedVAE, request: Request) -> str:
-    """w_new = w + alpha x eta: faces with more and less of an attribute, a row for each face and attribute."""
+def edit(trained: TrainedModel, request: Request) -> str:
+    """w_new = w + alpha x eta: faces with less and more of an attribute, a row for each face and attribute."""
     if not request.attributes:
         raise UserError("--attribute is missing: name what to edit, such as --attribute=smile or Smiling.")
     check_alphas(request.alphas)
@@ -175,14 +181,15 @@ def edit(trained: TrainedVAE, request: Request) -> str:
     return "\n".join([*lines, f"{to.path}: {len(pairs)} rows, alpha {', '.join(f'{a:g}' for a in request.alphas)}"])
 
 
-def traverse(trained: TrainedVAE, request: Request) -> str:
-    """One latent dimension after another, a row each, those that change the face most first."""
+def traverse(trained: TrainedModel, request: Request) -> str:
+    """One latent dimension in each row, by default those that change the face most."""
     check_alphas(request.alphas)
     to = outputs.choose(request.output, request.format, verb="traverse")
-    if wrong := [d for d in request.dimensions if not 0 <= d < trained.latent_dim]:
-        raise UserError(f"--dimensions={wrong[0]}: the latents have dimensions 0 to {trained.latent_dim - 1}.")
+    if wrong := [d for d in request.dimensions if not 0 <= d < trained.code_size]:
+        raise UserError(f"--dimensions={wrong[0]}: the latents have dimensions 0 to {trained.code_size - 1}.")
     dimensions = request.dimensions or sheets.strongest_dimensions(trained)[: request.count or SHOWN_DIMENSIONS]
-    base = _start(trained, request, default=1).latents[0] if _are_given(request) else trained.mean_latent
+    given = uses_existing_faces(request)
+    base = _start(trained, request, default=1).latents[0] if given else trained.moments.mean.astype(np.float32)
     latents = sheets.traversal(trained, base, dimensions, request.alphas)
     names = [f"dimension_{dimension:03d}_{alpha:+g}" for dimension in dimensions for alpha in request.alphas]
     _write(trained, to, latents, request, names=names, loop_back=request.loop)
@@ -193,7 +200,7 @@ VERBS = {function.__name__: function for function in (sample, reconstruct, inter
 
 
 def check_alphas(alphas: Sequence[float]) -> None:
-    """Raises a UserError for values that no model can show."""
+    """Raises a UserError unless there are values, all within `MAX_ALPHA`."""
     if not alphas:
         raise UserError("--alpha is empty: give one or more numbers, such as --alpha=-2,0,2.")
     if wrong := [alpha for alpha in alphas if not abs(alpha) <= MAX_ALPHA]:
@@ -202,71 +209,73 @@ def check_alphas(alphas: Sequence[float]) -> None:
         )
 
 
-def _edit_of(trained: TrainedVAE, attribute: str, request: Request) -> Direction | Curve:
-    """What moves latents."""
+def _edit_of(trained: TrainedModel, attribute: str, request: Request) -> Direction | Curve:
+    """The direction or curve of an attribute."""
     if request.method == METHOD:
         return curve_of(trained, attribute, keep=request.keep)
     return direction_of(trained, attribute, method=request.method, keep=request.keep)
 
 
-def _given_faces(trained: TrainedVAE, request: Request, *, count: int) -> Faces:
-    """Photographs, all or as many as the request says; or rows of a split: those that are named, else `count`."""
+def _given_faces(trained: TrainedModel, request: Request, *, count: int) -> Faces:
+    """Photographs, at most `request.count`; or rows of a split: the requested ones, else the first `count`."""
     if request.images:
         return read_faces(*list_photographs(request.images)[: request.count], resolution=trained.resolution)
-    split = request.split or latent_tables.evaluation_split(trained)
-    rows = request.rows or range(min(count, latent_tables.split_size(trained, split)))
-    return latent_tables.read_rows(trained, split, list(rows))
+    split = request.split or trained.dataset.evaluation_split
+    rows = request.rows or range(min(count, trained.dataset.sizes.get(split, 0)))
+    return _read_rows(trained, split, list(rows))
 
 
-def _are_given(request: Request) -> bool:
-    """Whether a verb is to begin with faces that there are."""
+def _read_rows(trained: TrainedModel, split: str, rows: list[int]) -> Faces:
+    return Faces(trained.dataset.read_rows(split, rows), tuple(f"{split}_{row}" for row in rows))
+
+
+def uses_existing_faces(request: Request) -> bool:
+    """Whether the request names images, rather than samples."""
     return bool(request.images or request.rows or request.split)
 
 
-def _check_room(trained: TrainedVAE, to: outputs.Destination, count: int) -> None:
+def _check_room(trained: TrainedModel, to: outputs.Destination, count: int) -> None:
     outputs.check_room(to, count=count, resolution=trained.resolution)
 
 
-def _start(trained: TrainedVAE, request: Request, *, default: int) -> Start:
-    """The faces that are named, by their posteriors; new ones, `default` of them, where none is."""
-    if _are_given(request):
+def _start(trained: TrainedModel, request: Request, *, default: int) -> Start:
+    """The requested faces, encoded; without any, `request.count` or `default` new ones."""
+    if uses_existing_faces(request):
         faces = _given_faces(trained, request, count=request.count or max(default, 1))
         return Start(_encode(trained, faces.images, request), faces.images, stems(faces.names))
     count = request.count or default
-    latents = trained.sample_latents(count, prior=request.prior, temperature=request.temperature, seed=request.seed)
+    latents = trained.sample_codes(count, prior=request.prior, temperature=request.temperature, seed=request.seed)
     return Start(latents, None, tuple(f"sample_{number}" for number in range(count)))
 
 
 def stems(names: Sequence[str]) -> tuple[str, ...]:
-    """Names of files without their folders and endings."""
+    """Names of files without folders and extensions."""
     return tuple(pathlib.PurePosixPath(name).stem for name in names)
 
 
-def _encode(trained: TrainedVAE, images: np.ndarray, request: Request, *, first: int = 0) -> np.ndarray:
-    """Latents of images, of which the first is number `first` of those that are drawn for."""
-    posterior = trained.encode(images)
+def _encode(trained: TrainedModel, images: np.ndarray, request: Request, *, first: int = 0) -> np.ndarray:
+    """Latents of images; draws from posteriors are numbered from `first`."""
+    posterior = trained.inference.encode(trained.check_images(images))
     if request.posterior == "mean":
         return posterior.mean
     return trained.posterior_sample(posterior, seed=request.seed, first=first)
 
 
-def _blocks(trained: TrainedVAE, request: Request) -> tuple[tuple[str, ...], Iterator[np.ndarray]]:
-    """Names and images of what is to be reconstructed, a batch at a time."""
+def _blocks(trained: TrainedModel, request: Request) -> tuple[tuple[str, ...], Iterator[np.ndarray]]:
+    """Names of the images to reconstruct, and the images in batches."""
     size = trained.inference.batch_size
     if request.images:
         files = list_photographs(request.images)[: request.count]
         return stems(list(map(str, files))), photograph_blocks(files, resolution=trained.resolution, size=size)
-    split = request.split or latent_tables.evaluation_split(trained)
-    count = request.count or latent_tables.split_size(trained, split)
-    rows = request.rows or range(min(count, latent_tables.split_size(trained, split)))
+    split = request.split or trained.dataset.evaluation_split
+    count = request.count or trained.dataset.sizes.get(split, 0)
+    rows = request.rows or range(min(count, trained.dataset.sizes.get(split, 0)))
     names = tuple(f"{split}_{row}" for row in rows)
-    return names, (
-        latent_tables.read_rows(trained, split, rows[at : at + size]).images for at in range(0, len(rows), size)
-    )
+    return names, (trained.dataset.read_rows(split, list(rows[at : at + size])) for at in range(0, len(rows), size))
 
 
 def _write(
-    trained: TrainedVAE,
+    trained: TrainedModel,
     to: outputs.Destination,
     latents: np.ndarray,
     request: Request,
@@ -277,7 +286,7 @@ def _write(
     rows, columns = latents.shape[:2]
     names = names or [f"row_{row:03d}_{column:03d}" for row in range(rows) for column in range(columns)]
     if to.format in ("png", "npz"):  # as they are decoded
-        flat, size = latents.reshape(-1, trained.latent_dim), trained.inference.batch_size
+        flat, size = latents.reshape(-1, trained.code_size), trained.inference.batch_size
         faces = trained.inference.decode_stream(flat[at : at + size] for at in range(0, len(flat), size))
         outputs.write_stream(to, faces, count=len(flat), names=names)
         return

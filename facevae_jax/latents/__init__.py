@@ -1,1 +1,1 @@
-"""Latent space: priors to draw from."""
+"""Vectors in latent space: priors, paths, attribute directions and curves."""

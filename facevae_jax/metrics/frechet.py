@@ -7,17 +7,17 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float64, UInt8
 
-from facevae_jax.errors import UserError
+from facevae_jax.core.errors import UserError
 
 Extractor = Callable[[UInt8[np.ndarray, "n h w 3"]], Float[np.ndarray, "n d"]]
 KERNEL_IMAGES = 5_000  # of each set, at most: the kernel distance needs a matrix of all pairs
 
 
 def named_extractor(name: str) -> Extractor:
-    """The function that `package.module:function` names, from uint8 images [n, h, w, 3] to features [n, d].
+    """The function at `package.module:function`, from uint8 images [n, h, w, 3] to features [n, d].
 
     Raises:
-      UserError: there is none.
+      UserError: there is no such function.
     """
     module_name, _, attribute = name.partition(":")
     remedy = "give the importable path of a function, such as my_package.my_module:features"
@@ -25,7 +25,7 @@ def named_extractor(name: str) -> Extractor:
         raise UserError(f"--features={name!r}: {remedy}.")
     try:
         found: Any = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:  # the last two of relative and empty names
+    except (ImportError, AttributeError, TypeError, ValueError) as error:  # the last two: relative and empty names
         raise UserError(f"--features={name!r} cannot be imported ({error}): {remedy}.") from error
     if not callable(found):
         raise UserError(f"--features={name!r} is of type {type(found).__name__}: {remedy}.")
@@ -36,15 +36,15 @@ def features_of(extract: Extractor, batches: Iterable[UInt8[np.ndarray, "b h w 3
     """Features of images that come in batches.
 
     Raises:
-      UserError: the function gave something else than a row of finite numbers for each image.
+      UserError: the function does not return a row of finite numbers for each image.
     """
     rows = []
     for images in batches:
         given = np.asarray(extract(images))
         if given.ndim != 2 or len(given) != len(images) or not np.isfinite(given).all():
             raise UserError(
-                f"--features gave an array of shape {list(given.shape)} for {len(images)} images: it must be "
-                f"[{len(images)}, d] of finite numbers."
+                f"--features returned shape {list(given.shape)} for {len(images)} images: it must return finite "
+                f"numbers of shape [{len(images)}, d]."
             )
         rows.append(given.astype(np.float64))
     return np.concatenate(rows)
@@ -54,8 +54,8 @@ def frechet_distance(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"]) -
     """|m_a - m_b|² + tr(C_a + C_b - 2 (C_a C_b)^½) of the Gaussians fitted to two sets of features (Dowson & Landau
     1982; Heusel et al. 2017).
 
-    The trace of the root comes from eigenvalues of the symmetric C_a^½ C_b C_a^½, which are those of C_a C_b: no
-    complex numbers arise, however singular the covariances are.
+    The trace of the root comes from the eigenvalues of the symmetric C_a^½ C_b C_a^½, which are those of C_a C_b, so
+    that singular covariances give no complex numbers.
     """
     mean_a, mean_b = a.mean(axis=0), b.mean(axis=0)
     covariance_a, covariance_b = (np.cov(x.T).reshape(x.shape[1], -1) for x in (a, b))
@@ -69,7 +69,7 @@ def frechet_distance(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"]) -
 def kernel_distance(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"]) -> float:
     """The unbiased squared maximum mean discrepancy with the kernel (xᵀy / d + 1)³ (Binkowski et al. 2018, eq. 4).
 
-    Unlike the Frechet distance it has no bias that shrinks with the number of images; it may be slightly below 0.
+    Unlike the Frechet distance it is unbiased for any number of images, so it may be slightly below 0.
     """
     a, b = a[:KERNEL_IMAGES], b[:KERNEL_IMAGES]
 

@@ -1,7 +1,4 @@
-"""How near a reconstruction is to its image: mean squared error, PSNR, SSIM and MS-SSIM.
-
-Own code, because dm-pix, which has SSIM in JAX, has no MS-SSIM.
-"""
+"""Scores of reconstructions: mean squared error, PSNR, SSIM and MS-SSIM, which dm-pix lacks."""
 
 import functools
 import math
@@ -16,11 +13,11 @@ WINDOW = 11  # pixels along one side of the Gaussian window, and its standard de
 SIGMA = 1.5
 C1, C2 = 0.01**2, 0.03**2  # of pixels in [0, 1]
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # the finest scale first (Wang, Simoncelli & Bovik 2003)
-# Means under the window are products of matrices with a band, of so many rows and images that they stay in the cache:
-# measured, a quarter of the time of shifted sums.
+# Means under the window are products with banded matrices, of few rows and images at a time so that they fit the cache:
+# a quarter of the time of shifted sums.
 ROWS_AT_ONCE = 24
 IMAGES_AT_ONCE = 4
-SMALLEST_ERROR = 1e-10  # PSNR of an image that is met exactly is 100 dB, not infinite
+SMALLEST_ERROR = 1e-10  # the PSNR of an exact reconstruction is 100 dB, not infinite
 
 
 class ImageScores(NamedTuple):
@@ -45,14 +42,14 @@ def psnr(mse: Float[Array, " b"]) -> Float[Array, " b"]:
 
 
 def scales(resolution: int) -> int:
-    """Scales of MS-SSIM, each half the one before, on which the window fits into the image: five from 176 pixels on."""
+    """Scales of MS-SSIM, each half the previous one, that the window fits into: five from 176 pixels on."""
     return max(1, sum(resolution >> scale >= WINDOW for scale in range(len(SCALE_WEIGHTS))))
 
 
 def ms_ssim_parts(
     images: Float[Array, "b h w c"], others: Float[Array, "b h w c"]
 ) -> tuple[Float[Array, "s b"], Float[Array, "s b"]]:
-    """SSIM, and its factors of contrast and structure alone, on each scale."""
+    """SSIM, and its contrast-structure factor alone, on each scale."""
 
     def of_few(pair: tuple[Array, Array]) -> tuple[Array, Array]:
         parts = []
@@ -69,20 +66,20 @@ def ms_ssim_parts(
 
 
 def combine_scales(whole: Float[Array, "s b"], contrasts: Float[Array, "s b"]) -> Float[Array, " b"]:
-    """MS-SSIM: contrast and structure of all scales and the luminance of the last, each to the power of its weight.
+    """MS-SSIM: contrast-structure factors of all scales and the luminance of the last, each to the power of its weight.
 
-    Where fewer than five scales fit, the weights of those that do are scaled to a sum of 1.
+    With fewer than five scales, their weights are scaled to a sum of 1.
     """
     weights = np.array(SCALE_WEIGHTS[: len(whole)]) / sum(SCALE_WEIGHTS[: len(whole)])
     factors = jnp.concatenate([contrasts[:-1], whole[-1:]])
-    return jnp.prod(jnp.maximum(factors, 0.0) ** weights[:, None], axis=0)  # negative: structures that are opposite
+    return jnp.prod(jnp.maximum(factors, 0.0) ** weights[:, None], axis=0)  # negative for opposite structures
 
 
 def _similarity(
     a: Float[Array, "b h w c"], b: Float[Array, "b h w c"]
 ) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
     """Means over positions and channels of SSIM and of its contrast-structure factor (Wang et al. 2004, eq. 13)."""
-    # One map after the other: beside each other in a pixel's channels they took a quarter longer.
+    # Stacked as images: stacked as channels they took a quarter longer.
     maps = _blur(jnp.concatenate([a, b, a * a + b * b, a * b]))
     mean_a, mean_b, squares, product = jnp.split(maps, 4)
     mean_product, mean_squares = mean_a * mean_b, mean_a * mean_a + mean_b * mean_b
@@ -93,7 +90,7 @@ def _similarity(
 
 @functools.cache
 def _band(rows: int) -> Float[np.ndarray, "rows rows+10"]:
-    """The Gaussian window, one position further in each row."""
+    """The Gaussian window, shifted by one position in each row."""
     weights = np.exp(-0.5 * np.square((np.arange(WINDOW) - WINDOW // 2) / SIGMA))
     band = np.zeros((rows, rows + WINDOW - 1), np.float32)
     for row in range(rows):
@@ -102,14 +99,14 @@ def _band(rows: int) -> Float[np.ndarray, "rows rows+10"]:
 
 
 def _blur(x: Float[Array, "b h w c"]) -> Float[Array, "b w2 h2 c"]:
-    """Weighted means under the window, where it fits into the image: down, then across, which transposes the image."""
+    """Weighted means under the window, without padding: vertically, then horizontally, which transposes the image."""
     for _ in range(2):
         batch, height, width, channels = x.shape
         size = height - WINDOW + 1
         rows = min(ROWS_AT_ONCE, size)
         flat, parts = x.reshape(batch, height, -1), []
         for at in range(0, size, rows):
-            start = min(at, size - rows)  # the last rows overlap the ones before, so that all parts are alike
+            start = min(at, size - rows)  # the last part overlaps the previous one, so that all have one shape
             window = flat[:, start : start + rows + WINDOW - 1]
             part = jnp.einsum("ok,bkm->bom", _band(rows), window, precision=jax.lax.Precision.HIGHEST)
             parts.append(part[:, at - start :])

@@ -1,4 +1,4 @@
-"""FID and KID by torch-fidelity, whose figures are the field's reference; needs the extra `fid`."""
+"""FID and KID by torch-fidelity, the field's reference; needs the extra `fid`."""
 
 import hashlib
 import pathlib
@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from facevae_jax.errors import UserError
+from facevae_jax.core.errors import UserError
 
 EXTRACTOR = "inception-v3-compat"  # TensorFlow's weights of 2015, and its resizing, bilinear to 299x299
-WEIGHTS_SHA256 = "6726825d"  # the first digits, which the file's published name holds
+WEIGHTS_SHA256 = "6726825d"  # its first digits, as in the file's published name
 KERNEL_SUBSET = 1_000  # images of each of KID's subsets, torch-fidelity's default
 
 
 def check_installed() -> None:
-    """Raises a UserError unless torch-fidelity is there."""
+    """Raises a UserError unless torch-fidelity is installed."""
     try:
         import torch_fidelity  # noqa: F401
     except ImportError as error:
@@ -24,7 +24,7 @@ def check_installed() -> None:
 
 
 def check_weights(path: pathlib.Path) -> None:
-    """Raises a UserError unless the file is the one that torch-fidelity downloads: a pickle, which can run anything."""
+    """Raises a UserError unless the file is the one that torch-fidelity downloads: a pickle could run any code."""
     try:
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
@@ -49,22 +49,22 @@ def fidelity(
     """FID and KID of two sets of `count` images, uint8 [b, h, w, 3] in batches.
 
     Args:
-      made: by the model.
-      real: of the data.
-      count: images of each.
+      made: images of the model.
+      real: images of the data.
+      count: images of each set.
       resolution: pixels along one side.
       weights: the extractor's; None: torch-fidelity downloads them.
-      extractor: a name that is registered with torch-fidelity.
+      extractor: a name registered with torch-fidelity.
 
     Raises:
-      UserError: torch-fidelity is not installed, or cannot get its weights.
+      UserError: torch-fidelity is not installed, or cannot download its weights.
     """
     check_installed()
     import torch
     import torch_fidelity
 
     class Images(torch.utils.data.Dataset[Any]):
-        """uint8 [3, h, w] tensors of a file that is mapped into memory."""
+        """uint8 [3, h, w] tensors of a memory-mapped file."""
 
         def __init__(self, batches: Iterable[np.ndarray], path: pathlib.Path) -> None:
             self._images = np.lib.format.open_memmap(path, "w+", np.uint8, (count, resolution, resolution, 3))
@@ -99,7 +99,7 @@ def fidelity(
             )
         except OSError as error:  # of urllib: no network
             raise UserError(
-                f"torch-fidelity cannot get its weights ({error}): give them as --inception_weights=PATH."
+                f"torch-fidelity cannot download its weights ({error}): give --inception_weights=PATH."
             ) from error
     return {
         "fid": float(found["frechet_inception_distance"]),

@@ -1,4 +1,4 @@
-"""How smooth and how lifelike the way from one face to another is, by features of any network."""
+"""How smooth the paths from one face to another are, by features of any network."""
 
 from typing import NamedTuple
 
@@ -8,19 +8,18 @@ from jaxtyping import Float
 SMALLEST_DISTANCE = 1e-12
 
 
-class Ways(NamedTuple):
-    """Of ways of some pictures each, means over them; both are 1 of a straight way at a constant pace."""
+class PathScores(NamedTuple):
+    """Means over some paths; both are 1 for a straight path at a constant pace."""
 
-    length: float  # the sum of the steps to the distance of the ends: above 1, the way leaves the straight line
-    largest_step: float  # to the mean step: above 1, the change comes in a jump
+    length: float  # sum of the steps / distance of the ends; above 1: the path leaves the straight line
+    largest_step: float  # largest / mean step; above 1: the change comes in a jump
 
 
-def ways(features: Float[np.ndarray, "n k d"]) -> Ways | None:
-    """Scores of `n` ways of `k` pictures each, from the features of the pictures.
+def path_scores(features: Float[np.ndarray, "n k d"]) -> PathScores | None:
+    """Scores of `n` paths of `k` pictures each, from the features of the pictures.
 
-    The steps are those of the perceptual path length (Karras et al. 2019, section 4.1) taken over a whole way instead
-    of at a point, so that they say how evenly it is passed. A way whose ends have the same features is left out;
-    None where all have.
+    The steps are those of the perceptual path length (Karras et al. 2019, section 4.1) over a whole path instead of at
+    a point. A path whose ends have equal features is left out; None if there is no other.
     """
     steps = np.linalg.norm(np.diff(features, axis=1), axis=2)
     distance = np.linalg.norm(features[:, -1] - features[:, 0], axis=1)
@@ -28,7 +27,7 @@ def ways(features: Float[np.ndarray, "n k d"]) -> Ways | None:
     if not moved.any():
         return None
     steps, distance = steps[moved], distance[moved]
-    return Ways(
+    return PathScores(
         length=float(np.mean(steps.sum(axis=1) / distance)),
         largest_step=float(np.mean(steps.max(axis=1) / steps.mean(axis=1))),
     )

@@ -1,4 +1,4 @@
-"""The likelihood of images: the evidence lower bound, and the tighter importance-weighted one."""
+"""The importance-weighted bound on the likelihood of images (Burda et al. 2016), tighter than the ELBO."""
 
 import functools
 import itertools
@@ -11,79 +11,62 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, Shaped
 
-from facevae_jax.errors import UserError
-from facevae_jax.latents.priors import normal_by_index
-from facevae_jax.models.inference import Encoded, Inference
-from facevae_jax.models.vae import VAE, Decoded, Posterior, to_unit
-from facevae_jax.progress import progress_bar
-from facevae_jax.random import named_key
+from facevae_jax.core import random
+from facevae_jax.core.errors import UserError
+from facevae_jax.core.progress import progress_bar
+from facevae_jax.inference import Inference
+from facevae_jax.models.api import Model, to_unit
+from facevae_jax.models.likelihoods import GaussianLikelihood
+from facevae_jax.objective import log_ratio
 
 SEED = 0  # of the noise: the same at every evaluation, so that models compare
 
 
-def log_likelihood(
-    targets: Float[Array, "*b h w c"], decoded: Decoded, variance: Float[Array, "*b"]
-) -> Float[Array, "*b"]:
-    """log p(x | z), nats: of the decoder's distribution, or of N(x'(z), variance), a density over pixels in [0, 1]."""
-    if decoded.distribution is not None:
-        return decoded.distribution.log_probability(targets)
-    dimensions = math.prod(targets.shape[-3:])
-    error = jnp.sum(jnp.square(targets - decoded.images), axis=(-3, -2, -1))
-    return -0.5 * (dimensions * jnp.log(2.0 * jnp.pi * variance) + error / variance)
-
-
 class Draws(NamedTuple):
-    """Images, from whose posteriors latents are drawn."""
+    """Images, and the numbers of the draws from their posteriors."""
 
     images: Shaped[ArrayLike, "b h w c"]
-    mean: Float[ArrayLike, "b z"]
-    log_variance: Float[ArrayLike, "b z"]
-    rows: Int[ArrayLike, " b"]  # of the images in their split, which with the number of the draw decide the noise
+    rows: Int[ArrayLike, " b"]  # of the images in their split; row and draw number decide the noise
     first: Int[ArrayLike, " b"]  # number of the first draw
     variance: Float[ArrayLike, " b"]  # of the decoder's Gaussian, if it is one
 
 
-def log_weights(model: VAE, variables: Any, given: Draws, *, count: int) -> Float[Array, "b k"]:
+def log_weights(
+    model: Model, variables: Any, given: Draws, *, count: int, likelihood: GaussianLikelihood
+) -> Float[Array, "b k"]:
     """log p(x | z) p(z) / q(z | x) of `count` draws z from each posterior (Burda et al. 2016, eq. 8)."""
-    mean, log_variance, variance = (jnp.asarray(x)[:, None] for x in (given.mean, given.log_variance, given.variance))
-    key = named_key(SEED, "importance")
-
-    def draw(row: Any, first: Any) -> Array:
-        return normal_by_index(jax.random.fold_in(key, row), first + jnp.arange(count), mean.shape[-1])
-
-    noise = jax.vmap(draw)(given.rows, given.first)
-    latents = Posterior(mean, log_variance).sample(noise)
-    decoded: Any = model.apply(variables, latents.reshape(-1, latents.shape[-1]), method="describe")
-    decoded = jax.tree.map(lambda leaf: leaf.reshape(*latents.shape[:2], *leaf.shape[1:]), decoded)
-    # log p(z) - log q(z | x): the factors of 2 pi cancel.
-    ratio = 0.5 * jnp.sum(jnp.square(noise) + log_variance - jnp.square(latents), axis=-1)
-    return log_likelihood(to_unit(jnp.asarray(given.images))[:, None], decoded, variance) + ratio
+    key = random.named_key(SEED, "importance")
+    keys = jax.vmap(lambda row, first: random.keys_of(jax.random.fold_in(key, row), first + jnp.arange(count)))
+    images, variance = (jnp.repeat(jnp.asarray(x), count, axis=0) for x in (given.images, given.variance))
+    output = model.apply(variables, images, keys(given.rows, given.first).reshape(-1), train=False)
+    weights = likelihood.log_prob(to_unit(images), output.decoded, variance) + log_ratio(output)
+    return weights.reshape(-1, count)
 
 
 @functools.lru_cache(maxsize=8)
-def _weigher(count: int) -> Callable[..., Any]:
-    """One function for each count, by which compiled programs are found again."""
-    return functools.partial(log_weights, count=count)
+def _weigher(count: int, likelihood: GaussianLikelihood) -> Callable[..., Any]:
+    """One function object for each count and likelihood, so that it is compiled once."""
+    return functools.partial(log_weights, count=count, likelihood=likelihood)
 
 
 def importance_bounds(
     inference: Inference,
     images: Shaped[np.ndarray, "n h w c"],
-    posterior: Encoded,
     *,
+    likelihood: GaussianLikelihood,
     variance: float,
     draws: Sequence[int],
 ) -> dict[int, Float[np.ndarray, " n"]]:
     """log 1/K sum of K importance weights for each image and each K of `draws`, nats; K = 1 is the ELBO.
 
-    All come from the same draws, which a smaller K divides into groups whose bounds are averaged. So the bound of a
-    larger K is never below that of a smaller one, by Jensen's inequality, whatever the draws.
+    All K use the same draws; a smaller K splits them into groups, whose bounds are averaged. So, by Jensen's
+    inequality, the bound of a larger K is never below that of a smaller one, whatever the draws.
 
     Args:
       inference: with the model.
       images: rows 0 to n - 1 of a split.
-      posterior: theirs.
-      variance: of the decoder's Gaussian; one that gives a distribution itself does without.
+      likelihood: of the decoder.
+      variance: of the decoder's Gaussian, if it is one.
       draws: values of K, each a multiple of the one before.
 
     Raises:
@@ -91,20 +74,19 @@ def importance_bounds(
     """
     check_draws(draws)
     most, size = draws[-1], min(inference.batch_size, len(images))
-    # No more latents at once than a batch: pictures of several batches leave the cache before they are compared.
+    # At most one batch of codes at a time: more pictures would leave the cache before they are compared.
     each = next(count for count in range(inference.batch_size // size, 0, -1) if most % count == 0)
     numbers = range(0, most, each)
 
     def batches() -> Iterator[Draws]:
         for at, first in itertools.product(range(0, len(images), size), numbers):
             rows = np.arange(at, min(at + size, len(images)))
-            of_each = np.full(len(rows), first), np.full(len(rows), variance, np.float32)
-            yield Draws(images[rows], posterior.mean[rows], posterior.log_variance[rows], rows, *of_each)
+            yield Draws(images[rows], rows, np.full(len(rows), first), np.full(len(rows), variance, np.float32))
 
     found: list[Any] = []
     with progress_bar(total=len(images) * most, description="importance", unit="draw") as progress:
         part: list[np.ndarray] = []
-        for weights in inference.map_stream(_weigher(each), batches()):
+        for weights in inference.map_stream(_weigher(each, likelihood), batches()):
             part.append(weights)
             progress.update(weights.size)
             if len(part) == len(numbers):
@@ -117,8 +99,8 @@ def check_draws(draws: Sequence[int]) -> None:
     """Raises a UserError unless each of `draws` is positive and a multiple of the one before."""
     if not draws or draws[0] < 1 or any(b % a or b <= a for a, b in itertools.pairwise(draws)):
         raise UserError(
-            f"--importance_samples={','.join(map(str, draws))} must be growing numbers, each a multiple of the one "
-            "before, such as 1,10,100,1000."
+            f"--importance_samples={','.join(map(str, draws))} must increase, each a multiple of the previous one, "
+            "such as 1,10,100,1000."
         )
 
 

@@ -1,7 +1,8 @@
-"""Everything that is measured about a trained model on a split, as one JSON-able record."""
+"""Scores of a trained model on a split, as one record for JSON."""
 
+import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,87 +10,88 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, Shaped
 
-from facevae_jax.data.batches import gather_rows
-from facevae_jax.data.pixels import open_split
-from facevae_jax.generation import fitting, latent_tables
-from facevae_jax.generation.trained import TrainedVAE
-from facevae_jax.latents.priors import PriorName, moments_of, normal_by_index
-from facevae_jax.metrics import images, latents, likelihood
+from facevae_jax.core.progress import progress_bar
+from facevae_jax.core.random import keys_of, named_key
+from facevae_jax.data.feed import gather_rows
+from facevae_jax.inference import Encoded, decode_distribution, encode
+from facevae_jax.latents.moments import moments_of
+from facevae_jax.latents.priors import STANDARD
+from facevae_jax.latents.priors.base import Prior, log_density, normal_by_index
+from facevae_jax.metrics import images, latents
 from facevae_jax.metrics.images import ImageScores
-from facevae_jax.metrics.likelihood import SEED
-from facevae_jax.models.inference import Encoded
-from facevae_jax.models.vae import VAE, Posterior, to_unit
-from facevae_jax.objective import bits_per_dim
-from facevae_jax.progress import progress_bar
-from facevae_jax.random import named_key
+from facevae_jax.metrics.likelihood import SEED, check_draws, importance_bounds
+from facevae_jax.models.api import Gaussian, Model, to_unit
+from facevae_jax.models.likelihoods import GaussianLikelihood, PixelTerms
+from facevae_jax.objective import bits_per_dim, image_terms
+from facevae_jax.trained.model import TrainedModel
 
 DRAWS = (1, 10, 100)  # of the importance-weighted bound
-BOUND_IMAGES = 256  # that it is computed for
+BOUND_IMAGES = 256  # with that bound
+RATED = 4_096  # codes that a prior's rate is computed from, at most
 
 
 class Measured(NamedTuple):
-    """What one batch gives, a row for each image."""
+    """Results for one batch, a row for each image."""
 
-    posterior: Posterior
+    posterior: Gaussian  # of the flat code
     scores: ImageScores  # of the reconstruction from the posterior's mean
-    distortion: Float[Array, " b"]  # of one draw: -log p(x | z), nats
-    squared_error: Float[Array, " b"]  # of that draw's reconstruction, the mean per pixel value
+    pixels: PixelTerms  # of one draw
+    rates: Float[Array, "b g"]  # KL of each group of latents, nats
 
 
 class Given(NamedTuple):
     """Images to measure."""
 
     pixels: Shaped[ArrayLike, "b h w c"]
-    rows: Int[ArrayLike, " b"]  # in their split, which decide the draws
-    variance: Float[ArrayLike, " b"]  # of the decoder's Gaussian, if it is one
+    rows: Int[ArrayLike, " b"]  # in their split; row numbers decide the draws
 
 
-def measure(model: VAE, variables: Any, given: Given) -> Measured:
-    """Encodes, and decodes twice: from the mean and from a draw, which depends on the image's row alone."""
-    pixels, rows, variance = (jnp.asarray(x) for x in given)
+def measure(model: Model, variables: Any, given: Given, *, likelihood: GaussianLikelihood) -> Measured:
+    """Decodes twice: from the mean of the code, and from a draw that depends only on the image's row."""
+    pixels, rows = (jnp.asarray(x) for x in given)
     targets = to_unit(pixels)
-    posterior: Any = model.apply(variables, pixels, method="encode")
-    noise = normal_by_index(named_key(SEED, "evaluate"), rows, posterior.mean.shape[1])
-    of_mean: Any = model.apply(variables, posterior.mean, method="decode")
-    of_draw: Any = model.apply(variables, posterior.sample(noise), method="describe")
-    distortion = -likelihood.log_likelihood(targets, of_draw, variance)
-    error = jnp.mean(jnp.square(targets - of_draw.images), axis=(1, 2, 3))
-    return Measured(posterior, images.image_scores(targets, of_mean), distortion, error)
+    posterior = encode(model, variables, pixels)
+    of_mean = decode_distribution(model, variables, posterior.mean).mean
+    output = model.apply(variables, pixels, keys_of(named_key(SEED, "evaluate"), rows), train=False)
+    terms = image_terms(targets, output, likelihood)
+    rates = [jnp.sum(kl.reshape(len(kl), -1), axis=1) for kl in terms.kl]
+    stacked = jnp.stack(rates, axis=1) if rates else jnp.zeros((len(rows), 0))
+    return Measured(posterior, images.image_scores(targets, of_mean), terms.pixels, stacked)
 
 
 def evaluate(
-    trained: TrainedVAE,
+    trained: TrainedModel,
     split: str = "",
     *,
     draws: Sequence[int] = DRAWS,
     bound_images: int = BOUND_IMAGES,
-    priors: Sequence[PriorName] = ("standard",),
+    priors: Sequence[str] = (STANDARD,),
 ) -> dict[str, Any]:
     """Scores of a model on a whole split; every image counts once, whatever the batch size.
 
     Args:
       trained: the model.
-      split: `train` or `validation`; empty: the one that the run was evaluated on.
+      split: `train`, `validation` or `test`; empty: the one that the run was evaluated on.
       draws: values of K for the importance-weighted bound, each a multiple of the one before; () for none.
-      bound_images: for how many images it is computed, the split's first ones.
-      priors: whose rates are given.
+      bound_images: images that it is computed for, the first of the split.
+      priors: names of the priors whose rates are computed.
 
     Raises:
-      UserError: the data are not there, or have no such split.
+      UserError: the data cannot be read, or have no such split.
     """
     if draws:
-        likelihood.check_draws(draws)
-    split = split or latent_tables.evaluation_split(trained)
-    pixels = open_split(trained.config.data, split)
+        check_draws(draws)
+    split = split or trained.dataset.evaluation_split
+    pixels = trained.dataset.images(split)
     measured = _measure_all(trained, pixels)
     posterior = Encoded(*measured.posterior)
     record: dict[str, Any] = {
         "step": trained.step,
-        "data": trained.config.data.name,
+        "data": trained.dataset.name,
         "split": split,
         "images": len(pixels),
         "resolution": trained.resolution,
-        "latent_dim": trained.latent_dim,
+        "code_shape": list(trained.code_shape),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(trained.variables["params"])),
         "reconstruction": {
             **{name: float(values.mean(dtype=np.float64)) for name, values in measured.scores._asdict().items()},
@@ -97,69 +99,84 @@ def evaluate(
         },
         "latents": {
             "active_units": latents.active_units(posterior),
-            "aggregate_kl_to_prior": latents.gaussian_kl_to_prior(*moments_of(*posterior)),
+            "aggregate_kl_to_prior": latents.gaussian_kl_to_prior(moments_of(*posterior)),
         },
     }
-    if trained.config.model.kind != "vae":  # a code that is a point has no density to speak of
+    if not measured.rates.shape[1]:  # without a KL divergence there is no ELBO
         return record
-    kl = latents.kl_by_dimension(posterior)
-    record["latents"]["kl_by_dimension"] = kl.tolist()
-    record["likelihood"] = _elbo(trained, measured, kl, dimensions=pixels[0].size)
-    record["rates"] = {name: fitting.rate(trained, name, posterior) for name in priors}
+    record["latents"]["kl_by_dimension"] = latents.kl_by_dimension(posterior).tolist()
+    record["likelihood"] = _elbo(trained, measured)
+    record["rates"] = {name: rate(trained, trained.prior(name), posterior) for name in priors}
     if draws:
-        first = slice(min(bound_images, len(pixels)))
-        bounds = likelihood.importance_bounds(
-            trained.inference,
-            gather_rows(pixels, np.arange(first.stop)),
-            Encoded(*(field[first] for field in posterior)),
-            variance=trained.variance,
-            draws=draws,
+        first = gather_rows(pixels, np.arange(min(bound_images, len(pixels))))
+        bounds = importance_bounds(
+            trained.inference, first, likelihood=trained.likelihood, variance=trained.variance, draws=draws
         )
         means = {str(count): -float(values.mean()) for count, values in bounds.items()}
-        record["importance"] = {"images": first.stop, "bounds": means}
+        record["importance"] = {"images": len(first), "bounds": means}
     return record
 
 
-def _elbo(trained: TrainedVAE, measured: Measured, kl: Float[np.ndarray, " z"], *, dimensions: int) -> dict[str, float]:
-    """Rate and distortion, nats, and their sum; of a Gaussian its variance, of a probability bits per pixel value.
+def rate(trained: TrainedModel, prior: Prior, posterior: Encoded) -> float:
+    """KL(q(code | x) || prior) in nats, estimated from one draw for each of at most `RATED` images.
 
-    And one likelihood that models compare by whatever they were trained with: a Gaussian of the variance that is best.
+    For N(0, I) it is the KL of the loss, up to the noise of the draws. The better a prior describes the codes, the
+    lower its rate; the negative ELBO with that prior is the distortion plus its rate.
     """
-    distortion, error = (float(x.mean(dtype=np.float64)) for x in (measured.distortion, measured.squared_error))
-    rate = float(kl.sum(dtype=np.float64))
-    found = {"distortion": distortion, "rate": rate, "negative_elbo": distortion + rate}
+    mean, log_variance = (field[:RATED] for field in posterior)
+    noise = np.asarray(normal_by_index(named_key(SEED, "rate"), np.arange(len(mean)), trained.code_size))
+    codes = mean + np.exp(0.5 * log_variance) * noise
+    entropy_term = -0.5 * np.sum(np.square(noise) + log_variance + np.log(2 * np.pi), axis=1)
+    return float(np.mean(entropy_term - np.asarray(log_density(prior, codes))))
+
+
+def _elbo(trained: TrainedModel, measured: Measured) -> dict[str, Any]:
+    """Rate, distortion and their sum in nats; the variance of a Gaussian, or bits per pixel value of a discrete one.
+
+    The negative ELBO with a Gaussian of the best variance compares models with different likelihoods.
+    """
+    means = PixelTerms(*(jnp.asarray(x.mean(dtype=np.float64)) for x in measured.pixels))
+    distortion = float(trained.likelihood.nll(means, jnp.asarray(trained.variance)))
+    rates = measured.rates.mean(axis=0, dtype=np.float64)
+    rate, error, dimensions = float(rates.sum()), float(means.squared_error), trained.likelihood.dimensions
+    found: dict[str, Any] = {"distortion": distortion, "rate": rate, "negative_elbo": distortion + rate}
+    if len(rates) > 1:
+        found["rates"] = rates.tolist()
     found["best_variance"] = error
     found["negative_elbo_at_best_variance"] = 0.5 * dimensions * (math.log(2 * math.pi * error) + 1) + rate
-    if trained.config.objective.is_discrete:
+    if trained.likelihood.discrete:
         return found | {"bits_per_dim": bits_per_dim(distortion + rate, dimensions=dimensions, discrete=True)}
     return found | {"variance": trained.variance}
 
 
-def _measure_all(trained: TrainedVAE, pixels: np.ndarray) -> Any:
-    size = trained.inference.batch_size
+@functools.lru_cache(maxsize=8)
+def _measurer(likelihood: GaussianLikelihood) -> Callable[..., Measured]:
+    """One function object for each likelihood, so that it is compiled once."""
+    return functools.partial(measure, likelihood=likelihood)
 
+
+def _measure_all(trained: TrainedModel, pixels: np.ndarray) -> Any:
     def batches() -> Iterator[Given]:
-        for at in range(0, len(pixels), size):
-            rows = np.arange(at, min(at + size, len(pixels)))
-            yield Given(gather_rows(pixels, rows), rows, np.full(len(rows), trained.variance, np.float32))
+        for rows in trained.inference.batches(np.arange(len(pixels))):
+            yield Given(gather_rows(pixels, rows), rows)
 
     parts = []
     with progress_bar(total=len(pixels), description="evaluating") as progress:
-        for part in trained.inference.map_stream(measure, batches()):
+        for part in trained.inference.map_stream(_measurer(trained.likelihood), batches()):
             parts.append(part)
-            progress.update(len(part.distortion))
+            progress.update(len(part.rates))
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
 
 def table(record: dict[str, Any]) -> str:
-    """A record as lines to read."""
+    """A record as lines of text."""
     head = f"{record['data']}, {record['split']} split, {record['images']:,} images at {record['resolution']}x"
     lines = [f"{head}{record['resolution']}, step {record['step']:,}"]
     return "\n".join([*lines, *(f"  {name:<24}{value:>14}  {note}" for name, value, note in figures(record))])
 
 
 def figures(record: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """What a record says: the name of each score, its value, and its unit or what it is of."""
+    """The scores of a record: name, value, and unit or explanation."""
     made, codes = record["reconstruction"], record["latents"]
     rows: list[tuple[str, float, str, str]] = [
         ("MSE", made["mse"], ".6f", "pixels from 0 to 1; of the posterior mean's reconstruction"),
@@ -174,7 +191,7 @@ def figures(record: dict[str, Any]) -> list[tuple[str, str, str]]:
         of = "a probability of 8-bit pixels" if discrete else "a density over pixels from 0 to 1"
         rows += [
             ("Distortion", nats["distortion"], ",.1f", f"nats; {decoder}, one draw"),
-            ("Rate", nats["rate"], ",.2f", "nats; KL(q(z|x) || N(0, I))"),
+            ("Rate", nats["rate"], ",.2f", "nats; KL(q(z|x) || p(z)), of all groups of latents"),
             ("-ELBO", nats["negative_elbo"], ",.1f", f"nats; of {of}"),
         ]
         if discrete:
@@ -189,12 +206,12 @@ def figures(record: dict[str, Any]) -> list[tuple[str, str, str]]:
             for count, value in record["importance"]["bounds"].items()
         ]
     rows += [
-        ("Active units", codes["active_units"], ",.0f", f"of {record['latent_dim']}"),
+        ("Active units", codes["active_units"], ",.0f", f"of {math.prod(record['code_shape'])}"),
         ("Aggregate KL", codes["aggregate_kl_to_prior"], ",.2f", "nats; of the latents' moments to N(0, I)"),
         *(
             (f"Rate, {name}", value, ",.2f", "nats; KL to this prior")
             for name, value in record.get("rates", {}).items()
-            if name != "standard"
+            if name != STANDARD
         ),
     ]
     for key, of in (("features", "by the features"), ("inception", "by Inception's")):

@@ -2,7 +2,7 @@
 
 A convolution as a matrix product reads patches that are k x k / 4 times its input. Those of a whole batch are written
 to memory and read back, which takes longer than the arithmetic; those of a few images never leave the cache. The
-gradient goes through the same blocks and computes what is cheap (normalisation, activation, patches) again instead of
+gradient goes through the same blocks and computes what is cheap (normalization, activation, patches) again instead of
 keeping it, so a layer's only residuals are its input and its output.
 """
 
@@ -23,14 +23,10 @@ Layer = Callable[[Any, Array, Any], Array]
 
 
 class Moments(NamedTuple):
-    """Per-channel sums over images, rows and columns, in float32: the statistics of batch normalisation in one pass."""
+    """Per-channel sums over images, rows and columns, in float32: the statistics of batch normalization in one pass."""
 
     total: Float[Array, " f"]
     square: Float[Array, " f"]
-
-    def over(self, axis: str) -> "Moments":
-        """The sums over all devices along a mesh axis, exchanged as one array."""
-        return Moments(*lax.psum(jnp.stack(self), axis))
 
 
 class Grid(NamedTuple):
@@ -44,7 +40,7 @@ class Grid(NamedTuple):
 def apply_layer(
     layer: Layer, shared: Any, x: Shaped[Array, "b ..."], extras: Any, *, block: int, moments: bool
 ) -> tuple[Float[Array, "b h w f"], Moments | None]:
-    """`layer` of a batch and, with `moments`, those of what it gives.
+    """`layer` of a batch and, with `moments`, the moments of its output.
 
     Args:
       layer: a function of (shared, some images' x, their extras); it must not hold traced arrays itself.
@@ -65,6 +61,11 @@ def block_size(batch: int, *, image_bytes: int) -> int:
     return next(
         size for size in range(batch, 0, -1) if batch % size == 0 and (size * image_bytes <= BLOCK_BYTES or size == 1)
     )
+
+
+def by_channel(values: Float[Array, " c"], x: Shaped[Array, "... c"]) -> Float[Array, "... c"]:
+    """One value for each channel of `x`, with as many axes: ranks are never promoted silently."""
+    return values.reshape(*[1] * (x.ndim - 1), -1)
 
 
 def _moments(y: Float[Array, "b h w f"]) -> Moments:
@@ -104,7 +105,8 @@ def _backward(layer: Layer, grid: Grid, residuals: Any, gradients: tuple[Array, 
 
     def one(sums: Any, x: Array, extras: Any, y: Array | None, of_y: Array) -> tuple[Any, list[Array]]:
         if of_moments is not None and y is not None:  # what y gave to the moments
-            of_y = (of_y + of_moments.total + 2.0 * of_moments.square * y).astype(of_y.dtype)
+            total, square = (by_channel(gradient, y) for gradient in of_moments)
+            of_y = (of_y + total + 2.0 * square * y).astype(of_y.dtype)
         primals = (shared, x) if smooth else (shared,)
         of_shared, *of_x = jax.vjp(lambda shared, x=x: layer(shared, x, extras), *primals)[1](of_y)
         return jax.tree.map(jnp.add, sums, of_shared), of_x

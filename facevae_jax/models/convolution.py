@@ -1,4 +1,4 @@
-"""Strided and transposed convolutions of stride 2, in the form that suits the platform.
+"""Convolutions of stride 1 and 2 and transposed ones of stride 2, in the form that suits the platform.
 
 Both forms have the parameters of `nn.Conv` and `nn.ConvTranspose(transpose_kernel=True)` and the same results up to
 rounding, so a checkpoint moves between platforms. `plain` is XLA's own convolution. `matmul` exists because XLA on CPU
@@ -27,7 +27,7 @@ def choose_form(form: Literal["auto", "plain", "matmul"]) -> Form:
 
 def strided_convolution(
     x: Float[Array, "b h w c"], kernel: Float[Array, "k k c f"], *, form: Form
-) -> Float[Array, "b h/2 w/2 f"]:
+) -> Float[Array, "b h//2 w//2 f"]:
     """Convolution with stride 2 and SAME padding, as `nn.Conv`; h and w are even, k is at least 2."""
     if form == "plain":
         return lax.conv_general_dilated(x, kernel, (STRIDE, STRIDE), "SAME", dimension_numbers=_LAYOUT)
@@ -36,11 +36,18 @@ def strided_convolution(
 
 def transposed_convolution(
     x: Float[Array, "b h w c"], kernel: Float[Array, "k k f c"], *, form: Form
-) -> Float[Array, "b 2h 2w f"]:
+) -> Float[Array, "b 2*h 2*w f"]:
     """The transpose of `strided_convolution` with respect to its input, as `nn.ConvTranspose`."""
     if form == "plain":
         return lax.conv_transpose(x, kernel, (STRIDE, STRIDE), "SAME", dimension_numbers=_LAYOUT, transpose_kernel=True)
     return _transposed(x, kernel)
+
+
+def convolution(x: Float[Array, "b h w c"], kernel: Float[Array, "k k c f"], *, form: Form) -> Float[Array, "b h w f"]:
+    """Convolution with stride 1 and SAME padding, as `nn.Conv`; k is odd."""
+    if form == "plain":
+        return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=_LAYOUT)
+    return _convolution(x, kernel)
 
 
 # Each is the other's derivative by its input. Derived automatically, the gradient of `_patches` would be k x k dilated
@@ -48,13 +55,25 @@ def transposed_convolution(
 
 
 @jax.custom_vjp
-def _strided(x: Float[Array, "b h w c"], kernel: Float[Array, "k k c f"]) -> Float[Array, "b h/2 w/2 f"]:
+def _strided(x: Float[Array, "b h w c"], kernel: Float[Array, "k k c f"]) -> Float[Array, "b h//2 w//2 f"]:
     return _patches(x, kernel.shape[0]) @ _matrix(kernel)
 
 
 @jax.custom_vjp
-def _transposed(x: Float[Array, "b h w c"], kernel: Float[Array, "k k f c"]) -> Float[Array, "b 2h 2w f"]:
+def _transposed(x: Float[Array, "b h w c"], kernel: Float[Array, "k k f c"]) -> Float[Array, "b 2*h 2*w f"]:
     return _overlap_add(x @ _matrix(kernel).T, kernel.shape[0])
+
+
+@jax.custom_vjp
+def _convolution(x: Float[Array, "b h w c"], kernel: Float[Array, "k k c f"]) -> Float[Array, "b h w f"]:
+    return _patches(x, kernel.shape[0], stride=1) @ _matrix(kernel)
+
+
+def _convolution_gradients(residuals: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    x, kernel = residuals
+    of_kernel = _kernel_gradient(_patches(x, kernel.shape[0], stride=1), gradient).reshape(kernel.shape)
+    # The transpose of a convolution of stride 1 is one with the kernel turned around.
+    return _convolution(gradient, kernel[::-1, ::-1].swapaxes(2, 3)), of_kernel
 
 
 def _strided_gradients(residuals: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
@@ -73,6 +92,9 @@ _strided.defvjp(lambda x, kernel: (_strided(x, kernel), (x, kernel)), _strided_g
 _transposed.defvjp(lambda x, kernel: (_transposed(x, kernel), (x, kernel)), _transposed_gradients)
 
 
+_convolution.defvjp(lambda x, kernel: (_convolution(x, kernel), (x, kernel)), _convolution_gradients)
+
+
 def _matrix(kernel: Float[Array, "k k c f"]) -> Float[Array, "k*k*c f"]:
     return kernel.reshape(-1, kernel.shape[-1])
 
@@ -88,20 +110,21 @@ def _before(size: int) -> int:
     return (size - STRIDE) // 2
 
 
-def _patches(x: Float[Array, "b h w c"], size: int) -> Float[Array, "b h/2 w/2 size*size*c"]:
-    """What each output of a strided convolution sees: rows, then columns, then channels, as in the kernel."""
+def _patches(x: Float[Array, "b h w c"], size: int, *, stride: int = STRIDE) -> Float[Array, "b h2 w2 p"]:
+    """What each output of a convolution sees: rows, then columns, then channels, as in the kernel."""
     _, height, width, _ = x.shape
-    pad = (_before(size), size - STRIDE - _before(size))
+    before = (size - stride) // 2
+    pad = (before, size - stride - before)
     padded = jnp.pad(x, ((0, 0), pad, pad, (0, 0)))
     taps = [
-        padded[:, row : row + height - 1 : STRIDE, column : column + width - 1 : STRIDE, :]
+        padded[:, row : row + height - stride + 1 : stride, column : column + width - stride + 1 : stride, :]
         for row in range(size)
         for column in range(size)
     ]
     return jnp.concatenate(taps, axis=-1)
 
 
-def _overlap_add(patches: Float[Array, "b h w size*size*f"], size: int) -> Float[Array, "b 2h 2w f"]:
+def _overlap_add(patches: Float[Array, "b h w p"], size: int) -> Float[Array, "b 2*h 2*w f"]:
     """The transpose of `_patches`: adds up what each input of a strided convolution gave to.
 
     Tap t of position i belongs to row 2 i + t - before = 2 (i + shift) + parity, and so for columns: each of the four

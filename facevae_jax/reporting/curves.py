@@ -11,13 +11,24 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
 
-from facevae_jax.pictures import GAP
-from facevae_jax.reporting.charts import COLOURS, FAINT, drawing, label, legend_below, logarithmic, picture
-from facevae_jax.reporting.page import Block, Note, Picture, Section, section, sheet
-from facevae_jax.reporting.runs import Run
-from facevae_jax.training.evaluation import COLUMNS, PICTURES
+from facevae_jax.core.pictures import GAP
+from facevae_jax.reporting.page import (
+    COLORS,
+    FAINT,
+    Block,
+    Note,
+    Picture,
+    chart,
+    drawing,
+    label,
+    legend_below,
+    logarithmic,
+    sheet,
+)
+from facevae_jax.reporting.runs import Run, number
+from facevae_jax.training.pictures import COLUMNS, PICTURES
 
-# Of the records: title and axis.
+# Keys of the records: title and axis.
 TERMS = {
     "loss": ("Loss", "loss"),
     "reconstruction": ("Reconstruction term", "reconstruction"),
@@ -26,38 +37,17 @@ TERMS = {
 }
 STRIPS = 6  # steps whose samples are shown, at most
 MAX_ANNOTATED = 8  # runs whose weight is written beside their point
-STEEP = 20.0  # times the median, from which on a logarithmic axis keeps the first steps from flattening the others
-
-
-def sections(runs: Sequence[Run]) -> list[Section]:
-    """Training curves with samples as training went, and rate against distortion; the first run is the page's own."""
-    return [
-        section(
-            "training",
-            "Training",
-            "How the loss and its two parts went: thin lines are means of the training steps between two log lines, "
-            "thick ones with dots the whole evaluation split. loss = reconstruction term + weighted KL divergence.",
-            lambda: [*loss_curves(runs), *strips(runs[0])],
-        ),
-        section(
-            "rate-distortion",
-            "Rate and distortion",
-            "How many nats a latent carries (the KL divergence) against how far reconstructions are from their "
-            "originals (mean squared error of pixels from 0 to 1): nearer to the lower left is better, and the weight "
-            "of reconstruction decides where on the trade-off a run ends. Small dots are its earlier evaluations.",
-            lambda: rate_distortion(runs),
-        ),
-    ]
+STEEP = 20.0  # largest value to the median above which the axis is logarithmic: the first steps would flatten the rest
 
 
 def loss_curves(runs: Sequence[Run]) -> list[Block]:
-    """The loss and its parts; of runs with another likelihood, whose loss has another unit, the comparable parts."""
+    """The loss and its parts. Runs with another likelihood, whose loss has another unit, show the other parts only."""
     likelihood = runs[0].config.objective.likelihood
     alike = [run for run in runs if run.config.objective.likelihood == likelihood]
     parts = {"loss": alike, "reconstruction": alike, "mse": runs, "kl": runs}
-    if len(runs) == 1 and likelihood == "mse":
-        del parts["mse"]  # which is the reconstruction term but for a constant
     blocks: list[Block] = [curve(shown, key) for key, shown in parts.items()]
+    if any("rates" in record for record in runs[0].evaluations):
+        blocks.append(group_curves(runs[0]))
     if others := ", ".join(run.name for run in runs if run not in alike):
         blocks.append(Note(f"Not among the losses, whose unit depends on the likelihood: {others}."))
     return blocks
@@ -68,13 +58,13 @@ def curve(runs: Sequence[Run], key: str) -> Picture:
     title, axis = TERMS[key]
     with drawing():
         figure = Figure()
-        axes = figure.add_subplot(title=title, xlabel="optimiser step", ylabel=axis)
+        axes = figure.add_subplot(title=title, xlabel="optimizer step", ylabel=axis)
         limits = []
         for run in runs:
-            colour = colour_of(run)
+            color = color_of(run)
             train, evaluation = run.series("train", key), run.series("evaluation", key)
-            axes.plot(*train, color=colour, linewidth=0.8, alpha=0.6)
-            axes.plot(*evaluation, color=colour, linewidth=2.0, marker="o", markersize=3)
+            axes.plot(*train, color=color, linewidth=0.8, alpha=0.6)
+            axes.plot(*evaluation, color=color, linewidth=2.0, marker="o", markersize=3)
             limits += [train.values, evaluation.values]
         _fit_scale(axes, np.concatenate(limits))
         axes.xaxis.set_major_formatter("{x:,.0f}")
@@ -82,14 +72,25 @@ def curve(runs: Sequence[Run], key: str) -> Picture:
         if len(runs) > 1:
             legend_below(figure, _handles(runs), [label(run.name) for run in runs])
         else:
-            thin, thick = Line2D([], [], color=COLOURS[0], linewidth=0.8), Line2D([], [], color=COLOURS[0], marker="o")
+            thin, thick = Line2D([], [], color=COLORS[0], linewidth=0.8), Line2D([], [], color=COLORS[0], marker="o")
             legend_below(figure, [thin, thick], ["training", label(runs[0].evaluation_split)])
         if key == "kl":
             for step in shown_steps(runs[0]):
                 axes.axvline(step, color=FAINT, linewidth=0.8, linestyle=":")
         last = runs[0].evaluations[-1].get(key) if runs[0].evaluations else None
         ends = f", ending at {last:,.5g}" if last is not None else ""
-        return picture(figure, alt=f"{title} over optimiser steps{ends}")
+        return chart(figure, alt=f"{title} over optimizer steps{ends}")
+
+
+def group_curves(run: Run) -> Picture:
+    """The KL of each group of latents, from the top group down."""
+    steps, rates = run.series("evaluation", "rates")
+    with drawing():
+        figure = Figure()
+        axes = figure.add_subplot(title="KL of each group", xlabel="optimizer step", ylabel="KL, nats")
+        lines = axes.plot(steps, rates, marker="o", markersize=3)
+        legend_below(figure, lines, [f"group {group}" for group in range(len(lines))])
+        return chart(figure, alt=f"KL of {len(lines)} groups of latents over optimizer steps")
 
 
 def _fit_scale(axes: Any, values: np.ndarray) -> None:
@@ -99,7 +100,7 @@ def _fit_scale(axes: Any, values: np.ndarray) -> None:
 
 
 def strips(run: Run) -> list[Block]:
-    """Samples from N(0, I) at some of the evaluations: the same draws, as the decoder was then."""
+    """Samples from N(0, I) at some of the evaluations, from the same latents each time."""
     blocks: list[Block] = []
     for step in shown_steps(run):
         faces = first_row(picture_path(run, step), resolution=run.config.data.resolution)
@@ -112,8 +113,8 @@ def strips(run: Run) -> list[Block]:
     if not blocks:
         return [Note(f"Left out: {run.workdir / PICTURES} has no pictures of samples from the standard prior.")]
     intro = (
-        "Faces drawn from N(0, I) as training went, the same latents each time, at the dotted lines of the KL curve. "
-        "They become faces as the KL term draws the posteriors towards the prior and the decoder learns."
+        "Samples from N(0, I) during training, from the same latents each time, at the dotted lines of the KL curve. "
+        "They become faces as the KL term pulls the posteriors towards the prior and the decoder learns."
     )
     return [Note(intro), *blocks]
 
@@ -124,7 +125,7 @@ def picture_path(run: Run, step: int) -> pathlib.Path:
 
 
 def shown_steps(run: Run) -> list[int]:
-    """At most `STRIPS` of the steps that have a picture, from the first to the last, evenly spread."""
+    """The steps that have a picture; `STRIPS` of them, evenly spaced from first to last, if there are more."""
     found = (
         re.fullmatch(r"samples_standard_(\d+)\.png", path.name)
         for path in (run.workdir / PICTURES).glob("samples_standard_*.png")
@@ -135,7 +136,7 @@ def shown_steps(run: Run) -> list[int]:
 
 
 def first_row(path: pathlib.Path, *, resolution: int) -> UInt8[np.ndarray, "n r r 3"] | None:
-    """The faces of the first row of a grid that training wrote; None where it cannot be read or is another's."""
+    """The first row of a grid that training wrote; None if it cannot be read or has another size."""
     try:
         with Image.open(path, formats=["PNG"]) as image:
             row = np.asarray(image.convert("RGB").crop((0, 0, image.width, resolution)))
@@ -148,7 +149,7 @@ def first_row(path: pathlib.Path, *, resolution: int) -> UInt8[np.ndarray, "n r 
 
 
 def rate_distortion(runs: Sequence[Run]) -> list[Block]:
-    """A point for each run at its last evaluation, and the way that it came."""
+    """A point for each run at its last evaluation, and the path of its earlier evaluations."""
     evaluated = [run for run in runs if run.evaluations]
     blocks: list[Block] = [
         Note(f"{run.name} has not been evaluated yet and is left out.") for run in runs if not run.evaluations
@@ -162,10 +163,10 @@ def rate_distortion(runs: Sequence[Run]) -> list[Block]:
         figure = Figure()
         axes = figure.add_subplot(xlabel="rate: KL, nats", ylabel="distortion: MSE")
         for run in evaluated:
-            colour = colour_of(run)
+            color = color_of(run)
             rate, distortion = run.series("evaluation", "kl").values, run.series("evaluation", "mse").values
-            axes.plot(rate, distortion, color=colour, linewidth=0.8, marker=".", markersize=3, alpha=0.5)
-            axes.plot(rate[-1], distortion[-1], color=colour, marker="o", markersize=7)
+            axes.plot(rate, distortion, color=color, linewidth=0.8, marker=".", markersize=3, alpha=0.5)
+            axes.plot(rate[-1], distortion[-1], color=color, marker="o", markersize=7)
             if len(evaluated) <= MAX_ANNOTATED:
                 at = (rate[-1], distortion[-1])
                 axes.annotate(run.weight, at, xytext=(0, 8), textcoords="offset points", ha="center", fontsize=8)
@@ -173,25 +174,19 @@ def rate_distortion(runs: Sequence[Run]) -> list[Block]:
         axes.ticklabel_format(axis="y", style="plain")
         legend_below(figure, _handles(evaluated), [label(run.name) for run in evaluated])
         points = "; ".join(f"{run.name} {_point(run)}" for run in evaluated)
-        blocks.insert(0, picture(figure, alt=f"Distortion against rate: {points}"))
+        blocks.insert(0, chart(figure, alt=f"Distortion against rate: {points}"))
     return blocks
 
 
 def _point(run: Run) -> str:
     record = run.evaluations[-1]
-    rate, distortion = (math_or_dash(record.get(key)) for key in ("kl", "mse"))
-    return f"{rate} nats, MSE {distortion}"
+    return f"{number(record.get('kl'), ',.4g')} nats, MSE {number(record.get('mse'), ',.4g')}"
 
 
-def math_or_dash(value: float | None) -> str:
-    """A figure to four digits; a dash where there is none or it was not finite."""
-    return "–" if value is None else f"{value:,.4g}"  # noqa: RUF001 - the dash that tables use
-
-
-def colour_of(run: Run) -> str:
+def color_of(run: Run) -> str:
     """The same in every chart."""
-    return COLOURS[run.number % len(COLOURS)]
+    return COLORS[run.number % len(COLORS)]
 
 
 def _handles(runs: Sequence[Run]) -> list[Line2D]:
-    return [Line2D([], [], color=colour_of(run), marker="o", markersize=5) for run in runs]
+    return [Line2D([], [], color=color_of(run), marker="o", markersize=5) for run in runs]

@@ -1,47 +1,91 @@
-"""What a page is made of, and the page as HTML: one file without scripts that refers to no other."""
+"""The page's building blocks, in HTML and in matplotlib: one file without scripts that refers to no other file."""
 
 import base64
+import contextlib
 import dataclasses
 import io
+import itertools
 import pathlib
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jinja2
+import matplotlib as mpl
 import numpy as np
 from jaxtyping import UInt8
+from matplotlib.figure import Figure
+from matplotlib.rcsetup import cycler
+from matplotlib.ticker import NullFormatter
 from PIL import Image
 
-from facevae_jax import pictures
-from facevae_jax.errors import UserError
+from facevae_jax.core import pictures
+from facevae_jax.core.errors import UserError
+from facevae_jax.reporting.runs import printable, shortened
 
 TEMPLATE = "report.html.jinja"
-MAX_SIDE = 128  # pixels of a face on the page: a sheet of larger ones would make the file too large to send
+MAX_SIDE = 128  # pixels of a face on the page; larger ones would make the file too large to send
 SHOWN_SIDE = 96  # CSS pixels of a face where there is room
+
+# Charts are sized so that their text can be read on a phone.
+WIDTH, HEIGHT = 4.0, 2.8  # inches; 4.0 are 384 CSS pixels, about the width of a phone
+LEGEND_LINE = 0.2  # inches
+LEGEND_COLUMNS = ((4, 6), (3, 10), (2, 18), (1, 1000))  # columns, and the longest name that fits into one
+CSS_PIXELS = 96  # of an inch
+# Okabe & Ito 2008: distinct for color-blind readers, and in gray.
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5d3a9b", "#555555")
+INK, FAINT = "#1a1a1a", "#767676"
+STYLE: Any = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": FAINT,
+    "axes.formatter.useoffset": False,
+    "axes.grid": True,
+    "axes.labelcolor": INK,
+    "axes.prop_cycle": cycler(color=COLORS),
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 10,
+    "figure.constrained_layout.use": True,
+    "figure.figsize": (WIDTH, HEIGHT),
+    "font.size": 9,
+    "grid.color": "#e3e3e3",
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "lines.linewidth": 1.5,
+    "path.simplify_threshold": 0.5,
+    "savefig.dpi": 200,  # of rasterized parts, such as thousands of points
+    "svg.fonttype": "path",  # the reader may not have the font
+    "svg.hashsalt": "facevae_jax",  # equal charts are equal bytes
+    "text.color": INK,
+    "text.parse_math": False,  # a dollar sign in a name is a dollar sign
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """An image that is part of the page's file."""
+    """An image inside the page's file."""
 
     kind: ClassVar[str] = "picture"
     uri: str  # data:image/...
     size: tuple[int, int]  # CSS pixels, width and height, where there is room
     alt: str
     caption: str = ""
-    scale: Sequence[str] = ()  # what stands below each column
-    beside: bool = False  # next to others like it where there is room, as charts are; else below them
+    scale: Sequence[str] = ()  # a label below each column
+    beside: bool = False  # next to other charts where there is room
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Rows of text; the first cell of each names it."""
+    """Rows of text; the first cell of each row is its header."""
 
     kind: ClassVar[str] = "table"
     caption: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
-    figures: bool = False  # which are not broken over two lines
+    figures: bool = False  # cells are not broken over two lines
     beside: bool = False
 
 
@@ -57,34 +101,8 @@ class Note:
 Block = Picture | Table | Note
 
 
-@dataclasses.dataclass(frozen=True)
-class Section:
-    """A part of the page under its own heading."""
-
-    anchor: str
-    title: str
-    explanation: str  # what one sees, in a sentence or two
-    blocks: Sequence[Block]
-
-    @property
-    def groups(self) -> list[list[Block]]:
-        """The blocks in order; those that stand beside each other are together."""
-        groups: list[list[Block]] = []
-        for block in self.blocks:
-            if block.beside and groups and groups[-1][-1].beside and groups[-1][-1].kind == block.kind:
-                groups[-1].append(block)
-            else:
-                groups.append([block])
-        return groups
-
-
-def section(anchor: str, title: str, explanation: str, build: Callable[[], Sequence[Block]]) -> Section:
-    """A section; where what it needs is not there, the reason stands in its place."""
-    return Section(anchor, title, explanation, or_note(build))
-
-
 def or_note(build: Callable[[], Sequence[Block]]) -> Sequence[Block]:
-    """The blocks that `build` makes, or why there are none."""
+    """The blocks that `build` makes, or a note with the reason why there are none."""
     try:
         return build()
     except UserError as error:
@@ -94,41 +112,76 @@ def or_note(build: Callable[[], Sequence[Block]]) -> Sequence[Block]:
 def sheet(
     images: UInt8[np.ndarray, "rows columns r r 3"], *, alt: str, caption: str = "", scale: Sequence[str] = ()
 ) -> Picture:
-    """Faces in rows, each reduced to `MAX_SIDE` pixels where it is larger.
+    """Faces in rows, each reduced to at most `MAX_SIDE` pixels.
 
     Args:
       images: the faces.
-      alt: what is there for who does not see it.
+      alt: text for readers who cannot see them.
       caption: a line below.
-      scale: what stands below each column.
+      scale: a label below each column.
     """
     columns = images.shape[1]
     faces = images.reshape(-1, *images.shape[2:])
     if images.shape[2] > MAX_SIDE:
-        faces = np.stack([_reduced(face) for face in faces])
-    grid = pictures.grid(faces, columns=columns)
+        small = (Image.fromarray(face).resize((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS) for face in faces)
+        faces = np.stack([np.asarray(face) for face in small])
+    grid, file = pictures.grid(faces, columns=columns), io.BytesIO()
+    Image.fromarray(grid).save(file, format="PNG", optimize=True)
     width = columns * SHOWN_SIDE
-    return Picture(png_uri(grid), (width, round(width * grid.shape[0] / grid.shape[1])), alt, caption, scale)
-
-
-def _reduced(face: UInt8[np.ndarray, "r r 3"]) -> UInt8[np.ndarray, "s s 3"]:
-    return np.asarray(Image.fromarray(face).resize((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS))
-
-
-def png_uri(image: UInt8[np.ndarray, "h w 3"]) -> str:
-    """The image as a data URI."""
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, format="PNG", optimize=True)
-    return data_uri("image/png", file.getvalue())
+    size = (width, round(width * grid.shape[0] / grid.shape[1]))
+    return Picture(data_uri("image/png", file.getvalue()), size, alt, caption, scale)
 
 
 def data_uri(media_type: str, data: bytes) -> str:
-    """The bytes as a URI of their own."""
+    """The bytes as a URI that contains them."""
     return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
 
 
-def render(**content: Any) -> bytes:
-    """The page, in UTF-8."""
+@contextlib.contextmanager
+def drawing() -> Iterator[None]:
+    """Applies the charts' style; characters that the font lacks become boxes, without a warning for each."""
+    with mpl.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
+
+
+def chart(figure: Figure, *, alt: str, caption: str = "") -> Picture:
+    """A figure as SVG, which prints sharp."""
+    file = io.BytesIO()
+    figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+    width, height = figure.get_size_inches()
+    size = (round(width * CSS_PIXELS), round(height * CSS_PIXELS))
+    return Picture(data_uri("image/svg+xml", file.getvalue()), size, alt, caption, beside=True)
+
+
+def label(name: str) -> str:
+    """A name as text in a chart."""
+    text = shortened(printable(name))
+    return f" {text}" if text.startswith("_") else text  # matplotlib leaves underscored names out of legends
+
+
+def legend_below(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
+    """Adds a legend below a chart, which grows by its height, so that it never covers the chart."""
+    longest = max(map(len, labels))
+    columns = min(len(labels), next(n for n, most in LEGEND_COLUMNS if longest <= most))
+    figure.set_figheight(figure.get_figheight() + LEGEND_LINE * -(-len(labels) // columns))
+    figure.legend(handles, labels, loc="outside lower left", ncols=columns)
+
+
+def logarithmic(axes: Any) -> None:
+    """A logarithmic y axis with plain numbers."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")  # matplotlib's own writes powers as formulas, which are not parsed here
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def render(*, sections: Mapping[str, Sequence[Block]], **content: Any) -> bytes:
+    """The page, in UTF-8.
+
+    Args:
+      sections: blocks by anchor, in the page's order; the template has their titles and explanations.
+      **content: the template's other variables.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
         autoescape=True,
@@ -136,5 +189,9 @@ def render(**content: Any) -> bytes:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    html: str = environment.get_template(TEMPLATE).render(**content)
+    grouped = {
+        anchor: [list(group) for _, group in itertools.groupby(blocks, lambda b: b.kind if b.beside else "")]
+        for anchor, blocks in sections.items()
+    }
+    html: str = environment.get_template(TEMPLATE).render(sections=grouped, **content)
     return html.encode("utf-8", "replace")  # file names may hold bytes that are no UTF-8

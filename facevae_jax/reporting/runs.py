@@ -1,4 +1,4 @@
-"""What a run has written down: its settings and metrics, of the run itself and of those that it is compared with."""
+"""What runs have written: settings and metrics."""
 
 import dataclasses
 import math
@@ -10,18 +10,20 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from facevae_jax.config import RunConfig
-from facevae_jax.errors import UserError
+from facevae_jax.core.errors import UserError
+from facevae_jax.models.likelihoods import LIKELIHOODS
 from facevae_jax.training.telemetry import METRICS_FILE, read_metrics
 from facevae_jax.training.workdir import read_config
 
+NONE = "–"  # noqa: RUF001 - the dash that tables use
 MAX_NAME = 28  # characters of a run's name in charts
 
 
 class Series(NamedTuple):
-    """One figure over the course of a run."""
+    """One figure over the steps of a run."""
 
     steps: Int[np.ndarray, " n"]
-    values: Float[np.ndarray, " n"]  # NaN where it was not finite
+    values: Float[np.ndarray, "n ..."]  # NaN where it was not finite; a row for each record of a list
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,10 +31,10 @@ class Run:
     """A run by its `config.json` and `metrics.jsonl`."""
 
     workdir: pathlib.Path
-    name: str  # by which a reader tells it from the other runs of the page
+    name: str  # unique on the page
     config: RunConfig
     records: Sequence[dict[str, Any]]
-    number: int = 0  # on the page; 0 is the run that it is about
+    number: int = 0  # on the page; 0: the run that the page is about
 
     @property
     def evaluations(self) -> list[dict[str, Any]]:
@@ -41,7 +43,7 @@ class Run:
 
     @property
     def evaluation_split(self) -> str:
-        """The split that was evaluated; `evaluation` before the first time."""
+        """The split that was evaluated; `evaluation` before the first evaluation."""
         return str(self.evaluations[-1].get("split", "evaluation")) if self.evaluations else "evaluation"
 
     def evaluation_at(self, step: int) -> dict[str, Any] | None:
@@ -61,14 +63,9 @@ class Run:
 
     @property
     def weight(self) -> str:
-        """How reconstruction is weighed against the KL, in a few words."""
+        """The weight of reconstruction against the KL, in a few words."""
         objective = self.config.objective
-        if objective.likelihood == "mse":
-            parts = [f"r = {objective.r_loss_factor:,.6g}"]
-        elif objective.is_discrete:
-            parts = [f"discretized logistic, {objective.mixture_components} to a pixel"]
-        else:
-            parts = [f"gaussian, {objective.variance} variance"]
+        parts = [LIKELIHOODS[objective.likelihood].describe(objective)]
         if objective.kl_weight != 1:
             parts.append(f"beta = {objective.kl_weight:g}")
         if objective.free_bits:
@@ -94,13 +91,13 @@ def _read_records(workdir: pathlib.Path) -> list[dict[str, Any]]:
     try:
         records = read_metrics(workdir)
     except (OSError, ValueError) as error:
-        raise UserError(f"{workdir / METRICS_FILE} cannot be read ({error}): mend or remove it.") from error
+        raise UserError(f"{workdir / METRICS_FILE} cannot be read ({error}): repair or remove it.") from error
     whole = (record for record in records if isinstance(record, dict) and {"kind", "step"} <= set(record))
     return sorted(whole, key=lambda record: record["step"])
 
 
 def tell_apart(paths: Sequence[pathlib.Path]) -> list[str]:
-    """As many of the last parts of each path as make all of them different."""
+    """The last parts of each path, as many as make all names different."""
     most = max(len(path.parts) for path in paths)
     for parts in range(1, most + 1):
         names = [printable("/".join(path.parts[-parts:])) for path in paths]
@@ -110,13 +107,18 @@ def tell_apart(paths: Sequence[pathlib.Path]) -> list[str]:
 
 
 def printable(text: str) -> str:
-    """The text in one line that any font, XML and UTF-8 can take: what is not printable becomes a question mark."""
+    """The text in one line, valid in XML and UTF-8: characters that are not printable become question marks."""
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def shortened(text: str, most: int = MAX_NAME) -> str:
-    """The text, without its middle where it is longer than `most` characters."""
+    """The text; without its middle if it is longer than `most` characters."""
     if len(text) <= most:
         return text
     head = (most - 1) // 2
     return f"{text[:head]}…{text[len(text) - (most - 1 - head) :]}"
+
+
+def number(value: float | None, form: str) -> str:
+    """A figure, or a dash if it is missing or was not finite."""
+    return NONE if value is None else format(value, form)

@@ -1,4 +1,4 @@
-"""From a run's folder to its page."""
+"""Writes the page about a run."""
 
 import datetime
 import functools
@@ -6,50 +6,49 @@ import importlib.metadata
 import json
 import pathlib
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 import facevae_jax
-from facevae_jax.config import RunConfig, flatten
-from facevae_jax.data import dataset
-from facevae_jax.data.cache import local_dataset
-from facevae_jax.data.pixels import SYNTHETIC
-from facevae_jax.errors import UserError
-from facevae_jax.files import atomic_writer
-from facevae_jax.generation import latent_tables
-from facevae_jax.generation.loading import load
-from facevae_jax.generation.trained import TrainedVAE
+from facevae_jax.config import RunConfig
+from facevae_jax.core.files import atomic_writer
+from facevae_jax.core.settings import flatten
 from facevae_jax.metrics import scores as metrics
+from facevae_jax.models import config_class
+from facevae_jax.models.likelihoods import LIKELIHOODS
 from facevae_jax.reporting import curves, faces, latents
-from facevae_jax.reporting.page import Block, Note, Section, Table, render, section
-from facevae_jax.reporting.runs import Run, open_runs
+from facevae_jax.reporting.page import Block, Note, Table, or_note, render
+from facevae_jax.reporting.runs import NONE, Run, number, open_runs
+from facevae_jax.trained.loading import load
+from facevae_jax.trained.model import TrainedModel
+from facevae_jax.training.evaluation import ACTIVE_VARIANCE
+from facevae_jax.training.setup import make_model
 
 PACKAGES = ("jax", "flax", "numpy", "orbax-checkpoint")
 # Figures of an evaluation: key of the record, name, unit, format.
 SCORES = (
-    ("loss", "Loss, what was minimised", "", ",.2f"),
+    ("loss", "Loss, what was minimized", "", ",.2f"),
     ("mse", "Mean squared error, pixels from 0 to 1", "", ".6f"),
     ("kl", "KL divergence", "nats", ",.2f"),
     ("nll", "Negative log likelihood of the decoder", "nats", ",.2f"),
     ("negative_elbo", "Negative ELBO", "nats", ",.2f"),
     ("bits_per_dim", "Bits per dimension", "bits", ".4f"),
     ("variance", "Variance of the decoder's Gaussian", "", ",.6g"),
-    ("equivalent_r_loss_factor", "r_loss_factor that this variance is equal to", "", ",.1f"),
+    ("equivalent_r_loss_factor", "Equivalent r_loss_factor of this variance", "", ",.1f"),
 )
 OF_A_GAUSSIAN = ("variance", "equivalent_r_loss_factor")
-NONE = "–"  # noqa: RUF001 - the dash that tables use
 
 
 def write_report(workdir: pathlib.Path, output: pathlib.Path, *, compare: Sequence[pathlib.Path] = ()) -> str:
-    """Writes the page about the run in `workdir` and returns a line that says so.
+    """Writes the page about the run in `workdir`, and returns a line to print.
 
     Args:
       workdir: of the run.
-      output: the file, replaced when the page is whole.
-      compare: workdirs of other runs, for the curves and the trade-off of rate and distortion.
+      output: the file; it is replaced when the page is complete.
+      compare: workdirs of other runs, which appear in the scores, the curves and the rate-distortion chart.
 
     Raises:
       UserError: no run, no checkpoint, or one that cannot be read.
@@ -62,6 +61,8 @@ def write_report(workdir: pathlib.Path, output: pathlib.Path, *, compare: Sequen
         title=run.name,
         summary=summary(trained, run),
         sections=sections,
+        split=run.evaluation_split,
+        active_variance=ACTIVE_VARIANCE,
         written=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         version=facevae_jax.__version__,
     )
@@ -70,48 +71,33 @@ def write_report(workdir: pathlib.Path, output: pathlib.Path, *, compare: Sequen
     return f"{output}: {len(sections)} sections, {len(page) / 2**20:.1f} MiB, step {trained.step:,}"
 
 
-def make_sections(trained: TrainedVAE, runs: Sequence[Run]) -> list[Section]:
-    """All of the page, in the order in which a reader wants it."""
+def make_sections(trained: TrainedModel, runs: Sequence[Run]) -> dict[str, Sequence[Block]]:
+    """The page's blocks by section, in its order; a section whose data are missing says so."""
     run, seed = runs[0], runs[0].config.train.seed
-
-    @functools.cache
-    def table() -> latent_tables.LatentTable:
-        return latent_tables.encode_split(trained, latent_tables.evaluation_split(trained))
-
-    training = curves.sections(runs)
-    pictures = faces.sections(trained, split=split_name(trained, run), seed=seed)
-    space = latents.sections(trained, table, seed=seed)
-    found = {part.anchor: part for part in [*training, *pictures, *space]}
-    order = (
-        *("reconstructions", "samples", "training", "rate-distortion", "dimensions", "distribution", "map", "priors"),
-        *("interpolation", "morph", "traversal", "edits"),
-    )
-    return [
-        section("scores", "Scores", SCORES_EXPLAINED, lambda: scores(trained, runs)),
-        *(found[anchor] for anchor in order),
-        section("provenance", "Provenance", PROVENANCE_EXPLAINED, lambda: provenance(trained, run)),
-        section("settings", "Settings", SETTINGS_EXPLAINED, lambda: settings(run.config)),
-    ]
-
-
-SCORES_EXPLAINED = (
-    "Figures of the whole evaluation split. Sums run over pixels and latents, means over images; the negative ELBO is "
-    "the negative log likelihood plus the KL divergence."
-)
-PROVENANCE_EXPLAINED = "What the model was trained on, and what this page was made with."
-SETTINGS_EXPLAINED = "Every setting of the run; those that differ from the default are marked with a star."
+    table = functools.cache(lambda: trained.codes.table(trained.dataset.evaluation_split))
+    given = functools.cache(lambda: faces.given_faces(trained, trained.dataset.evaluation_split))
+    built: dict[str, Callable[[], Sequence[Block]]] = {
+        "scores": lambda: scores(trained, runs),
+        "reconstructions": lambda: [faces.reconstructions(trained, given())],
+        "samples": lambda: faces.samples(trained, seed=seed),
+        "training": lambda: [*curves.loss_curves(runs), *curves.strips(run)],
+        "rate-distortion": lambda: curves.rate_distortion(runs),
+        "dimensions": lambda: latents.dimensions(table().posterior),
+        "distribution": lambda: latents.histograms(trained, table().posterior, seed=seed),
+        "map": lambda: latents.maps(table()),
+        "priors": lambda: [latents.priors(trained, table().posterior)],
+        "interpolation": lambda: faces.interpolation(trained, given, seed=seed),
+        "morph": lambda: faces.morph(trained, given, seed=seed),
+        "traversal": lambda: faces.traversal(trained),
+        "edits": lambda: faces.edits(trained, given()),
+        "provenance": lambda: provenance(trained, run),
+        "settings": lambda: settings(run.config),
+    }
+    return {anchor: or_note(build) for anchor, build in built.items()}
 
 
-def split_name(trained: TrainedVAE, run: Run) -> str:
-    """The split that faces are taken from: that of the evaluations."""
-    try:
-        return latent_tables.evaluation_split(trained)
-    except UserError:
-        return run.evaluation_split
-
-
-def summary(trained: TrainedVAE, run: Run) -> dict[str, str]:
-    """What a reader wants to know first."""
+def summary(trained: TrainedModel, run: Run) -> dict[str, str]:
+    """The figures at the top of the page."""
     record = run.evaluation_at(trained.step) or {}
     return {
         "Data": f"{run.config.data.name}, {trained.resolution}x{trained.resolution}",
@@ -119,17 +105,12 @@ def summary(trained: TrainedVAE, run: Run) -> dict[str, str]:
         "Loss": number(record.get("loss"), ",.2f"),
         "MSE": number(record.get("mse"), ".5f"),
         "KL": f"{number(record.get('kl'), ',.1f')} nats",
-        "Latent": f"{trained.latent_dim} numbers",
+        "Code": shape_of(trained.code_shape),
     }
 
 
-def number(value: float | None, form: str) -> str:
-    """A figure, or a dash where there is none or it was not finite."""
-    return NONE if value is None else format(value, form)
-
-
-def scores(trained: TrainedVAE, runs: Sequence[Run]) -> list[Block]:
-    """The shown checkpoint's evaluation, the last one, and those of the other runs."""
+def scores(trained: TrainedModel, runs: Sequence[Run]) -> list[Block]:
+    """The evaluations of this checkpoint, of the last step, and of the other runs."""
     run = runs[0]
     if not run.evaluations:
         blocks: list[Block] = [Note("Left out: the run has not been evaluated yet.")]
@@ -139,7 +120,7 @@ def scores(trained: TrainedVAE, runs: Sequence[Run]) -> list[Block]:
         columns = [(f"This checkpoint, step {trained.step:,}", shown)] if shown else []
         if shown is not last:
             columns.append((f"Last evaluation, step {last['step']:,}", last))
-        discrete = run.config.objective.is_discrete
+        discrete = LIKELIHOODS[run.config.objective.likelihood].discrete
         rows = [
             [name + (f", {unit}" if unit else ""), *(number(record.get(key), form) for _, record in columns)]
             for key, name, unit, form in SCORES
@@ -151,8 +132,8 @@ def scores(trained: TrainedVAE, runs: Sequence[Run]) -> list[Block]:
     return [*blocks, compared(runs)] if len(runs) > 1 else blocks
 
 
-def evaluated(trained: TrainedVAE) -> list[Block]:
-    """What `facevae_jax.evaluate` found of this checkpoint, of each split that it was asked for."""
+def evaluated(trained: TrainedModel) -> list[Block]:
+    """The records that `facevae_jax.evaluate` wrote for this checkpoint, one for each split."""
     blocks: list[Block] = []
     for path in sorted(trained.folder.glob("evaluation_*.json")):
         try:
@@ -161,11 +142,11 @@ def evaluated(trained: TrainedVAE) -> list[Block]:
                 continue
             rows = [list(row) for row in metrics.figures(record)]
             caption = f"Evaluation of the {record['split']} split, {record['images']:,} images"
-        except (OSError, ValueError, KeyError, TypeError):  # of another version, or not whole
+        except (OSError, ValueError, KeyError, TypeError):  # from another version, or damaged
             blocks.append(Note(f"Left out: {path.name} cannot be read: evaluate the run again."))
             continue
         if record.get("recalibrated"):
-            caption += ", with batch normalisation's statistics computed anew"
+            caption += ", with recalibrated batch normalization"
         blocks.append(Table(caption, ["Score", "Value", "Of what"], rows))
     return blocks
 
@@ -179,7 +160,7 @@ def compared(runs: Sequence[Run]) -> Table:
         columns.append(
             {
                 "Data": f"{data}, {side}x{side}",
-                "Latent": f"{run.config.model.latent_dim} numbers",
+                "Code": shape_of(make_model(run.config)[0].code_shape),
                 "Weight": run.weight,
                 "Step": f"{record['step']:,}",
                 "MSE": number(record.get("mse"), ".6f"),
@@ -192,17 +173,17 @@ def compared(runs: Sequence[Run]) -> Table:
     return Table(caption, ["Run", *(run.name for run in runs)], rows, figures=True)
 
 
-def provenance(trained: TrainedVAE, run: Run) -> list[Block]:
+def provenance(trained: TrainedModel, run: Run) -> list[Block]:
     """The data, the training and the machine."""
     data = run.config.data
     speed = run.series("train", "images_per_second").values
-    devices = jax.devices()
+    devices, numbers = jax.devices(), sum(leaf.size for leaf in jax.tree.leaves(trained.variables))
     rows = [
         ("Dataset", f"{data.name}, {data.resolution}x{data.resolution} pixels"),
-        *about_data(run.config),
+        *trained.dataset.describe(),
         ("Trained", f"{trained.step:,} steps of {run.config.train.batch_size} images"),
         ("Training speed", f"{np.nanmedian(speed):,.0f} images/s, the median over log lines" if len(speed) else NONE),
-        ("Parameters", f"{parameters(trained.variables):,}, counting batch statistics"),
+        ("Parameters", f"{numbers:,}, counting batch statistics"),
         ("Run's folder", str(run.workdir)),
         ("Page made on", f"{len(devices)} x {devices[0].device_kind}, Python {platform.python_version()}"),
         ("Versions", ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)),
@@ -210,39 +191,14 @@ def provenance(trained: TrainedVAE, run: Run) -> list[Block]:
     return [Table("Where the run comes from", ("What", "Value"), rows)]
 
 
-def about_data(config: RunConfig) -> list[tuple[str, str]]:
-    """How many images, and what the preparation noted about them."""
-    data = config.data
-    if data.name == SYNTHETIC:
-        train, validation = data.synthetic_train_images, data.synthetic_validation_images
-        return [("Images", f"{train:,} train, {validation:,} validation"), ("Source", "faces that the project draws")]
-    try:
-        directory = local_dataset(data)
-        sizes, notes = dataset.split_sizes(directory), dataset.read_metadata(directory)
-    except UserError as error:
-        return [("Images", f"not on this machine: {error}")]
-    rows = [("Images", ", ".join(f"{count:,} {split}" for split, count in sizes.items()))]
-    names = {key: key.capitalize() for key in notes if key != "resolution"} | {"versions": "Prepared with"}
-    return [*rows, *((name, described(notes[key])) for key, name in names.items() if key in notes)]
-
-
-def described(value: Any) -> str:
-    """A value of a dataset's metadata in words."""
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {described(part)}" for key, part in value.items())
-    if isinstance(value, list):
-        return ", ".join(str(part["name"]) if isinstance(part, Mapping) else str(part) for part in value) or "none"
-    return str(value)
-
-
-def parameters(variables: Any) -> int:
-    """Numbers in the model."""
-    return sum(leaf.size for leaf in jax.tree.leaves(variables))
+def shape_of(shape: Sequence[int]) -> str:
+    """The shape of a code in words."""
+    return " x ".join(map(str, shape)) + (" numbers" if len(shape) == 1 else "")
 
 
 def settings(config: RunConfig) -> list[Block]:
     """Every setting, a table for each part."""
-    defaults = flatten(RunConfig().to_dict())
+    defaults = flatten(RunConfig(model=config_class(config.model.kind)(kind=config.model.kind)).to_dict())
     tables: list[Block] = []
     for part, values in config.to_dict().items():
         rows = [
@@ -254,5 +210,5 @@ def settings(config: RunConfig) -> list[Block]:
 
 
 def shown(value: Any) -> str:
-    """A setting as it is typed, an empty one as what it means."""
+    """A setting as it is typed; a dash for an empty one."""
     return NONE if value in ("", []) else str(value)

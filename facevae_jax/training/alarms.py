@@ -1,4 +1,4 @@
-"""What goes wrong with VAEs, told at each evaluation with what to do about it."""
+"""Checks for common failures of VAEs after each evaluation, each with its remedy."""
 
 from collections.abc import Mapping
 
@@ -8,34 +8,33 @@ from jaxtyping import UInt8
 COLLAPSED = 0.05  # of the latent dimensions: with fewer active, most of the latent is not used
 EXPLODED = 10.0  # times the KL of the evaluation before, and more nats than
 EXPLODED_NATS = 1_000.0
-ABSURD_NATS = 1_000.0  # for each latent dimension: nothing needs 1e434 different values of one
-DEAD = 0.95  # of the error of the mean image, which a decoder that looks at no latent reaches
+ABSURD_NATS = 1_000.0  # for each latent dimension: far above any useful rate
+DEAD = 0.95  # of the error of the mean image, which a decoder that ignores its latents reaches
 OVERFITTED = 1.05  # times the lowest validation loss so far, while the training loss fell
 SAMPLED = 1_024  # images for the mean one
-AT_ONCE = 8  # of them in memory
+AT_ONCE = 8  # images in memory
 
 
 class Alarms:
-    """Looks at one evaluation after another."""
+    """Checks one evaluation after another."""
 
-    def __init__(self, images: UInt8[np.ndarray, "n h w c"], *, latent_dim: int) -> None:
+    def __init__(self, images: UInt8[np.ndarray, "n h w c"]) -> None:
         """`images` are those of the evaluations."""
         self._mean_image_error = _mean_image_error(images[:SAMPLED])
-        self._latent_dim = latent_dim
         self._before: Mapping[str, float] | None = None  # the evaluation before
         self._best: tuple[float, float] | None = None  # evaluation loss and the training loss of that time
 
-    def look(self, evaluation: Mapping[str, float], training_loss: float | None) -> list[str]:
-        """A line for each thing that is wrong; at the first evaluation training has only begun, so that less is.
+    def check(self, evaluation: Mapping[str, float], training_loss: float | None, *, latent_units: int) -> list[str]:
+        """A line for each failure; some need a second evaluation, since training has only begun at the first.
 
         Args:
           evaluation: `loss`, `mse`, `kl` and, of a model with a KL divergence, `active_units`.
           training_loss: of the last steps; None where none were logged yet.
+          latent_units: latent dimensions of all groups.
         """
         lines, before, self._before = self._overfitting(evaluation["loss"], training_loss), self._before, evaluation
-        # That of a baseline, whose posterior is a point, is no cost of anything.
         if "active_units" in evaluation and (
-            evaluation["kl"] > ABSURD_NATS * self._latent_dim
+            evaluation["kl"] > ABSURD_NATS * latent_units
             or (before is not None and evaluation["kl"] > max(EXPLODED * before["kl"], EXPLODED_NATS))
         ):
             lines.append(
@@ -44,17 +43,17 @@ class Alarms:
             )
         if before is None:
             return lines
-        active = [of.get("active_units", self._latent_dim) for of in (before, evaluation)]
-        if max(active) < max(1, COLLAPSED * self._latent_dim):
+        active = [of.get("active_units", latent_units) for of in (before, evaluation)]
+        if latent_units and max(active) < max(1, COLLAPSED * latent_units):
             lines.append(
-                f"posterior collapse: {active[1]:.0f} of {self._latent_dim} latent dimensions are active: lower "
+                f"posterior collapse: {active[1]:.0f} of {latent_units} latent dimensions are active: lower "
                 "--config.objective.kl_weight (or raise r_loss_factor, of the likelihood mse), or set "
                 "--config.objective.kl_warmup_steps or free_bits."
             )
         # Of one image alone the mean is the image.
         if self._mean_image_error > 0 and evaluation["mse"] > DEAD * max(self._mean_image_error, before["mse"]):
             lines.append(
-                f"dead decoder: MSE {evaluation['mse']:.4f}, which falls no more, and the mean image alone has "
+                f"dead decoder: MSE {evaluation['mse']:.4f} no longer falls, and the mean image alone has "
                 f"{self._mean_image_error:.4f}: the reconstructions hardly depend on the image; lower "
                 "--config.train.learning_rate or --config.objective.kl_weight."
             )

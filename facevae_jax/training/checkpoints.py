@@ -1,7 +1,6 @@
 """Checkpoints: asynchronous, the latest two and the best one, and parameters alone for sampling."""
 
 import contextlib
-import dataclasses
 import functools
 import json
 import math
@@ -14,10 +13,10 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from facevae_jax import hosts
-from facevae_jax.errors import UserError, make_writable_directory
+from facevae_jax.core import hosts
+from facevae_jax.core.errors import UserError, make_writable_directory
 from facevae_jax.training.checksums import checksums
-from facevae_jax.training.state import TrainState
+from facevae_jax.training.setup import TrainState
 
 DIRECTORY = "checkpoints"
 DAMAGED = "damaged_checkpoints"
@@ -37,7 +36,7 @@ def has_checkpoint(workdir: pathlib.Path) -> bool:
 
 
 class Restored(NamedTuple):
-    """What a run goes on from."""
+    """What a run resumes from."""
 
     state: TrainState
     evaluated: bool  # False where the evaluation of its step was cut short
@@ -51,7 +50,7 @@ class Checkpoints:
     """The checkpoints of one workdir; use as a context manager, so that the last save is finished at the end."""
 
     def __init__(self, workdir: pathlib.Path, *, read_only: bool = False) -> None:
-        """Opens the workdir's checkpoints; scores that are damaged are set aside, unless `read_only`.
+        """Opens the workdir's checkpoints; damaged scores are set aside, unless `read_only`.
 
         Raises:
           UserError: the directory cannot be written to, or the scores of its checkpoints cannot be read.
@@ -60,7 +59,7 @@ class Checkpoints:
         self._aside = (workdir / DAMAGED).absolute()
         self._read_only = read_only
         self._moved: list[str] = []  # a line for each checkpoint that was set aside
-        if not read_only:  # Orbax finds out in a thread of its own, for which the others then wait ten minutes
+        if not read_only:  # Orbax fails in a thread of its own, and the other processes wait ten minutes for it
             hosts.together(self._prepare)
         self._manager = self._open()
 
@@ -90,7 +89,7 @@ class Checkpoints:
         handlers = {STATE: ocp.PyTreeCheckpointHandler(), RECORD: ocp.JsonCheckpointHandler()}
         try:
             return ocp.CheckpointManager(self._directory, options=options, item_handlers=handlers)
-        except ValueError as error:  # JSON that is none
+        except ValueError as error:  # invalid JSON
             reason = " ".join(str(error).split())
             message = f"{self._directory}/*/metrics cannot be read ({reason}): move the damaged checkpoint away."
             raise UserError(message) from error
@@ -113,16 +112,16 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
-        """Turns what writing raises, of this save or of the one before, into one line."""
+        """Turns an error of this save, or of the one before, into one line."""
         try:
             yield
         except Exception as error:
             if jax.process_count() > 1 and not isinstance(error, OSError):
-                raise  # mostly a process that was lost while saving: no mistake, and starting all again mends it
+                raise  # mostly a process that was lost while saving: starting all again resumes the run
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             raise UserError(
-                f"{self._directory}: a checkpoint could not be written ({reason}): mend that, and the same command "
-                "goes on from the last one."
+                f"{self._directory}: a checkpoint could not be written ({reason}): fix that, and the same command "
+                "resumes from the last one."
             ) from error
 
     def steps(self) -> list[int]:
@@ -151,7 +150,7 @@ class Checkpoints:
         """
         if step in self._manager.all_steps():
             return  # Orbax would answer the same, silently
-        tree = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+        tree = state._asdict()
         record = {"checksums": checksums(tree), "evaluated": evaluated}
         items = {STATE: ocp.args.PyTreeSave(tree), RECORD: ocp.args.JsonSave(record)}
         hosts.together(functools.partial(self._check_room, tree))
@@ -160,28 +159,28 @@ class Checkpoints:
             self._manager.save(step, args=ocp.args.Composite(**items), metrics={"loss": loss} if scored else None)
 
     def _check_room(self, tree: dict[str, Any]) -> None:
-        """Raises a UserError where a checkpoint has no room: what fails half-way is Orbax's to tell, at length."""
+        """Raises a UserError where a checkpoint has no room: Orbax would print pages half-way through."""
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
         free = shutil.disk_usage(self._directory).free
         if hosts.is_main() and needed > free:
             raise UserError(
                 f"{self._directory}: a checkpoint takes up to {needed / 1e6:,.1f} MB, {free / 1e6:,.1f} MB are free: "
-                "make room, and the same command goes on from the last one."
+                "make room, and the same command resumes from the last one."
             )
 
     def restore_newest(self, abstract: TrainState) -> tuple[Restored | None, list[str]]:
-        """The newest checkpoint that is whole, and a line for each that is not; None without any.
+        """The newest whole checkpoint, and a line for each damaged one; None without any.
 
-        The damaged ones are moved away, to be looked at, and because their steps are saved again.
+        Damaged checkpoints are moved aside: somebody may look at them, and their steps are saved again.
 
         Raises:
           DamagedError: none of the checkpoints is whole.
         """
-        tree = {field.name: getattr(abstract, field.name) for field in dataclasses.fields(abstract)}
+        tree = abstract._asdict()
         damaged: dict[int, str] = {}
         for step in self.steps():
             try:
-                restored = hosts.together(functools.partial(self.restore_tree, tree, step=step, partial=False))
+                restored = hosts.together(functools.partial(self.restore_tree, tree, step=step))
             except (DamagedError, hosts.ElsewhereError) as error:
                 damaged[step] = str(error)
             else:
@@ -210,8 +209,8 @@ class Checkpoints:
         path.rename(to)
         self._moved.append(f"{reason}, and it was moved to {to}")
 
-    def restore_tree(self, abstract: dict[str, Any], *, step: int, partial: bool) -> dict[str, Any]:
-        """Fields of a step's state: all of them, or with `partial` only those named in `abstract`.
+    def restore_tree(self, abstract: dict[str, Any], *, step: int) -> dict[str, Any]:
+        """The fields of a step's state that are named in `abstract`.
 
         Raises:
           DamagedError: the checkpoint cannot be read, or does not hold what was saved.
@@ -222,7 +221,7 @@ class Checkpoints:
                 lambda leaf: ocp.ArrayRestoreArgs(sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype),
                 abstract,
             ),
-            partial_restore=partial,
+            partial_restore=True,
         )
         directory = self.path(step)
         try:
@@ -231,7 +230,7 @@ class Checkpoints:
             found = checksums(restored)
         except MemoryError:
             raise
-        except Exception as error:  # what a damaged checkpoint raises depends on which of its files is damaged
+        except Exception as error:  # the type depends on which file is damaged
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             raise DamagedError(f"{directory} cannot be restored ({reason})") from error
         differing = [name for name, values in found.items() if saved is not None and saved.get(name) != values]

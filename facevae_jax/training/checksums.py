@@ -1,6 +1,6 @@
-"""A checksum of arrays that is computed where they lie, and is the same on any number of devices.
+"""A checksum of arrays, computed on their device, that is the same on any number of devices.
 
-What a checkpoint holds passes through a compressor, a disk and a network, none of which tells about a flipped bit.
+A checkpoint passes through a compressor, a disk and a network, and none of them reports a flipped bit.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ from jaxtyping import Array, UInt32
 
 
 def _mix(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
-    """A one-to-one function that scatters its argument (the finaliser of MurmurHash3, Appleby 2011)."""
+    """A one-to-one function that scatters its argument (the finalizer of MurmurHash3, Appleby 2011)."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
     return x ^ (x >> 16)

@@ -1,134 +1,104 @@
-"""Evaluation as training goes: exact figures on the whole split, and pictures to look at."""
+"""Evaluation as training goes: exact figures of the whole split."""
 
-import concurrent.futures
 import functools
-import pathlib
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int
 
-from facevae_jax import pictures
-from facevae_jax.data.batches import Batch, put, put_rows
+from facevae_jax.data.batches import Batch, row_keys
+from facevae_jax.data.feed import put, put_rows
 from facevae_jax.data.plan import evaluation_rows
-from facevae_jax.errors import make_writable_directory
-from facevae_jax.latents.priors import LatentMoments, fitted_gaussian, standard
-from facevae_jax.models.inference import Inference
-from facevae_jax.objective import Loss
-from facevae_jax.random import named_key
-from facevae_jax.training.pca import eigenfaces
-from facevae_jax.training.sharding import replicated, split_along
-from facevae_jax.training.state import TrainState
-from facevae_jax.training.step import (
-    EvaluationSums,
-    Trainer,
-    evaluation_step,
-    evaluation_variance,
-    finish_evaluation,
-)
+from facevae_jax.models.api import all_reduce
+from facevae_jax.objective import ImageTerms, Loss, image_terms, loss_of
+from facevae_jax.training.setup import DATA_AXIS, TrainSetup, TrainState, on_each_device, split_along
+from facevae_jax.training.step import make_targets
 
-PICTURES = "pictures"
-SHOWN_SAMPLES = 64  # 8 x 8
-SHOWN_FACES = 24  # three rows of originals, each above its reconstructions
-COLUMNS = 8
+ACTIVE_VARIANCE = 0.01  # of the posterior means over the data, above which a unit is active (Burda et al. 2016)
 BATCHES_IN_FLIGHT = 2
-ASK_EVERY = 8  # batches, whether to go on
+ASK_EVERY = 8  # batches between two calls of `keep_going`
+
+
+class Sums(NamedTuple):
+    """Sums over images; they give the split's exact figures."""
+
+    images: Float[Array, ""]
+    terms: ImageTerms
+    means: tuple[Float[Array, "..."], ...]  # of the posterior means, a group of latents each
+    squares: tuple[Float[Array, "..."], ...]
+
+
+class Evaluation(NamedTuple):
+    """Figures of a split."""
+
+    loss: Loss  # at the full KL weight, so that epochs of a warm-up compare
+    units: Int[Array, " g"]  # latent dimensions of each group
+    active_units: Int[Array, " g"]  # those whose posterior means vary over the images
+
+
+def _sums(variables: Any, given: tuple[Batch, Bool[Array, " b"]], *, setup: TrainSetup) -> Sums:
+    """What the valid images of this device's part of a batch add."""
+    batch, valid = given
+    seed = setup.config.train.seed
+    # The same noise at every evaluation, so that evaluations compare.
+    targets = make_targets(batch, stream="dequantize evaluation", step=0, config=setup.config)
+    keys = row_keys(batch.rows, seed=seed, stream="evaluate", step=0)
+    output = setup.model.apply(variables, batch.images, keys, train=False)
+
+    def total(term: Array) -> Array:
+        # where, not a product: padding may hold anything, and 0 x NaN is NaN.
+        return jnp.sum(jnp.where(valid.reshape(-1, *[1] * (term.ndim - 1)), term, 0.0), axis=0)
+
+    means = tuple(group.posterior.mean for group in output.latents)
+    terms = image_terms(targets, output, setup.likelihood)
+    rows = Sums(jnp.ones(len(valid)), terms, means, tuple(jnp.square(mean) for mean in means))
+    return all_reduce(jax.tree.map(total, rows), DATA_AXIS)
+
+
+def finish_evaluation(sums: Sums, state: TrainState, *, setup: TrainSetup) -> Evaluation:
+    """The figures of a split from its sums, with the decoder's variance that training arrived at."""
+    _, terms, means, squares = jax.tree.map(lambda total: total / sums.images, sums)
+    params = state.evaluation_variables["params"]
+    loss = loss_of(
+        terms,
+        variance=setup.likelihood.evaluation_variance(state.decoder_variance.mean, params),
+        kl_weight=setup.config.objective.kl_weight,
+        likelihood=setup.likelihood,
+        config=setup.config.objective,
+    )
+    active = [jnp.sum(s - jnp.square(m) > ACTIVE_VARIANCE) for m, s in zip(means, squares, strict=True)]
+    return Evaluation(loss, jnp.array([mean.size for mean in means], int), jnp.array(active, int))
 
 
 class Evaluator:
     """Evaluates one split; compiles once."""
 
-    def __init__(self, trainer: Trainer, images: np.ndarray, mesh: Mesh) -> None:
+    def __init__(self, setup: TrainSetup, images: np.ndarray) -> None:
         """`images` is the split's pixel store [N, R, R, 3]."""
-        self._trainer = trainer
-        self._images = images
-        self._mesh = mesh
-        self._step = jax.jit(functools.partial(evaluation_step, trainer=trainer))
-        self._finish = jax.jit(functools.partial(finish_evaluation, trainer=trainer))
-        latent_dim = trainer.config.model.latent_dim
-        self._start = jax.jit(lambda: EvaluationSums.zeros(latent_dim), out_shardings=replicated(mesh))
-        self._batch_size = trainer.config.train.batch_size // trainer.config.train.accumulation
+        self._images, self._sharding = images, split_along(setup.mesh, 0)
+        self._batch_size = setup.config.train.batch_size // setup.config.train.accumulation
+        self._sums = jax.jit(on_each_device(functools.partial(_sums, setup=setup), setup.mesh, axis=0))
+        self._add = jax.jit(functools.partial(jax.tree.map, jnp.add))
+        self._finish = jax.jit(functools.partial(finish_evaluation, setup=setup))
 
-    def __call__(
-        self, state: TrainState, goes_on: Callable[[], bool] = lambda: True
-    ) -> tuple[Loss, LatentMoments, jax.Array] | None:
-        """The split's loss, its latents' moments and active units; every image counts once, whatever the batch size.
+    def __call__(self, state: TrainState, keep_going: Callable[[], bool] = lambda: True) -> Evaluation | None:
+        """The figures of the split; every image counts once, whatever the batch size.
 
-        None as soon as `goes_on`, which is asked every few batches, says so.
+        None as soon as `keep_going`, which is asked every few batches, answers no.
         """
-        sums = self._start()
-        sharding = split_along(self._mesh, 0)
-        in_flight: list[EvaluationSums] = []
+        total: Sums | None = None
+        in_flight: list[Sums] = []
         batches = evaluation_rows(images=len(self._images), batch_size=self._batch_size)
         for number, (rows, valid) in enumerate(batches):
-            if number % ASK_EVERY == 0 and not goes_on():
+            if number % ASK_EVERY == 0 and not keep_going():
                 return None
-            batch = Batch(put_rows(self._images, rows, sharding), put(rows, sharding))
-            sums = self._step(sums, state.evaluation_variables, batch, put(valid, sharding), np.int32(number))
-            in_flight.append(sums)
+            batch = Batch(put_rows(self._images, rows, self._sharding), put(rows, self._sharding))
+            part = self._sums(state.evaluation_variables, (batch, put(valid, self._sharding)))
+            total = part if total is None else self._add(total, part)
+            in_flight.append(total)
             if len(in_flight) > BATCHES_IN_FLIGHT:  # or a large split would queue up in device memory
                 jax.block_until_ready(in_flight.pop(0))
-        params = state.evaluation_variables["params"]
-        return self._finish(sums, evaluation_variance(state.decoder_variance, params, trainer=self._trainer))
-
-
-class Painter:
-    """Writes the same faces and the same random draws at every evaluation, so that progress is visible.
-
-    Files are written by a thread while training goes on; use as a context manager, so that the last are finished.
-    """
-
-    def __init__(self, trainer: Trainer, images: np.ndarray, workdir: pathlib.Path) -> None:
-        """`images` is the split whose first faces are reconstructed."""
-        self._trainer = trainer
-        self._originals = np.asarray(images[:SHOWN_FACES])
-        self._directory = make_writable_directory(workdir / PICTURES, name="--workdir's pictures")
-        self._writer = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="pictures")
-        self._written: list[concurrent.futures.Future[None]] = []
-
-    def __enter__(self) -> "Painter":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._writer.shutdown()
-        if exception[0] is None:  # else that is what the user should hear of
-            self._finish()
-
-    def __call__(self, state: TrainState, *, step: int) -> None:
-        """Draws reconstructions and samples from both priors, of PCA its components too, and has them written.
-
-        Raises:
-          OSError: the pictures before could not be written.
-        """
-        self._finish()
-        # This process's own copy: the others draw nothing.
-        variables, moments = jax.tree.map(
-            lambda leaf: leaf.addressable_data(0), (state.evaluation_variables, state.latent_moments)
-        )
-        inference = Inference(self._trainer.model, variables)
-        reconstructions = inference.reconstruct(self._originals)
-        rows = [
-            np.concatenate([part[start : start + COLUMNS] for part in (self._originals, reconstructions)])
-            for start in range(0, len(self._originals) - len(self._originals) % COLUMNS, COLUMNS)
-        ]
-        shown = np.concatenate(rows) if rows else np.concatenate([self._originals, reconstructions])
-        columns = COLUMNS if rows else len(self._originals)
-        grids = {"reconstructions": pictures.grid(shown, columns=columns)}
-        key = named_key(self._trainer.config.train.seed, "pictures")
-        priors = {"standard": standard(len(moments.mean)), "gaussian": fitted_gaussian(moments)}
-        for name, prior in priors.items():
-            latents = np.asarray(prior.sample(key, np.arange(SHOWN_SAMPLES)))
-            grids[f"samples_{name}"] = pictures.grid(inference.decode(latents), columns=COLUMNS)
-        if self._trainer.config.model.kind == "pca":
-            faces = eigenfaces(variables["params"], self._trainer.model.image_shape, SHOWN_SAMPLES)
-            grids["eigenfaces"] = pictures.grid(faces, columns=COLUMNS)
-        for name, image in grids.items():
-            path = self._directory / f"{name}_{step:08d}.png"
-            self._written.append(self._writer.submit(pictures.write_png, path, image))
-
-    def _finish(self) -> None:
-        """Waits for the files and raises what went wrong with them."""
-        written, self._written = self._written, []
-        for future in written:
-            future.result()
+        return self._finish(total, state)

@@ -1,15 +1,16 @@
 """Which feed a run gets, and whether its batches can be cut up for the devices."""
 
+import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import UInt8
 
-from facevae_jax import hosts
 from facevae_jax.config import RunConfig
-from facevae_jax.data.batches import Feed, ResidentFeed, StreamedFeed, device_memory_budget
-from facevae_jax.data.pixels import Splits
+from facevae_jax.core import hosts
+from facevae_jax.core.errors import UserError
+from facevae_jax.data.feed import Feed, ResidentFeed, StreamedFeed, device_memory_budget
 from facevae_jax.data.plan import BatchPlan
-from facevae_jax.errors import UserError
-from facevae_jax.training.sharding import replicated, split_along
-from facevae_jax.training.telemetry import say
+from facevae_jax.training.setup import replicated, split_along
+from facevae_jax.training.telemetry import log
 
 
 def check_batch_size(config: RunConfig, mesh: Mesh) -> None:
@@ -35,30 +36,22 @@ def check_split_size(config: RunConfig, images: int, mesh: Mesh) -> None:
         )
 
 
-def make_feed(config: RunConfig, splits: Splits, mesh: Mesh, *, first_step: int) -> Feed:
-    """The feed that the config forces, or the fastest that the split fits: see `choose_feed`."""
-    images, size, train = len(splits.train), splits.train.nbytes, config.train
-    parts = train.accumulation
-    plan = BatchPlan(train.seed, images, train.batch_size // parts, parts)
+def make_feed(config: RunConfig, images: UInt8[np.ndarray, "n h w c"], mesh: Mesh, *, first_step: int) -> Feed:
+    """The feed that the config forces, or the fastest that the training split fits: see `choose_feed`."""
+    train = config.train
+    plan = BatchPlan(train.seed, len(images), train.batch_size)
     (negative_budget,) = hosts.agree(-device_memory_budget())  # the smallest, or processes would choose differently
-    kind, reason = choose_feed(size, budget=-int(negative_budget), devices=mesh.size)
+    kind, reason = choose_feed(images.nbytes, budget=-int(negative_budget), devices=mesh.size)
     if config.data.feed != "auto":
         kind, reason = config.data.feed, f"as config.data.feed says, though {kind} would be chosen ({reason})"
-    say(f"feed: {kind}; {images:,} images: {reason}")
+    log(f"feed: {kind}; {len(images):,} images: {reason}")
     rows = split_along(mesh, 1)
     if kind == "streamed":
-        return StreamedFeed(
-            splits.train,
-            plan,
-            capacity=train.steps_per_dispatch * parts,
-            first=first_step * parts,
-            batch_sharding=split_along(mesh, 0),
-            rows_sharding=rows,
-        )
+        batches = split_along(mesh, 0)
+        of = {"capacity": train.steps_per_dispatch, "first": first_step}
+        return StreamedFeed(images, plan, batch_sharding=batches, rows_sharding=rows, **of)
     pixels = split_along(mesh, 0) if kind == "sharded" else replicated(mesh)
-    return ResidentFeed(
-        splits.train, plan, capacity=train.steps_per_dispatch * parts, pixels_sharding=pixels, rows_sharding=rows
-    )
+    return ResidentFeed(images, plan, capacity=train.steps_per_dispatch, pixels_sharding=pixels, rows_sharding=rows)
 
 
 def choose_feed(size: int, *, budget: int, devices: int) -> tuple[str, str]:

@@ -1,20 +1,22 @@
 """When a run logs, evaluates and saves, how long a dispatch is, and the figures in between."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from facevae_jax import models
 from facevae_jax.config import RunConfig
 from facevae_jax.data.plan import steps_per_epoch
+from facevae_jax.objective import Loss
 from facevae_jax.training.step import Metrics
 
 DISPATCH_SECONDS = 3.0  # aimed at: long enough to hide what a dispatch costs, short enough to answer a signal
 
 
 class Schedule(NamedTuple):
-    """When things happen, in optimiser steps."""
+    """When things happen, in optimizer steps."""
 
     total: int
     log_every: int
@@ -27,7 +29,8 @@ class Schedule(NamedTuple):
         train = config.train
         epoch = steps_per_epoch(images, train.batch_size)
         evaluate = epoch * train.evaluate_every_epochs
-        total = train.steps or epoch * train.epochs
+        fitted = models.fit_of(config.model.kind) is not None
+        total = 1 if fitted else train.steps or epoch * train.epochs
         return cls(total, train.log_every_steps, evaluate, train.checkpoint_every_steps or evaluate)
 
     def evaluates(self, step: int) -> bool:
@@ -52,21 +55,32 @@ class Window:
         self._parts.append((metrics, count))
         self._seconds += seconds
 
-    def fetch(self, batch_size: int) -> dict[str, float]:
+    def fetch(self, batch_size: int) -> dict[str, Any]:
         """Means over the window's steps that were not skipped, how many were, and images/s; empties it."""
-        fetched = [(jax.device_get(metrics), count) for metrics, count in self._parts]
-        skipped = np.concatenate([metrics.skipped[:count] for metrics, count in fetched])
-        steps = len(skipped)
-        flat = [{**metrics.loss._asdict(), "gradient_norm": metrics.gradient_norm} for metrics, _ in fetched]
-        values = {}
-        for name in flat[0]:
-            all_steps = np.concatenate([part[name][:count] for part, (_, count) in zip(flat, fetched, strict=True)])
-            learned = all_steps[skipped == 0]
-            values[name] = float(learned.mean(dtype=np.float64)) if len(learned) else math.nan
-        values["skipped"] = int(skipped.sum())
-        values["images_per_second"] = steps * batch_size / self._seconds
+        counts = [count for _, count in self._parts]
+        fetched = jax.device_get([metrics for metrics, _ in self._parts])
+
+        def joined(*leaves: np.ndarray) -> np.ndarray:
+            return np.concatenate([leaf[:count] for leaf, count in zip(leaves, counts, strict=True)])
+
+        def mean(values: np.ndarray) -> Any:
+            all_skipped = np.full(values.shape[1:], math.nan)
+            return values[learned].mean(axis=0, dtype=np.float64) if learned.any() else all_skipped
+
+        steps: Metrics = jax.tree.map(joined, *fetched)
+        learned = np.asarray(steps.skipped == 0)
+        means: Metrics = jax.tree.map(mean, steps)
+        values = figures(means.loss) | {"gradient_norm": float(means.gradient_norm)}
+        values["skipped"] = int(steps.skipped.sum())
+        values["images_per_second"] = len(learned) * batch_size / self._seconds
         self._parts, self._seconds = [], 0.0
         return values
+
+
+def figures(loss: Loss) -> dict[str, Any]:
+    """The fields of a loss as plain numbers; `rates` only where there are several groups of latents."""
+    values: dict[str, Any] = {name: float(value) for name, value in loss._asdict().items() if name != "rates"}
+    return values | ({"rates": [float(rate) for rate in loss.rates]} if len(loss.rates) > 1 else {})
 
 
 def dispatch_length(seconds_per_step: float, capacity: int) -> int:

@@ -1,4 +1,4 @@
-"""What a run tells: lines on the screen, a progress bar, `metrics.jsonl` and TensorBoard."""
+"""The record of a run: lines on the screen, a progress bar, `metrics.jsonl` and TensorBoard."""
 
 import json
 import math
@@ -11,21 +11,22 @@ from typing import Any
 
 from tqdm import tqdm
 
-from facevae_jax import hosts
-from facevae_jax.errors import UserError
-from facevae_jax.files import atomic_writer
+from facevae_jax.config import TrainConfig
+from facevae_jax.core import hosts
+from facevae_jax.core.errors import UserError
+from facevae_jax.core.files import atomic_writer
 
 METRICS_FILE = "metrics.jsonl"
 
 
-def say(line: str) -> None:
+def log(line: str) -> None:
     """Prints a line above the progress bar, in process 0 alone."""
     if hosts.is_main():
         tqdm.write(line, file=sys.stdout)
         sys.stdout.flush()
 
 
-def say_error(line: str) -> None:
+def log_error(line: str) -> None:
     """Prints a line on standard error, in any process."""
     tqdm.write(f"error: {line}", file=sys.stderr)
     sys.stderr.flush()
@@ -37,22 +38,22 @@ class Telemetry:
     def __init__(
         self,
         workdir: pathlib.Path,
+        config: TrainConfig,
         *,
         first_step: int,
         total_steps: int,
-        batch_size: int,
-        tensorboard: bool,
         silent: bool = False,
     ) -> None:
-        """Opens the record; what a killed run wrote beyond the checkpoint it resumes from is dropped.
+        """Opens the record, and drops what a killed run wrote after the checkpoint that it resumes from.
 
-        A `silent` one writes and shows nothing: of several processes one does that for all.
+        A `silent` one writes and shows nothing: of several processes, process 0 does that for all.
         """
+        batch_size = config.batch_size
         path = workdir / METRICS_FILE if not silent else pathlib.Path(os.devnull)
         if not silent:
             _drop_after(path, first_step)
         self._file = open(path, "a", buffering=1)  # noqa: SIM115, PTH123 - closed in __exit__
-        self._board = _open_tensorboard(workdir, first_step) if tensorboard and not silent else None
+        self._board = _open_tensorboard(workdir, first_step) if config.tensorboard and not silent else None
         self._batch_size = batch_size
         self._bar = tqdm(
             total=total_steps * batch_size,
@@ -60,8 +61,7 @@ class Telemetry:
             unit="image",
             unit_scale=True,
             dynamic_ncols=True,
-            disable=silent
-            or None,  # without a terminal there is no bar: it would fill a log file, and the lines say the same
+            disable=silent or None,  # None: no bar without a terminal, where it would fill a log file
         )
         self._steps_left = total_steps - first_step
         self._training_seconds = 0.0
@@ -114,13 +114,21 @@ class Telemetry:
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Adds one JSON line {"kind", "step", ...values}, and the numbers to TensorBoard as `kind/name`."""
-        # JSON has no NaN or infinity: null keeps every line readable by any parser.
-        finite = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in values.items()}
+        finite = {name: _finite(value) for name, value in values.items()}
         self._file.write(json.dumps({"kind": kind, "step": step, **finite}, allow_nan=False) + "\n")
         if self._board is not None:
             for name, value in values.items():
-                if isinstance(value, (int, float)):
-                    self._board.add_scalar(f"{kind}/{name}", value, step)
+                parts = enumerate(value) if isinstance(value, list) else [("", value)]  # a rate for each group
+                for number, part in parts:
+                    if isinstance(part, (int, float)):
+                        self._board.add_scalar(f"{kind}/{name}{number}", part, step)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN or infinity: null keeps every line readable by any parser."""
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:

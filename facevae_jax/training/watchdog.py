@@ -1,50 +1,32 @@
-"""Ends a run that no longer moves: another process that is stuck, a network that swallows, a device that hangs."""
+"""Ends a run that makes no progress: a stuck peer, a network that silently drops packets, a device that hangs."""
 
+import faulthandler
 import sys
-import threading
-import time
-
-from facevae_jax import hosts
-
-# EX_TEMPFAIL of sysexits.h: nothing is wrong with the command, and starting it again goes on from the last checkpoint.
-START_AGAIN = 75
 
 
 class Watchdog:
-    """Use as a context manager; from the first beat on no more than `seconds` may pass to the next.
+    """A context manager: after the first heartbeat, at most `seconds` may pass until the next.
 
-    What comes before, reading and compiling, may take any time.
+    A timer thread in C, which needs no GIL, then writes "Timeout (h:mm:ss)!" and the stack of every thread to standard
+    error, which shows what hangs, and ends the process with exit code 1. The last finished step is in the log above it.
+    The time before the first heartbeat, for reading data and compiling, is not limited. Python has one such timer per
+    process, so runs must not overlap in one process.
     """
 
-    def __init__(self, seconds: int, *, step: int) -> None:
-        """`step` is the last that was finished; 0 seconds: never ends the run."""
+    def __init__(self, seconds: int, *, step: int = 0) -> None:
+        """Takes `config.train.watchdog_seconds`, where 0 means no limit, and the last finished step."""
         self.step = step
         self._seconds = seconds
-        self._last = time.monotonic()
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def __enter__(self) -> "Watchdog":
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._done.set()
+        if self._seconds:
+            faulthandler.cancel_dump_traceback_later()
 
-    def beat(self, step: int | None = None) -> None:
-        """Something was finished: a step, or with None a part of what comes between steps."""
+    def heartbeat(self, step: int | None = None) -> None:
+        """Reports progress: the step that has finished, or None for work between steps, such as an evaluation."""
         self.step = self.step if step is None else step
-        self._last = time.monotonic()
-        if self._seconds and not self._thread.ident:
-            self._thread.start()
-
-    def _watch(self) -> None:
-        while not self._done.wait(min(1.0, self._seconds / 10)):
-            silent = time.monotonic() - self._last
-            if silent > self._seconds:
-                print(
-                    f"error: nothing was finished for {silent:.0f} s (config.train.watchdog_seconds={self._seconds}); "
-                    f"the last finished step is {self.step:,}. A process or a device is stuck: start all again, the "
-                    "same command goes on from the last checkpoint.",
-                    file=sys.stderr,
-                )
-                hosts.leave(START_AGAIN)
+        if self._seconds:
+            faulthandler.dump_traceback_later(self._seconds, exit=True, file=sys.__stderr__ or sys.stderr)

@@ -1,16 +1,19 @@
 """The workdir's `config.json`: what a run was started with, and what may change when it is resumed."""
 
 import contextlib
+import errno
 import json
 import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from facevae_jax import files
-from facevae_jax.config import RunConfig, flatten
-from facevae_jax.errors import UserError
-from facevae_jax.files import write_json
+from facevae_jax.config import RunConfig
+from facevae_jax.core import files, hosts
+from facevae_jax.core.errors import UserError, expand_home, make_writable_directory
+from facevae_jax.core.files import write_json
+from facevae_jax.core.settings import flatten
 from facevae_jax.training.checkpoints import has_checkpoint
+from facevae_jax.training.telemetry import log
 
 CONFIG_FILE = "config.json"
 LOCK_FILE = ".lock"
@@ -31,6 +34,33 @@ FIXED_KEYS = (
     "train.batch_size",
     "train.seed",
 )
+
+
+@contextlib.contextmanager
+def explained(workdir: str | pathlib.Path) -> Iterator[None]:
+    """Turns the errors of a full or read-only disk into one line."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        reason = f"{error.filename or 'a file'} could not be written: {error.strerror}"
+        raise UserError(f"--workdir={str(workdir)!r}: {reason}; fix that, and the same command resumes.") from error
+
+
+def open_workdir(config: RunConfig, workdir: str | pathlib.Path, stack: contextlib.ExitStack) -> pathlib.Path:
+    """The directory of the run, kept for this run alone until the stack is closed.
+
+    Raises:
+      UserError: it cannot be written to, holds another run, or another process trains there.
+    """
+    if not hosts.is_main():
+        return expand_home(workdir, name="--workdir")
+    directory = make_writable_directory(workdir, name="--workdir")
+    stack.enter_context(locked(directory))
+    for line in write_or_check_config(directory, config):
+        log(line)
+    return directory
 
 
 def read_config(workdir: pathlib.Path) -> RunConfig:
@@ -67,7 +97,7 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
         yield
 
 
-def claim(workdir: pathlib.Path, config: RunConfig) -> list[str]:
+def write_or_check_config(workdir: pathlib.Path, config: RunConfig) -> list[str]:
     """Writes `config.json`, or compares it where there is something to resume; returns a line for each change.
 
     Raises:

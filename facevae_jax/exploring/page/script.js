@@ -1,9 +1,9 @@
-// The page of `python -m facevae_jax.explore`. All state is here: the server forgets every request.
+// The page of `python -m facevae_jax.explore`. All state lives here: the server keeps none.
 
 const FACES = ["From", "To"];
 const element = (id) => document.getElementById(id);
 const slots = FACES.map(() => ({ latent: null, origin: "", thumbnail: "", serial: 0 }));
-const sliders = new Map(); // key -> slider of an attribute or a dimension
+const sliders = new Map(); // by key: attributes and dimensions
 let page, morph, temperature;
 
 start().catch(report);
@@ -12,9 +12,9 @@ async function start() {
   page = await (await fetch("/page.json")).json();
   element("about").textContent =
     `${page.name ? page.name + ", " : ""}step ${page.step.toLocaleString("en")}, ` +
-    `${page.resolution}×${page.resolution} pixels, ${page.latent_dim} latent dimensions`;
+    `${page.resolution}×${page.resolution} pixels, ${page.code_size} latent dimensions`;
   FACES.forEach(addFace);
-  morph = addSlider(element("morph"), { label: "Morph", high: 1, step: 0.01, text: (x) => `${Math.round(100 * x)} %` });
+  morph = addSlider(element("morph"), { label: "Morph", high: 1, step: 0.01, text: (x) => `${Math.round(100 * x)}%` });
   for (const { key, kind, label } of page.sliders) {
     const group = element(`${kind}s`);
     group.hidden = false;
@@ -45,7 +45,7 @@ function addSlider(parent, { label, low = 0, high, step, initial = 0, moves = tr
     output.value = text(Number(input.value));
     input.setAttribute("aria-valuetext", output.value);
     const [zero, at] = [0, Number(input.value)].map((x) => (x - low) / (high - low));
-    input.style.setProperty("--from", zero ? Math.min(zero, at) : -1); // from the very end of the track
+    input.style.setProperty("--from", zero ? Math.min(zero, at) : -1); // -1: also fills the rounded end of the track
     input.style.setProperty("--to", Math.max(zero, at));
     row.classList.toggle("moved", Number(input.value) !== initial);
   };
@@ -58,7 +58,7 @@ function addSlider(parent, { label, low = 0, high, step, initial = 0, moves = tr
   return {
     label,
     get value() { return Number(input.value); },
-    get words() { return output.value; },
+    get text() { return output.value; },
     set(value) { input.value = value; show(); },
   };
 }
@@ -73,7 +73,7 @@ function addFace(title, index) {
   input.setAttribute("aria-label", `Photograph: ${title}`);
   input.addEventListener("change", () => {
     if (input.files.length) photograph(index, input.files[0]);
-    input.value = ""; // so that the same file can be chosen again
+    input.value = ""; // so the same file can be chosen again
   });
   element("faces").append(card);
   slots[index].card = card;
@@ -84,7 +84,7 @@ function acceptDrops() {
   const mark = (card) => slots.forEach((slot) => slot.card.classList.toggle("target", slot.card === card));
   const stop = () => { document.body.classList.remove("dragging"); mark(null); };
   addEventListener("dragover", (event) => {
-    event.preventDefault(); // else the browser would leave the page for the photograph
+    event.preventDefault(); // or the browser opens the photograph instead of the page
     document.body.classList.add("dragging");
     mark(target(event));
   });
@@ -94,7 +94,7 @@ function acceptDrops() {
     stop();
     const file = event.dataTransfer.files[0];
     if (file) photograph(Number(target(event).dataset.index), file);
-    else report(new Error("That was no file: save the picture first, then drop it here."));
+    else report(new Error("Not a file: save the picture first, then drop the file here."));
   });
 }
 
@@ -103,13 +103,13 @@ function acceptDrops() {
 function newFace(index) {
   const seed = crypto.getRandomValues(new Uint32Array(1))[0];
   const request = { prior: element("prior").value, temperature: temperature.value, seed };
-  return load(index, `sample of seed ${seed}`, "/sample", JSON.stringify(request));
+  return load(index, `sample with seed ${seed}`, "/sample", JSON.stringify(request));
 }
 
 async function photograph(index, file) {
-  const most = page.max_photograph_bytes;
-  if (file.size > most) {
-    report(new Error(`${file.name} has ${megabytes(file.size)} MB: ${megabytes(most)} MB are the most.`));
+  const limit = page.max_photograph_bytes;
+  if (file.size > limit) {
+    report(new Error(`${file.name} is ${megabytes(file.size)} MB; the limit is ${megabytes(limit)} MB.`));
     return;
   }
   await load(index, `photograph ${file.name}`, "/encode", file);
@@ -122,7 +122,7 @@ async function load(index, origin, path, body) {
   element("status").textContent = path === "/encode" ? "Reading the photograph …" : "";
   try {
     const { latent, picture } = await (await post(path, body)).json();
-    if (serial !== slot.serial) return; // a later choice was answered first
+    if (serial !== slot.serial) return; // a later choice has replaced this one
     Object.assign(slot, { latent, origin });
     const bytes = Uint8Array.from(atob(picture), (c) => c.charCodeAt(0));
     URL.revokeObjectURL(slot.thumbnail);
@@ -130,7 +130,7 @@ async function load(index, origin, path, body) {
     const image = slot.card.querySelector("img");
     Object.assign(image, { src: slot.thumbnail, alt: `${FACES[index]}: ${origin}` });
     Object.assign(slot.card.querySelector(".origin"), { textContent: origin, title: origin });
-    morph.set(index); // what was chosen is what is seen
+    morph.set(index); // show the face just chosen
     element("problem").hidden = true;
     await update();
   } catch (error) {
@@ -145,7 +145,7 @@ async function load(index, origin, path, body) {
 
 let asked = false, running = null;
 
-// One request at a time, always of the newest state: a slider moves faster than any server answers.
+// One request at a time, always for the latest state: sliders move faster than any server answers.
 function update() {
   asked = true;
   running ??= (async () => {
@@ -167,15 +167,15 @@ async function render() {
   const latents = slots.map((slot) => slot.latent).filter(Boolean);
   if (!latents.length) return;
   const moved = [...sliders].filter(([, slider]) => slider.value);
-  const words = caption(moved.map(([, slider]) => slider));
+  const text = caption(moved.map(([, slider]) => slider));
   const alphas = Object.fromEntries(moved.map(([key, slider]) => [key, slider.value]));
   const scene = { faces: latents, weight: morph.value, alphas };
   const url = URL.createObjectURL(await (await post("/render", JSON.stringify(scene))).blob());
   const before = element("picture"), picture = before.cloneNode();
-  Object.assign(picture, { src: url, alt: `Face: ${words}` });
-  await picture.decode(); // only then is it put in the old one's place: an image that loads may be seen empty
+  Object.assign(picture, { src: url, alt: `Face: ${text}` });
+  await picture.decode(); // before it replaces the old one: an image may appear empty while it loads
   before.replaceWith(picture);
-  element("caption").textContent = words;
+  element("caption").textContent = text;
   element("problem").hidden = true;
   Object.assign(element("download"), { href: url, download: "face.png" }).removeAttribute("aria-disabled");
   URL.revokeObjectURL(before.src);
@@ -183,12 +183,12 @@ async function render() {
 
 function caption(moved) {
   const [from, to] = slots;
-  const way = `${morph.words} from ${from.origin} to ${to.origin}`;
-  const face = !to.latent || morph.value === 0 ? from.origin : morph.value === 1 ? to.origin : way;
-  return [face, ...moved.map((slider) => `${slider.label} ${slider.words}`)].join("; ");
+  const path = `${morph.text} from ${from.origin} to ${to.origin}`;
+  const face = !to.latent || morph.value === 0 ? from.origin : morph.value === 1 ? to.origin : path;
+  return [face, ...moved.map((slider) => `${slider.label} ${slider.text}`)].join("; ");
 }
 
-// Talking to the server, and to the person
+// Requests and errors
 
 async function post(path, body) {
   let response;

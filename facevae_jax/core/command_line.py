@@ -1,0 +1,64 @@
+"""What all commands share: parsing flags, and printing errors in one line with exit code 2."""
+
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from absl import flags, logging
+
+from facevae_jax.core import named_configs
+from facevae_jax.core.errors import UserError
+
+
+def run(
+    main: Callable[[list[str]], int | None], *, check_arguments: Callable[[list[str]], None] = lambda argv: None
+) -> NoReturn:
+    """Parses the flags, calls `main` with the positional arguments and exits.
+
+    `check_arguments` gets the command line before it is parsed and may raise a better error than the parser's.
+
+    Exit codes: what `main` returns (None is 0); 2 and one line on standard error for a `UserError` or a bad flag.
+    """
+    try:
+        logging.set_verbosity(logging.FATAL)  # libraries also log the errors that they raise
+        arguments = parse_flags(sys.argv, check_arguments)
+        code = main(arguments)
+    except UserError as error:
+        if str(error):  # empty: another process prints it
+            print(f"error: {error}", file=sys.stderr)
+        code = 2
+    sys.exit(code)
+
+
+def parse_flags(argv: list[str], check_arguments: Callable[[list[str]], None]) -> list[str]:
+    """Parses `argv` into absl's FLAGS and returns the positional arguments. A flag `--config` may name a config.
+
+    Raises:
+      UserError: an unknown flag, config or configuration key, or a value that cannot be read.
+    """
+    if set(argv[1:]) & {"--help", "-help", "-h", "-?"}:
+        print(f"{sys.modules['__main__'].__doc__}\n{flags.FLAGS.main_module_help()}")
+        sys.exit(0)
+    if "config" in flags.FLAGS:
+        argv = named_configs.with_paths(argv)
+    try:
+        check_arguments(argv[1:])
+        return flags.FLAGS(argv)[1:]
+    except (flags.Error, TypeError) as error:
+        raise UserError(one_line(error)) from error
+    except Exception as error:  # a config file is Python: loading it may raise anything
+        given = next((argument for argument in argv if argument.lstrip("-").startswith("config=")), "the command line")
+        key = str(error).strip("\"'")
+        typed = [argument for argument in argv if argument.partition("=")[0].endswith(f".{key}")]
+        if isinstance(error, AttributeError) and typed:
+            raise UserError(
+                f"{typed[0]}: {given} has no such setting; a model's depend on config.model.kind."
+            ) from error
+        raise UserError(f"{given}: {type(error).__name__}: {one_line(error)}") from error
+
+
+def one_line(error: BaseException) -> str:
+    """The error's message without line breaks; of a traceback in it, only the last line."""
+    head, traceback, rest = str(error).partition("Traceback (most recent call last):")
+    text = head + rest.strip().splitlines()[-1] if traceback else head
+    return " ".join(text.split()) or type(error).__name__

@@ -1,0 +1,72 @@
+"""Errors that the user can fix print one line; all others keep their traceback."""
+
+import errno
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterable, Sequence
+
+
+class UserError(Exception):
+    """An error that the user can fix.
+
+    The message is one line that names the key, path or value and the remedy. Commands print it and exit with code 2
+    (see `command_line.run`).
+    """
+
+
+def expand_home(path: str | os.PathLike[str], *, name: str) -> pathlib.Path:
+    """`path` with `~` or `~user` replaced by that user's home directory.
+
+    Args:
+      path: as the user typed it.
+      name: the flag or key that set it, for the message.
+
+    Raises:
+      UserError: the home directory is unknown, or the name is too long for a file.
+    """
+    try:
+        found = pathlib.Path(path).expanduser()
+        found.stat()
+    except RuntimeError as error:
+        message = f"{name}={str(path)!r}: the home directory of ~ is unknown: write the full path."
+        raise UserError(message) from error
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise UserError(f"{name}={str(path)[:40]!r}... is too long for the name of a file.") from error
+    return found
+
+
+def make_writable_directory(path: str | os.PathLike[str], *, name: str) -> pathlib.Path:
+    """Creates the directory `path`, checks that files can be written there, and returns it.
+
+    Args:
+      path: the directory; `~` is expanded.
+      name: the flag or key that set it, for the message.
+
+    Raises:
+      UserError: the directory cannot be created or written to.
+    """
+    directory = expand_home(path, name=name)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):  # a unique name: several hosts may check at once
+            pass
+    except OSError as error:
+        reason = error.strerror or error
+        message = f"{name}={str(path)!r} cannot be written to ({reason}): choose a directory you may write to."
+        raise UserError(message) from error
+    return directory
+
+
+def describe_entries(entries: Sequence[str]) -> str:
+    """A short summary of a folder's entries, for messages."""
+    if not entries:
+        return "found: nothing (0 entries)"
+    return f"found: {some(entries)} ({len(entries)} entries)"
+
+
+def some(names: Iterable[str], *, most: int = 3) -> str:
+    """The first few names, for messages."""
+    names = list(names)
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

@@ -1,0 +1,1 @@
+"""Faces that the project draws itself."""

@@ -1,0 +1,1 @@
+"""How datasets lie in their folders: images, splits, labels."""

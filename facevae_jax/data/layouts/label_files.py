@@ -1,0 +1,179 @@
+"""The user's own labels: a CSV or JSON file that is joined to the images of any layout by file name."""
+
+import collections
+import csv
+import dataclasses
+import functools
+import io
+import json
+import math
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float32
+
+from facevae_jax.core.errors import UserError, some
+from facevae_jax.core.files import reason
+from facevae_jax.data.layouts.types import UNKNOWN, Attribute, Images, Layout, SourceImage
+
+SUFFIXES = (".csv", ".json", ".jsonl")
+FILE_COLUMNS = ("file", "filename", "file_name", "image", "image_id", "name", "path")  # otherwise the first column
+UNKNOWN_WORDS = ("", "na", "n/a", "nan", "null", "none", "?")
+BINARY_WORDS = {"true": 1.0, "false": 0.0, "yes": 1.0, "no": 0.0}
+MAX_CATEGORIES = 256  # a column with more different texts is free text, not a category
+
+Entry = tuple[str, dict[str, Any]]  # the name of a file and its fields
+
+
+class Table(NamedTuple):
+    """Labels by file name."""
+
+    attributes: tuple[Attribute, ...]
+    rows: dict[str, int]  # file name -> row of `values`
+    values: Float32[np.ndarray, "n a"]  # NaN where unknown
+    notes: tuple[str, ...]
+
+    def find(self, name: str) -> str | None:
+        """The entry of an image: by its path relative to the source, its file name, or that without extension."""
+        path = pathlib.PurePosixPath(name)
+        return next((key for key in (name, path.name, path.stem) if key in self.rows), None)
+
+
+def join_table(layout: Layout, path: pathlib.Path) -> Layout:
+    """The layout with the table's attributes after its own; they are unknown for images that are not in the table.
+
+    Raises:
+      UserError: the table cannot be read, no row fits an image, one fits several, or the layout has an attribute of the
+        same name already.
+    """
+    table, flag = read_table(path), _flag(path)
+    taken = {attribute.name for attribute in layout.attributes}
+    if twice := [attribute.name for attribute in table.attributes if attribute.name in taken]:
+        raise UserError(f"{flag}: the images have an attribute {twice[0]!r} already: rename the column.")
+    used: dict[str, str] = {}
+    missing = []
+    for image in (image for images in layout.splits.values() for image in images):
+        key = table.find(image.name)
+        if key is None:
+            missing.append(image.name)
+        elif key in used:
+            raise UserError(f"{flag}: the row {key!r} fits {used[key]!r} and {image.name!r}: write paths.")
+        else:
+            used[key] = image.name
+    if not used:
+        raise UserError(f"{flag}: no row fits an image; rows: {some(table.rows)}; images: {some(missing)}.")
+    notes = list(table.notes)
+    if unused := [key for key in table.rows if key not in used]:
+        notes.append(f"{len(unused)} of {len(table.rows)} rows of {path.name} fit no image ({some(unused)}).")
+    if missing:
+        total = len(used) + len(missing)
+        notes.append(f"{len(missing)} of {total} images are not in {path.name} ({some(missing)}): unknown there.")
+    return dataclasses.replace(
+        layout,
+        splits={
+            split: Images(np.arange(len(images)), functools.partial(_join_image, images, table))
+            for split, images in layout.splits.items()
+        },
+        attributes=layout.attributes + table.attributes,
+        notes=(*layout.notes, *notes),
+    )
+
+
+def _join_image(images: Sequence[SourceImage], table: Table, row: int) -> SourceImage:
+    image = images[row]
+    key = table.find(image.name)
+    labels = [UNKNOWN] * len(table.attributes) if key is None else table.values[table.rows[key]].tolist()
+    return image._replace(attributes=(*image.attributes, *labels))
+
+
+def read_table(path: pathlib.Path) -> Table:
+    """Reads a CSV file with a line of column names, a JSON list of objects or object of objects, or JSON lines.
+
+    The file's name is in the column `file`, `image`, `name` or the like, otherwise in the first; or it is the key.
+    A column of 0 and 1, -1 and 1, true and false or yes and no is binary, one of other numbers continuous, any other
+    categorical. Empty fields, NA and null are unknown.
+
+    Raises UserError: the file cannot be read, names an image twice, or has no attribute.
+    """
+    flag = _flag(path)
+    try:
+        entries = _entries(path.read_bytes().decode("utf-8-sig"), path.suffix.lower())
+    except (OSError, ValueError, TypeError, csv.Error, RecursionError) as error:
+        raise UserError(
+            f"{flag} cannot be read ({reason(error)}): give a CSV file or a JSON list of objects."
+        ) from error
+    if not entries:
+        raise UserError(f"{flag} has no rows: give one for each image.")
+    counts = collections.Counter(name for name, _ in entries)
+    if twice := [name for name, count in counts.items() if count > 1]:
+        raise UserError(f"{flag} has several rows for {some(map(repr, twice))}: leave one of each.")
+    attributes, values, notes = [], [], []
+    for column in dict.fromkeys(column for _, fields in entries for column in fields):
+        if not column or "/" in column:
+            raise UserError(f"{flag}: {column!r} cannot be the name of an attribute: it must not have a slash.")
+        words = ["" if fields.get(column) is None else str(fields[column]).strip() for _, fields in entries]
+        found = _column(column, words)
+        if found is None:
+            notes.append(f"the column {column!r} of {path.name} has over {MAX_CATEGORIES} different texts: left out.")
+            continue
+        attributes.append(found[0])
+        values.append(found[1])
+    if not attributes:
+        raise UserError(f"{flag} has no attributes: give a column for each beside the files' names.")
+    rows = {name: row for row, (name, _) in enumerate(entries)}
+    return Table(tuple(attributes), rows, np.stack(values, axis=1), tuple(notes))
+
+
+def _flag(path: pathlib.Path) -> str:
+    return f"--attributes={str(path)!r}"
+
+
+def _entries(text: str, suffix: str) -> list[Entry]:
+    """The names and fields in a file with this ending; raises a ValueError, TypeError or csv.Error for others."""
+    if suffix == ".csv":
+        header, *rows = [row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if row]
+        for number, row in enumerate(rows, start=2):
+            if len(row) != len(header):
+                raise ValueError(f"row {number} has {len(row)} fields, the first {len(header)}")
+        if len(set(header)) < len(header):
+            raise ValueError("two columns have one name")
+        content: Any = [dict(zip(header, row, strict=True)) for row in rows]
+    else:
+        content = json.loads(text) if suffix == ".json" else list(map(json.loads, filter(str.strip, text.splitlines())))
+    entries = list(content.items()) if isinstance(content, dict) else []
+    for fields in content if not isinstance(content, dict) else ():
+        key = next((column for column in fields if column.lower() in FILE_COLUMNS), next(iter(fields), ""))
+        if not key:
+            raise ValueError("an object is empty")
+        entries.append((fields[key], {column: value for column, value in fields.items() if column != key}))
+    if not all(isinstance(name, str) and isinstance(fields, dict) for name, fields in entries):
+        raise ValueError("expected an object with the name of a file for each image")
+    return [(name.strip().removeprefix("./"), fields) for name, fields in entries]
+
+
+def _column(name: str, words: list[str]) -> tuple[Attribute, Float32[np.ndarray, " n"]] | None:
+    """One column as numbers; None for free text."""
+    known = {word for word in words if word.lower() not in UNKNOWN_WORDS}
+    meanings = {word: number for word in known if (number := _number(word)) is not None}
+    if len(meanings) == len(known):
+        if set(meanings.values()) <= {-1.0, 1.0}:  # CelebA writes no as -1
+            meanings = {word: max(value, 0.0) for word, value in meanings.items()}
+        attribute = Attribute(name, "binary" if set(meanings.values()) <= {0.0, 1.0} else "continuous")
+    elif len(known) > MAX_CATEGORIES:
+        return None
+    else:
+        categories = tuple(sorted(known))
+        meanings = {word: float(number) for number, word in enumerate(categories)}
+        attribute = Attribute(name, "categorical", categories)
+    return attribute, np.array([meanings.get(word, UNKNOWN) for word in words], np.float32)
+
+
+def _number(word: str) -> float | None:
+    """The number that a word stands for, booleans included; None if there is none, or not a finite float32."""
+    try:
+        value = BINARY_WORDS[word.lower()] if word.lower() in BINARY_WORDS else float(word)
+    except ValueError:
+        return None
+    return value if math.isfinite(np.float32(value)) else None

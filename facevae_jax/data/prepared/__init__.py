@@ -1,0 +1,1 @@
+"""Prepared datasets: written, read, verified."""

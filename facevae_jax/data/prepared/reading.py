@@ -1,0 +1,153 @@
+"""Prepared datasets: finding one, and reading it without TensorFlow.
+
+A dataset is in `data_dir/NAME/RESOLUTION/VERSION/`: ArrayRecord files by split, whose row i is the i-th image in the
+order of the layout, with the features `image` (PNG), `name` and, if the layout has any, `attributes` (float32; NaN
+where unknown).
+"""
+
+import itertools
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from facevae_jax.core.errors import UserError
+from facevae_jax.core.files import AnyPath, reason
+from facevae_jax.core.parallel import map_in_order
+from facevae_jax.data.prepared import records
+from facevae_jax.data.prepared.locations import location, unreachable
+
+VERSION = "1.0.0"
+CHECKSUMS = "checksums.json"  # of the dataset: bytes and SHA-256 of every ArrayRecord file, by name
+READ_ROWS = 16  # rows fetched and decoded together
+
+
+def dataset_directory(data_dir: str | os.PathLike[str], *, name: str, resolution: int) -> AnyPath:
+    """Where this version of the project writes the dataset; `data_dir` may be a URL (see `locations.location`)."""
+    return location(data_dir, name="--data_dir") / name / str(resolution) / VERSION
+
+
+def is_published(directory: AnyPath) -> bool:
+    """Whether there is a dataset. Raises UserError: the folder or URL cannot be read."""
+    try:
+        return (directory / records.INFO_FILE).is_file()
+    except Exception as error:
+        raise unreachable(error, directory, name="--data_dir") from error
+
+
+def prepared_datasets(data_dir: AnyPath) -> dict[str, dict[int, AnyPath]]:
+    """The newest version of every prepared dataset under `data_dir`, by name and resolution.
+
+    The remains of a run that was killed are not among them.
+    """
+    found: dict[str, dict[int, AnyPath]] = {}
+    for name in _folders(data_dir):
+        for resolution in _folders(name):
+            if resolution.name.isdecimal() and (newest := records.newest_version(_folders(resolution))):
+                found.setdefault(name.name, {})[int(resolution.name)] = newest
+    return {name: dict(sorted(sizes.items())) for name, sizes in found.items()}
+
+
+def _folders(folder: AnyPath) -> list[AnyPath]:
+    return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+
+
+def find_dataset(data_dir: str | os.PathLike[str], *, name: str, resolution: int) -> AnyPath:
+    """The directory of the newest version of a prepared dataset; `data_dir` may be a URL.
+
+    Raises UserError: it is not prepared, or not at this resolution.
+    """
+    root = location(data_dir, name="config.data.data_dir")
+    if newest := records.newest_version(_folders(root / name / str(resolution))):
+        return newest
+    datasets = prepared_datasets(root)
+    prepare = (
+        f"python -m facevae_jax.prepare --layout=... --source=... --name={name} "
+        f"--resolution={resolution} --data_dir={data_dir}"
+    )
+    if name in datasets:
+        sizes = list(datasets[name])
+        raise UserError(
+            f"config.data.resolution={resolution}: {name!r} is prepared in config.data.data_dir={str(data_dir)!r} at "
+            f"{', '.join(map(str, sizes))}: use --config.data.resolution={sizes[-1]}, or prepare it: {prepare}"
+        )
+    known = f"there are: {', '.join(datasets)}" if datasets else "no dataset is prepared there"
+    raise UserError(
+        f"config.data.name={name!r} (config.data.resolution={resolution}) is not prepared in "
+        f"config.data.data_dir={str(data_dir)!r}; {known}: prepare it: {prepare}"
+    )
+
+
+def split_sizes(directory: AnyPath) -> dict[str, int]:
+    """The number of images in every split of a prepared dataset. Raises UserError: the dataset cannot be read."""
+    return {name: split.num_examples for name, split in records.open_info(directory).info.splits.items()}
+
+
+def read_metadata(directory: AnyPath) -> dict[str, Any]:
+    """The source of the images, and `attributes`: their names and kinds. Raises UserError: they cannot be read."""
+    try:
+        return json.loads((directory / "metadata.json").read_bytes())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{directory} has no readable metadata.json: prepare the dataset again.") from error
+
+
+def fingerprint(directory: AnyPath) -> str:
+    """Text that differs as soon as an image or a label does: the checksums of a prepared dataset's files.
+
+    Raises UserError: the dataset cannot be read.
+    """
+    try:
+        return (directory / CHECKSUMS).read_text()
+    except FileNotFoundError:  # written by a version without checksums
+        return json.dumps(read_metadata(directory))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{directory} has no readable {CHECKSUMS}: prepare the dataset again.") from error
+
+
+def read_images(directory: AnyPath, split: str) -> Iterator[UInt8[np.ndarray, "r r 3"]]:
+    """The images of a split, in row order. Raises UserError: the split is not there, or cannot be read."""
+    return _read(directory, split, records.decode_image)
+
+
+def _read(directory: AnyPath, split: str, decode: Callable[[bytes], Any]) -> Iterator[Any]:
+    """`decode` of serialized examples of a split in row order, decoded by threads: Pillow releases the GIL."""
+    source = records.open_split(pathlib.Path(directory), split)
+
+    def decode_rows(start: int) -> list[Any]:
+        try:
+            examples = source.__getitems__(range(start, min(start + READ_ROWS, len(source))))
+            return [decode(example) for example in examples]
+        except Exception as error:  # array_record, Pillow and protobuf raise many kinds
+            raise UserError(
+                f"{directory}: the split {split!r} cannot be read ({reason(error)}): prepare it again."
+            ) from error
+
+    blocks = map_in_order(decode_rows, range(0, len(source), READ_ROWS), threads=os.cpu_count() or 1)
+    return itertools.chain.from_iterable(blocks)
+
+
+def read_attributes(directory: AnyPath, split: str) -> dict[str, Float32[np.ndarray, " n"]]:
+    """The attributes of a split by name, in row order; NaN where unknown. Empty if the dataset has none.
+
+    Raises UserError: the split is not there, or cannot be read.
+    """
+    names = [attribute["name"] for attribute in read_metadata(directory)["attributes"]]
+    if not names:
+        return {}
+
+    def values(example: bytes) -> list[float]:
+        features = records.features_of(example)
+        return [features[f"attributes/{name}"].float_list.value[0] for name in names]
+
+    table = np.fromiter(itertools.chain.from_iterable(_read(directory, split, values)), np.float32)
+    columns = table.reshape(-1, len(names)).T.copy()
+    return dict(zip(names, columns, strict=True))
+
+
+def read_names(directory: AnyPath, split: str) -> list[str]:
+    """The names of a split's images: paths relative to their source. Raises UserError: they cannot be read."""
+    return list(_read(directory, split, lambda example: os.fsdecode(records.feature_bytes(example, "name"))))

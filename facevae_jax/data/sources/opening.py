@@ -1,0 +1,241 @@
+"""Where images are read from: a folder, or a .zip file that is not unpacked."""
+
+import bisect
+import collections
+import contextlib
+import functools
+import os
+import pathlib
+import stat
+import zipfile
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Int64
+
+from facevae_jax.core.errors import UserError, describe_entries, some
+from facevae_jax.core.files import reason
+
+LAYOUT_FOLDERS = ("thumbnails128x128", "images1024x1024", "img_align_celeba")  # which layouts know by their names
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp")
+MAX_FILE_BYTES = 2**29  # no picture of an accepted size is larger
+
+
+@runtime_checkable
+class Member(Protocol):
+    """A file inside something else."""
+
+    def read(self) -> bytes:
+        """The file's bytes."""
+        ...
+
+    def stamp(self) -> tuple[int, ...]:
+        """Numbers that change when the file does."""
+        ...
+
+
+File = pathlib.Path | Member
+
+
+class ZipMember(NamedTuple):
+    """One file in a .zip file."""
+
+    archive: str
+    name: str
+
+    def read(self) -> bytes:
+        """The file's bytes, verified against their checksum."""
+        opened = _open_zip(self.archive)
+        info = opened.getinfo(self.name)
+        if stat.S_ISLNK(info.external_attr >> 16):
+            raise ValueError("a link inside an archive: put the file itself in")
+        _check_file_size(info.file_size)
+        return opened.read(info)
+
+    def stamp(self) -> tuple[int, ...]:
+        """Numbers that change when the file does."""
+        info = _open_zip(self.archive).getinfo(self.name)
+        return info.file_size, info.CRC, info.header_offset
+
+
+@functools.lru_cache(maxsize=4)
+def _open_zip(path: str) -> zipfile.ZipFile:
+    return zipfile.ZipFile(path)
+
+
+def read_file(path: pathlib.Path) -> bytes:
+    """The bytes of a file. Raises ValueError: it is too large, or not regular: a pipe, for example, would never end."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("not a regular file")
+    _check_file_size(status.st_size)
+    return path.read_bytes()
+
+
+def _check_file_size(size: int) -> None:
+    if size > MAX_FILE_BYTES:
+        raise ValueError(f"{size} bytes are over {MAX_FILE_BYTES}: no picture is that large")
+
+
+def is_image(name: str) -> bool:
+    """Whether a path is that of a PNG, JPEG or WebP file; hidden files, and files in hidden folders, are not."""
+    return name.lower().endswith(EXTENSIONS) and not name.startswith(".") and "/." not in name
+
+
+class Folder:
+    """A folder of the file system. Symbolic links are followed; names are relative paths with forward slashes."""
+
+    notes: tuple[str, ...] = ()  # for the user, one line each
+
+    def __init__(self, path: pathlib.Path) -> None:
+        """`path` is a folder."""
+        self.path = path
+
+    def names(self, folder: str = "") -> list[str]:
+        """All files below a folder, sorted and relative to it; none where there is no such folder.
+
+        Raises UserError: a folder cannot be read.
+        """
+        root = self.path / folder
+        if not root.is_dir():
+            return []
+        found, visited = [], set()
+
+        def refuse(error: OSError) -> None:
+            raise UserError(f"--source: {error.filename} cannot be read ({error.strerror}).") from error
+
+        for current, folders, files in os.walk(root, followlinks=True, onerror=refuse):
+            identity = os.path.realpath(current)
+            if identity in visited:  # a link to a folder above would never end
+                folders.clear()
+                continue
+            visited.add(identity)
+            prefix = os.path.relpath(current, root).replace(os.sep, "/") + "/"
+            found += files if prefix == "./" else [prefix + name for name in files]
+        return sorted(found)
+
+    def file(self, name: str) -> pathlib.Path:
+        """Where the bytes of a file are."""
+        return self.path / name
+
+    def has_folder(self, name: str) -> bool:
+        """Whether there is such a folder."""
+        return (self.path / name).is_dir()
+
+    def describe(self, folder: str = "") -> str:
+        """What is in this folder, or in one below, in a few words."""
+        try:
+            entries = sorted(entry.name + "/" * entry.is_dir() for entry in os.scandir(self.path / folder))
+        except OSError as error:
+            return f"found: nothing readable ({error.strerror})"
+        return describe_entries(entries)
+
+    def read(self, name: str) -> bytes | None:
+        """The bytes of one file; None where there is no such file."""
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            return read_file(self.path / name)
+        return None
+
+
+class Archive:
+    """A .zip file, with the methods of `Folder`. If everything is in one top folder, the names leave that out."""
+
+    def __init__(self, path: pathlib.Path) -> None:
+        """Raises UserError: the file cannot be read, or has a member that would be outside of it."""
+        self.path = path
+        try:
+            stored = [info.filename for info in _open_zip(str(path)).infolist() if not info.is_dir()]
+        except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
+            raise UserError(
+                f"--source={str(path)!r} cannot be read ({reason(error)}): give a folder, or a .zip file."
+            ) from error
+        self._stored = {_safe_name(name, path): name for name in stored}  # the last of several, as when unpacked
+        repeated = len(stored) - len(self._stored)
+        note = f"{repeated} files are in {path.name} more than once: the last of each counts."
+        self.notes: tuple[str, ...] = (note,) if repeated else ()
+        self._names = sorted(self._stored)
+        self._top = ""  # what is left out of the names
+        while self._names and (top := _only_folder(self._names)) and top not in LAYOUT_FOLDERS:
+            self._names = [name[len(top) + 1 :] for name in self._names]
+            self._top += f"{top}/"
+
+    def names(self, folder: str = "") -> list[str]:  # noqa: D102
+        if not folder:
+            return self._names
+        start = bisect.bisect_left(self._names, f"{folder}/")
+        end = bisect.bisect_left(self._names, f"{folder}0")  # 0 comes after /
+        return [name[len(folder) + 1 :] for name in self._names[start:end]]
+
+    def file(self, name: str) -> ZipMember:  # noqa: D102
+        return ZipMember(str(self.path), self._stored[self._top + name])
+
+    def has_folder(self, name: str) -> bool:  # noqa: D102
+        return bool(self.names(name))
+
+    def describe(self, folder: str = "") -> str:  # noqa: D102
+        return describe_entries(sorted({name.partition("/")[0] + "/" * ("/" in name) for name in self.names(folder)}))
+
+    def read(self, name: str) -> bytes | None:  # noqa: D102
+        return self.file(name).read() if self._top + name in self._stored else None
+
+
+def _safe_name(stored: str, archive: pathlib.Path) -> str:
+    """The name without `.` parts. Raises UserError: unpacked, it would be outside of the archive's folder."""
+    parts = stored.replace("\\", "/").split("/")
+    if stored.startswith(("/", "\\")) or ".." in parts or (len(parts[0]) == 2 and parts[0].endswith(":")):
+        raise UserError(f"--source={str(archive)!r}: the member {stored!a} would be outside of it: do not trust it.")
+    return "/".join(part for part in stored.split("/") if part not in ("", "."))
+
+
+def _only_folder(names: Sequence[str]) -> str:
+    """The folder that all of the sorted names begin with; empty if there is none."""
+    top, slash, _ = names[0].partition("/")
+    return top if slash and all(name.startswith(f"{top}/") for name in names) else ""
+
+
+Source = Folder | Archive
+
+
+class Listing(NamedTuple):
+    """The files below one folder of a source."""
+
+    source: Source
+    folder: str
+    names: Sequence[str]  # relative to the folder, sorted
+
+    def file(self, row: int) -> File:
+        """Where the bytes of `names[row]` are."""
+        return self.source.file(f"{self.folder}/{self.names[row]}" if self.folder else self.names[row])
+
+    @property
+    def image_rows(self) -> Int64[np.ndarray, " n"]:
+        """The rows that are images."""
+        return np.flatnonzero(np.fromiter(map(is_image, self.names), bool, len(self.names)))
+
+    @property
+    def ignored_note(self) -> str:
+        """A line on the files that are not images, by extension; empty where there are none."""
+        others = collections.Counter(
+            pathlib.PurePosixPath(name).suffix.lower() or "no extension" for name in self.names if not is_image(name)
+        )
+        if not others:
+            return ""
+        kinds = some(f"{count} {ascii(kind)[1:-1]}" for kind, count in others.most_common())
+        return f"{others.total()} other files were ignored ({kinds}): images are .png, .jpg, .jpeg, .webp, none hidden."
+
+
+def list_files(source: Source, folder: str = "") -> Listing:
+    """All files below a folder of a source, however deep."""
+    return Listing(source, folder, source.names(folder))
+
+
+def open_source(path: pathlib.Path) -> Source:
+    """A folder or a .zip file. Raises UserError: there is none, or it cannot be read."""
+    if path.is_dir():
+        return Folder(path)
+    if path.is_file():
+        _open_zip.cache_clear()  # a file of this name may have been replaced since
+        return Archive(path)
+    nearest = next((parent for parent in path.absolute().parents if parent.is_dir()), pathlib.Path("/"))
+    raise UserError(f"--source={str(path)!r} does not exist; {nearest} {Folder(nearest).describe()}.")

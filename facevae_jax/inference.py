@@ -1,0 +1,138 @@
+"""A model on arrays of any length: batches of few shapes, on one device or on all of them.
+
+Codes are flat here, [n, z], whatever their shape in the model: what is fitted to them and moves them needs vectors.
+"""
+
+import collections
+import functools
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Float32, Shaped, UInt8
+
+from facevae_jax.models.api import Gaussian, Model, to_pixels
+from facevae_jax.models.likelihoods import Decoded
+
+PIXELS_AT_ONCE = 64 * 128**2  # of a batch on one device: 256 images of 64x64, 64 of 128x128, one of 1024x1024
+BATCHES_IN_FLIGHT = 2  # one computes while the result of the other is fetched and used
+
+
+def encode(model: Model, variables: Any, images: Shaped[Array, "b ..."]) -> Gaussian:
+    """The posterior of the flat code [b, z] of images, uint8 or in [0, 1]."""
+    posterior = model.apply(variables, images, method="encode")
+    return Gaussian(*(part.reshape(images.shape[0], -1) for part in posterior))
+
+
+def decode_distribution(model: Model, variables: Any, codes: Float[Array, "b z"]) -> Decoded:
+    """p(x | code) of flat codes."""
+    decoded: Decoded = model.apply(variables, codes.reshape(-1, *model.code_shape), method="decode")
+    return decoded
+
+
+def decode(model: Model, variables: Any, codes: Float[Array, "b z"]) -> UInt8[Array, "b ..."]:
+    """Pixels of flat codes."""
+    return to_pixels(decode_distribution(model, variables, codes).mean)
+
+
+def reconstruct(model: Model, variables: Any, images: Shaped[Array, "b ..."]) -> UInt8[Array, "b ..."]:
+    """Pixels of the reconstructions from the means of the posteriors."""
+    return decode(model, variables, encode(model, variables, images).mean)
+
+
+class Encoded(NamedTuple):
+    """Posteriors of codes in the host's memory, a row for each image."""
+
+    mean: Float32[np.ndarray, "n ..."]
+    log_variance: Float32[np.ndarray, "n ..."]
+
+
+class Inference:
+    """Encodes and decodes numpy arrays with one model."""
+
+    def __init__(self, model: Model, variables: Any, mesh: Mesh | None = None, *, batch_size: int = 0) -> None:
+        """Compiles as it is asked.
+
+        Args:
+          model: the network.
+          variables: its parameters and batch statistics, on all devices of the mesh.
+          mesh: cuts a batch along its first axis; None: the default device alone.
+          batch_size: images at a time, at most; 0: `PIXELS_AT_ONCE` on each device.
+        """
+        self._model, self._variables, self._mesh = model, variables, mesh
+        self._devices = mesh.size if mesh is not None else 1
+        size = batch_size or self._devices * max(1, PIXELS_AT_ONCE // math.prod(model.image_shape[:2]))
+        self.batch_size = -(-size // self._devices) * self._devices
+        self.code_size = math.prod(model.code_shape)
+        self._encode, self._decode, self._reconstruct = (
+            _compiled(function, model, mesh) for function in (encode, decode, reconstruct)
+        )
+
+    def encode(self, images: Shaped[np.ndarray, "n h w c"]) -> Encoded:
+        """The posteriors of images, uint8 or in [0, 1]."""
+        parts = list(self._stream(self._encode, self.batches(images)))
+        return Encoded(*(np.concatenate(field) for field in zip(*parts, strict=True)))
+
+    def decode(self, codes: Float[np.ndarray, "n z"]) -> UInt8[np.ndarray, "n h w c"]:
+        """Pixels of codes."""
+        return np.concatenate(list(self._stream(self._decode, self.batches(codes))))
+
+    def reconstruct(self, images: Shaped[np.ndarray, "n h w c"]) -> UInt8[np.ndarray, "n h w c"]:
+        """Pixels of the reconstructions from the means of the posteriors."""
+        return np.concatenate(list(self._stream(self._reconstruct, self.batches(images))))
+
+    def decode_stream(self, batches: Iterable[Float[np.ndarray, "b z"]]) -> Iterator[UInt8[np.ndarray, "b h w c"]]:
+        """Pixels of batches of codes, each of at most `batch_size`, while the next ones compute."""
+        return self._stream(self._decode, batches)
+
+    def encode_stream(self, batches: Iterable[Shaped[np.ndarray, "b h w c"]]) -> Iterator[Encoded]:
+        """Posteriors of batches of images, each of at most `batch_size`, while the next ones compute."""
+        return (Encoded(*posterior) for posterior in self._stream(self._encode, batches))
+
+    def map_stream(self, function: Callable[[Model, Any, Any], Any], batches: Iterable[Any]) -> Iterator[Any]:
+        """`function` of model, variables and each batch, while the next ones compute; it is compiled once.
+
+        Args:
+          function: must be row-wise: output row i depends on input row i only, since each device computes its rows.
+          batches: arrays, or trees of them, of at most `batch_size` rows each.
+        """
+        return self._stream(_compiled(function, self._model, self._mesh), batches)
+
+    def batches(self, rows: np.ndarray) -> Iterator[np.ndarray]:
+        """An array in pieces of `batch_size`; one empty piece of an empty array."""
+        for at in range(0, max(len(rows), 1), self.batch_size):
+            yield rows[at : at + self.batch_size]
+
+    def _stream(self, function: Callable[..., Any], batches: Iterable[Any]) -> Iterator[Any]:
+        running: collections.deque[tuple[Any, int]] = collections.deque()
+        for batch in batches:
+            count = len(jax.tree.leaves(batch)[0])
+            running.append((function(self._variables, jax.tree.map(self._padded, batch)), count))
+            if len(running) >= BATCHES_IN_FLIGHT:
+                yield _fetch(*running.popleft())
+        while running:
+            yield _fetch(*running.popleft())
+
+    def _padded(self, batch: np.ndarray) -> np.ndarray:
+        """The batch, and zeros up to the next power of two or the batch size: every shape is compiled once."""
+        size = min(1 << max(len(batch) - 1, 0).bit_length(), self.batch_size)
+        size = -(-size // self._devices) * self._devices
+        return np.pad(batch, [(0, size - len(batch)), *[(0, 0)] * (batch.ndim - 1)])
+
+
+def _fetch(result: Any, count: int) -> Any:
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[:count], result)
+
+
+@functools.lru_cache(maxsize=32)
+def _compiled(function: Callable[..., Any], model: Model, mesh: Mesh | None) -> Callable[..., Any]:
+    """`function` of variables and a batch, jitted, each device with its part of the batch."""
+    run: Callable[..., Any] = functools.partial(function, model)
+    if mesh is None:
+        return jax.jit(run)
+    whole, cut = PartitionSpec(), PartitionSpec(mesh.axis_names[0])
+    sharded = jax.shard_map(run, mesh=mesh, in_specs=(whole, cut), out_specs=cut, check_vma=False)
+    return jax.jit(sharded, in_shardings=(NamedSharding(mesh, whole), NamedSharding(mesh, cut)))

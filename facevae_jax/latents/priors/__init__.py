@@ -1,0 +1,21 @@
+"""Priors over codes by name. A new one is a class, whose methods are those of `base.Prior`, and a line in `PRIORS`.
+
+Nothing here imports jax, so that a command can check its flags before it does.
+"""
+
+import importlib
+from typing import Any
+
+PRIORS = {
+    "standard": "facevae_jax.latents.priors.gaussian:StandardPrior",
+    "gaussian": "facevae_jax.latents.priors.gaussian:GaussianPrior",
+    "mixture": "facevae_jax.latents.priors.mixture:MixturePrior",
+    "second_stage": "facevae_jax.trained.second_stage:SecondStagePrior",
+}
+STANDARD, DEFAULT = "standard", "gaussian"
+
+
+def prior_class(name: str) -> Any:
+    """The class of a prior, imported when it is asked for."""
+    module, _, attribute = PRIORS[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)

@@ -1,0 +1,132 @@
+"""The contract of a model: all that the trainer, evaluation and tools know of one.
+
+A model is a linen module in one file of this package. It draws its own noise from one key for each image, so a draw
+depends on no batch, device or host, and it returns its latents as groups of any shape.
+"""
+
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax.numpy as jnp
+from jax import lax
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, Key, PRNGKeyArray, Shaped, UInt8
+
+from facevae_jax.core import random
+from facevae_jax.models.convolution import Form
+from facevae_jax.models.likelihoods import Decoded
+
+# exp(10) is a standard deviation of 148 in a prior of 1, and exp(-20) one of 5e-5: no useful posterior is outside, and
+# neither exp nor the KL can overflow inside.
+LOG_VARIANCE_RANGE = (-20.0, 10.0)
+
+
+class Gaussian(NamedTuple):
+    """A diagonal Gaussian for each image, in float32."""
+
+    mean: Float[Array, "b ..."]
+    log_variance: Float[Array, "b ..."]
+
+    @classmethod
+    def bounded(cls, mean: Float[Array, "b ..."], log_variance: Float[Array, "b ..."]) -> "Gaussian":
+        """In float32, with a log variance that neither the KL nor a draw overflows for."""
+        return cls(mean.astype(jnp.float32), jnp.clip(log_variance.astype(jnp.float32), *LOG_VARIANCE_RANGE))
+
+    @classmethod
+    def point(cls, mean: Float[Array, "b ..."]) -> "Gaussian":
+        """All but a point, e^-10 wide: the code of a model without draws."""
+        return cls(mean, jnp.full_like(mean, LOG_VARIANCE_RANGE[0]))
+
+    def sample(self, keys: Key[Array, " b"]) -> Float[Array, "b ..."]:
+        """mean + exp(log_variance / 2) * noise, noise from N(0, I) (Kingma & Welling 2013, section 2.4).
+
+        Args:
+          keys: one for each image.
+        """
+        return self.mean + jnp.exp(0.5 * self.log_variance) * random.normal(keys, self.mean.shape[1:])
+
+
+class LatentGroup(NamedTuple):
+    """One group of latents, of any shape [b, ...]."""
+
+    value: Float[Array, "b ..."]  # drawn from the posterior
+    posterior: Gaussian
+    prior: Gaussian | None = None  # None: N(0, I); else what the groups above predict
+
+
+class Output(NamedTuple):
+    """What a forward pass gives."""
+
+    decoded: Decoded
+    latents: tuple[LatentGroup, ...]  # the top group first; none of a model without a KL divergence
+
+
+@runtime_checkable
+class Model(Hashable, Protocol):
+    """A linen module; the methods are for use with `apply`."""
+
+    init: Callable[..., Any]
+    apply: Callable[..., Any]
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Height, width, channels."""
+        ...
+
+    @property
+    def code_shape(self) -> tuple[int, ...]:
+        """Of the code that tools use: (z,) of a flat one, (h, w, c) of a spatial one, the top groups of a hierarchy."""
+        ...
+
+    def __call__(self, images: Shaped[Array, "b ..."], keys: Key[Array, " b"], *, train: bool) -> Output:
+        """Reconstructs images, uint8 or floats in [0, 1], from one draw of the posterior; one key for each image."""
+        ...
+
+    def encode(self, images: Shaped[Array, "b ..."]) -> Gaussian:
+        """The posterior of the code, for evaluation."""
+        ...
+
+    def decode(
+        self, code: Float[Array, "b ..."], keys: Key[Array, " b"] | None = None, *, temperature: float = 1.0
+    ) -> Decoded:
+        """p(x | code), for evaluation. Groups below the code are drawn from their priors; their means without keys."""
+        ...
+
+
+class Execution(NamedTuple):
+    """How a model is computed; it changes the speed alone."""
+
+    form: Form = "plain"
+    axis: str | None = None  # mesh axis that cuts a training batch; None: this device has the whole batch
+
+    def sum(self, tree: Any) -> Any:
+        """The sum over the devices that have a part of the batch."""
+        return all_reduce(tree, self.axis) if self.axis else tree
+
+    @property
+    def devices(self) -> int:
+        """How many have a part of the batch."""
+        return lax.axis_size(self.axis) if self.axis else 1
+
+
+def all_reduce(tree: Any, axis: str) -> Any:
+    """The sum over the devices of a mesh axis, sent as one array: starting an exchange costs more than its bytes."""
+    if lax.axis_size(axis) == 1:
+        return tree
+    flat, unravel = ravel_pytree(tree)
+    return unravel(lax.psum(flat, axis))
+
+
+def to_unit(images: Shaped[Array, "b ..."]) -> Float[Array, "b ..."]:
+    """Pixels 0..255 to float32 in [0, 1]; floats stay as they are."""
+    return images.astype(jnp.float32) / 255.0 if jnp.issubdtype(images.dtype, jnp.integer) else images
+
+
+def to_pixels(images: Float[Array, "b ..."]) -> UInt8[Array, "b ..."]:
+    """[0, 1] to the nearest pixel value 0..255."""
+    return jnp.round(jnp.clip(images, 0.0, 1.0) * 255.0).astype(jnp.uint8)
+
+
+def image_keys(key: PRNGKeyArray, count: int) -> Key[Array, " n"]:
+    """Keys for images 0 to `count` - 1, such as a notebook needs to call a model."""
+    return random.keys_of(key, jnp.arange(count))

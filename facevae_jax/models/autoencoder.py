@@ -1,0 +1,168 @@
+"""A KL-regularized autoencoder with a spatial latent [h, w, c] (Rombach et al. 2022, section 3.1), without a GAN.
+
+Pixels go through a patch of 2 x 2 or 4 x 4 to features at once, then through residual blocks, and come back by
+depth-to-space: no convolution is dilated, and none leaves a checkerboard. A latent keeps the place of what it
+describes, so reconstructions are sharper than those of a flat vector; samples need a prior that knows the whole grid.
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key, Shaped
+
+from facevae_jax.core.settings import CHANNELS, check
+from facevae_jax.models.api import Execution, Gaussian, LatentGroup, Output, to_unit
+from facevae_jax.models.blocks import by_channel
+from facevae_jax.models.layers import Features, GroupNorm, Pending, SameConvolution
+from facevae_jax.models.likelihoods import Decoded, GaussianLikelihood
+
+PATCHES = {4: 2, 8: 4}  # side of the first patch, by how much smaller than the image the latent grid is
+MAX_CODE = 16_384  # numbers of a code, where their covariance takes 1 GiB
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """The network. A run keeps these for life: they decide which parameters exist and what they mean."""
+
+    kind: Literal["autoencoder_kl"] = "autoencoder_kl"
+    downsampling: Literal[4, 8] = 8  # the latent grid has the image's side divided by this
+    latent_channels: int = 8  # numbers at each place of the grid
+    width: int = 64  # channels at twice the grid's side; twice as many on the grid
+    blocks: int = 1  # residual blocks at each of the two sides, in encoder and decoder
+    activation: Literal["silu", "gelu", "relu", "leaky_relu"] = "silu"
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters and sums stay float32
+
+    # What `models.layers` asks of a config.
+    normalization = "group"
+    kernel_size = 3
+    batch_norm_momentum = 0.0
+    dropout_rate = 0.0
+
+    def __post_init__(self) -> None:
+        for key in ("latent_channels", "width", "blocks"):
+            check(getattr(self, key) > 0, f"model.{key}", getattr(self, key), "positive")
+
+    def check_run(self, run: Any) -> None:
+        """Raises a ValueError for settings of a `RunConfig` that this network cannot take."""
+        size = (run.data.resolution // self.downsampling) ** 2 * self.latent_channels
+        allowed = f"at most {MAX_CODE * self.latent_channels // size} at this resolution and downsampling"
+        check(size <= MAX_CODE, "model.latent_channels", self.latent_channels, allowed)
+
+
+class Residual(nn.Module):
+    """x + conv(act(norm(conv(act(norm(x)))))), the last scaled to nothing at the start."""
+
+    config: Config
+    execution: Execution
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:  # noqa: D102
+        y, width = x, x.shape[-1]
+        for _ in range(2):
+            pending = Pending(GroupNorm()(width), None)
+            y, _ = SameConvolution(width, self.config, self.execution)(Features(y, pending))
+        return x + by_channel(self.param("scale", nn.initializers.zeros, (width,)), y) * y
+
+
+class Half(nn.Module):
+    """One side of the network: residual blocks at both resolutions, with a change of resolution between them.
+
+    A place of a grid is split into or joined from `patch` x `patch` ones by reshaping, then a dense layer.
+    """
+
+    config: Config
+    execution: Execution
+    features: int  # numbers that it gives at each place
+
+    def dense(self, x: Float[Array, "b h w c"], features: int) -> Float[Array, "b h w f"]:
+        """A 1x1 convolution."""
+        init = nn.initializers.glorot_uniform()
+        return nn.Dense(features, dtype=jnp.dtype(self.config.dtype), kernel_init=init)(x).astype(jnp.float32)
+
+    def blocks(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Residual blocks."""
+        for _ in range(self.config.blocks):
+            x = Residual(self.config, self.execution)(x)
+        return x
+
+    def normalized(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Before the last layer."""
+        return Pending(GroupNorm()(x.shape[-1]), None).apply(x, self.config)
+
+
+class Encoder(Half):
+    """Images to the numbers of the posterior."""
+
+    @nn.compact
+    def __call__(self, images: Shaped[Array, "b r r 3"]) -> Float[Array, "b h w f"]:  # noqa: D102
+        patches = space_to_depth(to_unit(images) - 0.5, PATCHES[self.config.downsampling])
+        x = self.blocks(self.dense(patches, self.config.width))
+        x = self.blocks(self.dense(space_to_depth(x, 2), 2 * self.config.width))
+        return self.dense(self.normalized(x), self.features)
+
+
+class Decoder(Half):
+    """Codes to what the likelihood needs for each pixel."""
+
+    @nn.compact
+    def __call__(self, code: Float[Array, "b h w c"]) -> Float[Array, "b r r f"]:  # noqa: D102
+        patch, width = PATCHES[self.config.downsampling], self.config.width
+        x = self.blocks(self.dense(code, 2 * width))
+        x = self.blocks(depth_to_space(self.dense(x, 4 * width), 2))
+        return depth_to_space(self.dense(self.normalized(x), self.features * patch**2), patch)
+
+
+class AutoencoderKL(nn.Module):
+    """See `models.api.Model`."""
+
+    config: Config
+    resolution: int
+    likelihood: GaussianLikelihood
+    execution: Execution = Execution()
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:  # noqa: D102
+        return self.resolution, self.resolution, CHANNELS
+
+    @property
+    def code_shape(self) -> tuple[int, ...]:  # noqa: D102
+        side = self.resolution // self.config.downsampling
+        return side, side, self.config.latent_channels
+
+    def setup(self) -> None:  # noqa: D102
+        self.encoder = Encoder(self.config, self.execution, 2 * self.config.latent_channels)
+        self.decoder = Decoder(self.config, self.execution, self.likelihood.channels(CHANNELS))
+
+    def __call__(self, images: Shaped[Array, "b r r 3"], keys: Key[Array, " b"], *, train: bool) -> Output:  # noqa: D102
+        posterior = self.encode(images)
+        code = posterior.sample(keys)
+        return Output(self.decode(code), (LatentGroup(code, posterior),))
+
+    def encode(self, images: Shaped[Array, "b r r 3"]) -> Gaussian:  # noqa: D102
+        return Gaussian.bounded(*jnp.split(self.encoder(images), 2, axis=-1))
+
+    def decode(  # noqa: D102
+        self, code: Float[Array, "b h w c"], keys: Key[Array, " b"] | None = None, *, temperature: float = 1.0
+    ) -> Decoded:
+        return self.likelihood.decode(self.decoder(code))
+
+
+def build(config: Config, *, resolution: int, likelihood: GaussianLikelihood, execution: Execution) -> AutoencoderKL:
+    """The network of a run."""
+    return AutoencoderKL(config, resolution, likelihood, execution)
+
+
+def space_to_depth(x: Float[Array, "b h w c"], size: int) -> Float[Array, "b h2 w2 c2"]:
+    """Squares of `size` x `size` places become one place with size² times the channels."""
+    batch, height, width, channels = x.shape
+    cut = x.reshape(batch, height // size, size, width // size, size, channels)
+    return cut.swapaxes(2, 3).reshape(batch, height // size, width // size, size**2 * channels)
+
+
+def depth_to_space(x: Float[Array, "b h w c"], size: int) -> Float[Array, "b h2 w2 c2"]:
+    """The inverse of `space_to_depth`."""
+    batch, height, width, channels = x.shape
+    cut = x.reshape(batch, height, width, size, size, channels // size**2)
+    return cut.swapaxes(2, 3).reshape(batch, size * height, size * width, channels // size**2)

@@ -1,0 +1,241 @@
+"""Layers of convolutional models: a convolution, then what the next layer still has to do to its output.
+
+On a CPU a layer's time goes to memory, so normalization, activation and dropout are not written out: `Features` carries
+them along, and the next convolution applies them to a few images at a time, while these are in the cache.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Key, Shaped, UInt32
+
+from facevae_jax.core import random
+from facevae_jax.models.api import Execution, to_unit
+from facevae_jax.models.blocks import Moments, apply_layer, block_size, by_channel
+from facevae_jax.models.convolution import STRIDE, convolution, strided_convolution, transposed_convolution
+
+# Keras' values, which differ from Flax's (epsilon 1e-5, slope 0.01).
+BATCH_NORM_EPSILON = 1e-3
+LEAKY_RELU_SLOPE = 0.3
+GROUP_NORM_EPSILON = 1e-6
+GROUP_SIZE = 8  # channels that group normalization treats together
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "leaky_relu": functools.partial(nn.leaky_relu, negative_slope=LEAKY_RELU_SLOPE),
+    "relu": nn.relu,
+    "silu": nn.silu,
+    "gelu": nn.gelu,
+}
+
+
+@runtime_checkable
+class LayerConfig(Protocol):
+    """Settings that layers need; frozen, since they are static arguments."""
+
+    @property
+    def kernel_size(self) -> int: ...  # noqa: D102
+    @property
+    def normalization(self) -> str: ...  # noqa: D102
+    @property
+    def batch_norm_momentum(self) -> float: ...  # noqa: D102
+    @property
+    def activation(self) -> str: ...  # noqa: D102
+    @property
+    def dropout_rate(self) -> float: ...  # noqa: D102
+    @property
+    def dtype(self) -> str: ...  # noqa: D102
+
+
+class Affine(NamedTuple):
+    """Per-channel x * scale + shift, in float32."""
+
+    scale: Float[Array, " c"]
+    shift: Float[Array, " c"]
+
+
+class Pending(NamedTuple):
+    """Normalization, activation and dropout that a reader of `Features` applies."""
+
+    affine: Affine | None
+    dropout_keys: UInt32[Array, "b 2"] | None  # one for each image, so that its draws depend on no block or device
+
+    def apply(self, x: Float[Array, "b h w c"], config: LayerConfig) -> Float[Array, "b h w c"]:
+        """In float32."""
+        x = x.astype(jnp.float32)
+        if config.normalization == "group":
+            x = normalize_groups(x)
+        if self.affine is not None:
+            x = x * by_channel(self.affine.scale, x) + by_channel(self.affine.shift, x)
+        x = ACTIVATIONS[config.activation](x)
+        if self.dropout_keys is not None:
+            keep = 1.0 - config.dropout_rate
+            keys = jax.random.wrap_key_data(self.dropout_keys)
+            kept = jax.vmap(lambda key: jax.random.bernoulli(key, keep, x.shape[1:]))(keys)
+            x = jnp.where(kept, x / keep, 0.0)
+        return x
+
+
+class Features(NamedTuple):
+    """What flows between layers: an array, and what is still to be done to it."""
+
+    raw: Shaped[Array, "b h w c"]
+    pending: Pending | None = None
+
+    def value(self, config: LayerConfig) -> Shaped[Array, "b h w c"]:
+        """The array with all done."""
+        return self.raw if self.pending is None else self.pending.apply(self.raw, config)
+
+
+def normalize_groups(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    """Zero mean and unit variance of each image's groups of `GROUP_SIZE` channels (Wu & He 2018)."""
+    groups = x.reshape(*x.shape[:3], -1, math.gcd(GROUP_SIZE, x.shape[-1]))
+    mean = jnp.mean(groups, axis=(1, 2, 4), keepdims=True)
+    variance = jnp.var(groups, axis=(1, 2, 4), keepdims=True)
+    return ((groups - mean) * lax.rsqrt(variance + GROUP_NORM_EPSILON)).reshape(x.shape)
+
+
+class BatchNorm(nn.Module):
+    """Batch normalization (Ioffe & Szegedy 2015) from the batch's moments to the `Affine` that it amounts to.
+
+    Variables are those of `nn.BatchNorm`; the next layer applies the result as it reads its input.
+    """
+
+    momentum: float
+
+    @nn.compact
+    def __call__(self, moments: Moments, *, count: Any, train: bool) -> Affine:
+        """`count` is the number of values of each channel in the moments; symbolic in an exported program."""
+        shape = moments.total.shape
+        scale = self.param("scale", nn.initializers.ones, shape)
+        bias = self.param("bias", nn.initializers.zeros, shape)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
+        running_variance = self.variable("batch_stats", "var", jnp.ones, shape)
+        mean, variance = running_mean.value, running_variance.value
+        if train:
+            mean = moments.total / count
+            variance = jnp.maximum(moments.square / count - jnp.square(mean), 0.0)
+            if not self.is_initializing():
+                for running, batch in ((running_mean, mean), (running_variance, variance)):
+                    running.value = self.momentum * running.value + (1.0 - self.momentum) * batch
+        factor = scale * lax.rsqrt(variance + BATCH_NORM_EPSILON)
+        return Affine(factor, bias - mean * factor)
+
+
+class GroupNorm(nn.Module):
+    """The parameters of `nn.GroupNorm`; `normalize_groups` does the rest where the next layer reads its input."""
+
+    @nn.compact
+    def __call__(self, channels: int) -> Affine:  # noqa: D102
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        return Affine(scale, self.param("bias", nn.initializers.zeros, (channels,)))
+
+
+class Stage(nn.Module):
+    """What follows a hidden convolution: normalization, activation and dropout, left pending."""
+
+    config: LayerConfig
+    execution: Execution
+
+    @nn.compact
+    def __call__(  # noqa: D102
+        self, x: tuple[Float[Array, "b h w c"], Moments | None], keys: Key[Array, " b"] | None, *, train: bool
+    ) -> Features:
+        (y, moments), affine, dropout = x, None, None
+        execution = self.execution if train else Execution()
+        if moments is not None:
+            moments = execution.sum(moments)
+            count = execution.devices * math.prod(y.shape[:3])
+            affine = BatchNorm(self.config.batch_norm_momentum)(moments, count=count, train=train)
+        elif self.config.normalization == "group":
+            affine = GroupNorm()(y.shape[-1])
+        if train and self.config.dropout_rate and keys is not None:
+            dropout = jax.random.key_data(keys)
+        return Features(y, Pending(affine, dropout))
+
+
+class Convolution(nn.Module):
+    """Base of the convolutions: applies what is pending of its input block by block."""
+
+    features: int
+    config: LayerConfig
+    execution: Execution
+    hidden: bool = True  # a `Stage` follows
+    size: int = 0  # of the kernel; 0: the config's
+
+    transposed: ClassVar[bool] = False
+    stride: ClassVar[int] = STRIDE
+    function: ClassVar[Callable[..., Any]]  # of images and the kernel
+
+    @nn.compact
+    def __call__(self, x: Features) -> tuple[Float[Array, "b h2 w2 f"], Moments | None]:
+        """The convolution, and the moments that batch normalization needs."""
+        size, channels = self.size or self.config.kernel_size, x.raw.shape[-1]
+        ends = (self.features, channels) if self.transposed else (channels, self.features)
+        kernel = self.param("kernel", nn.initializers.glorot_uniform(), (size, size, *ends))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        normalized = self.hidden and self.config.normalization == "batch"
+        if normalized:
+            # Batch normalization subtracts the bias again, so its true gradient is zero. What reverse mode computes
+            # instead is rounding noise, which Adam would scale up to full steps: a random walk that depends on the
+            # number of devices and that the running mean follows too late.
+            bias = lax.stop_gradient(bias)
+        positions = x.raw.shape[1] * x.raw.shape[2] // (1 if self.transposed else self.stride**2)
+        block = 0
+        if self.execution.form == "matmul":
+            patches = positions * size**2 * ends[0] * jnp.dtype(self.config.dtype).itemsize
+            block = block_size(x.raw.shape[0], image_bytes=patches)
+        affine, keys = x.pending or (None, None)
+        layer = functools.partial(
+            _convolve,
+            convolve=functools.partial(self.function, form=self.execution.form),
+            config=self.config if x.pending else None,
+            dtype=jnp.dtype(self.config.dtype),
+        )
+        return apply_layer(layer, (affine, kernel, bias), x.raw, keys, block=block, moments=normalized)
+
+
+def _convolve(
+    shared: tuple[Affine | None, Array, Array],
+    x: Array,
+    keys: Array | None,
+    *,
+    convolve: Callable[..., Any],
+    config: LayerConfig | None,
+    dtype: jnp.dtype,
+) -> Array:
+    affine, kernel, bias = shared
+    if config is not None:
+        x = Pending(affine, keys).apply(x, config)
+    y = convolve(to_unit(x).astype(dtype), kernel.astype(dtype))
+    return y + by_channel(bias.astype(dtype), y)
+
+
+class StridedConvolution(Convolution):
+    """Halves height and width; parameters as `nn.Conv(features, (k, k), strides=2)`."""
+
+    function = staticmethod(strided_convolution)
+
+
+class TransposedConvolution(Convolution):
+    """Doubles height and width; parameters as `nn.ConvTranspose(..., (k, k), strides=2, transpose_kernel=True)`."""
+
+    transposed = True
+    function = staticmethod(transposed_convolution)
+
+
+class SameConvolution(Convolution):
+    """Keeps height and width; parameters as `nn.Conv(features, (k, k))`."""
+
+    stride = 1
+    function = staticmethod(convolution)
+
+
+def layer_keys(keys: Key[Array, " b"] | None, layer: int) -> Key[Array, " b"] | None:
+    """The images' keys for layer number `layer` of a network; None where nothing is drawn."""
+    return None if keys is None else random.substream(keys, layer)

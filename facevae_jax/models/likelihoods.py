@@ -1,0 +1,240 @@
+"""Decoder likelihoods p(x | z): what a decoder's last layer gives, and how an image is scored under it.
+
+A new one is a class here and a line in `LIKELIHOODS`. Gaussians share one formula, so that a batch's loss needs no
+more than its mean squared error.
+"""
+
+import dataclasses
+import math
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from facevae_jax.core.settings import check
+
+# Of pixels rounded to 1/255: uniform noise of that width. A Gaussian narrower than the rounding describes nothing.
+MIN_VARIANCE = 1.0 / (12.0 * 255.0**2)
+# Learned from here; a trained model's is around 0.01, which Adam would not reach from 1 in a short run.
+INITIAL_VARIANCE = 0.05
+LEARNED_VARIANCE = "decoder_log_variance"  # its name among the parameters
+
+LEVELS = 255.0  # from 0 to the largest value; a pixel in [0, 1] is a multiple of 1 / LEVELS
+INITIAL_LOG_SCALE = -2.5  # a standard deviation of 0.15; that of faces' pixels is twice as large
+# exp(-7.5) is an eighth of a gray level, where one value has all of the probability; exp(1) makes all values equal.
+LOG_SCALE_RANGE = (-7.5, 1.0)
+
+
+class LogisticMixture(NamedTuple):
+    """A mixture of discretized logistics for each pixel (Salimans et al. 2017, section 2.1).
+
+    Unlike a Gaussian's density it is a probability: its nats are bits of a lossless code. A component has a mean and a
+    scale for each color, and one weight for all three, which lets colors depend on each other.
+    """
+
+    log_weights: Float[Array, "*b h w k"]
+    means: Float[Array, "*b h w k c"]  # in [0, 1]
+    log_scales: Float[Array, "*b h w k c"]  # in units of [0, 1]
+
+    def mean(self) -> Float[Array, "*b h w c"]:
+        """The means of the components, by their weights: the picture.
+
+        The mean of the 8-bit values lies further inwards where tails reach beyond black and white: by 0.04 at 0.03 with
+        the scale of a new network, by 0.01 with one of e^-3.5.
+        """
+        return jnp.sum(jnp.exp(self.log_weights)[..., None] * self.means, axis=-2)
+
+    def log_probability(self, images: Float[Array, "*b h w c"]) -> Float[Array, "*b"]:
+        """Of images whose pixels are multiples of 1 / 255; nats, the sum over the pixels.
+
+        A value's probability is that of its gray level's width; the first and the last level also get what lies
+        outside. s(a) - s(b) = s(a) s(-b) (1 - e^(b - a)) with the sigmoid s has an exact logarithm, however narrow.
+        """
+        x = images[..., None, :]
+        inverse_scales = jnp.exp(-self.log_scales)
+        above = (x + 0.5 / LEVELS - self.means) * inverse_scales
+        below = (x - 0.5 / LEVELS - self.means) * inverse_scales
+        to_the_left = jnp.where(x > 1.0 - 0.25 / LEVELS, 0.0, jax.nn.log_sigmoid(above))
+        to_the_right = jnp.where(x < 0.25 / LEVELS, 0.0, jax.nn.log_sigmoid(-below))
+        width = jnp.log(-jnp.expm1(-inverse_scales / LEVELS))
+        inside = (x > 0.25 / LEVELS) & (x < 1.0 - 0.25 / LEVELS)
+        of_colors = to_the_left + to_the_right + jnp.where(inside, width, 0.0)
+        of_pixels = jax.nn.logsumexp(self.log_weights + jnp.sum(of_colors, axis=-1), axis=-1)
+        return jnp.sum(of_pixels, axis=(-2, -1))
+
+
+class Decoded(NamedTuple):
+    """p(x | z) as a decoder gives it."""
+
+    mean: Float[Array, "*b h w c"]  # in [0, 1], float32
+    distribution: LogisticMixture | None = None  # None: a Gaussian around the mean
+
+
+class PixelTerms(NamedTuple):
+    """What each image adds to the reconstruction term."""
+
+    squared_error: Float[Array, "*b"]  # mean over the pixel values of (x - x')², pixels in [0, 1]
+    nll: Float[Array, "*b"]  # nats: -log p(x | z) of a discrete likelihood; 0 of a Gaussian
+
+
+@dataclasses.dataclass(frozen=True)
+class GaussianLikelihood:
+    """N(x'(z), variance): a density over pixels in [0, 1]. `gaussian` estimates its variance (Rybkin et al. 2021)."""
+
+    dimensions: int  # D, the number of pixel values of an image
+    learned: bool = False  # the variance is a parameter; else the optimum of each batch
+
+    discrete: ClassVar[bool] = False  # whether it is a probability of 8-bit values, not a density
+    label: ClassVar[str] = "Gaussian"
+
+    @classmethod
+    def of(cls, objective: Any, dimensions: int) -> "GaussianLikelihood":
+        """The likelihood that an `ObjectiveConfig` asks for."""
+        return cls(dimensions, learned=objective.variance == "learned")
+
+    @classmethod
+    def check_run(cls, run: Any) -> None:
+        """Raises a ValueError for settings that this likelihood cannot take."""
+        components = run.objective.mixture_components
+        check(components == 1, "objective.mixture_components", components, "1 for a likelihood that is no mixture")
+
+    @classmethod
+    def describe(cls, objective: Any) -> str:
+        """How reconstruction is weighed, in a few words."""
+        return f"gaussian, {objective.variance} variance"
+
+    def channels(self, colors: int) -> int:
+        """Numbers that a decoder gives for each pixel."""
+        return colors
+
+    def decode(self, raw: Float[Array, "*b h w f"]) -> Decoded:
+        """What the decoder's last layer says of the pixels."""
+        return Decoded(jax.nn.sigmoid(raw))
+
+    def initial_params(self) -> dict[str, Array]:
+        """Parameters beside the model's, at step 0."""
+        return {LEARNED_VARIANCE: jnp.log(INITIAL_VARIANCE)} if self.learned else {}
+
+    def terms(self, images: Float[Array, "b ..."], decoded: Decoded) -> PixelTerms:
+        """Per-image terms of images in [0, 1]."""
+        axes = tuple(range(1, images.ndim))
+        error = jnp.mean(jnp.square(images - decoded.mean), axis=axes)
+        distribution = decoded.distribution
+        nll = jnp.zeros_like(error) if distribution is None else -distribution.log_probability(images)
+        return PixelTerms(error, nll)
+
+    def batch_variance(self, mse: Float[Array, ""], params: Any) -> Float[Array, ""]:
+        """The variance for a training batch: the parameter, or the optimum, which is the batch's error."""
+        if self.learned:
+            return jnp.maximum(jnp.exp(params[LEARNED_VARIANCE]), MIN_VARIANCE)
+        # At the optimum the loss does not change with the variance, so holding it fixed leaves the gradient exact
+        # (Rybkin et al. 2021, section 3.3).
+        return lax.stop_gradient(jnp.maximum(mse, MIN_VARIANCE))
+
+    def evaluation_variance(self, running: Float[Array, ""], params: Any) -> Float[Array, ""]:
+        """The variance for evaluation: what training arrived at, never fitted to the evaluated images.
+
+        Args:
+          running: the mean of `batch_variance` over the last training batches.
+          params: those that are evaluated.
+        """
+        return self.batch_variance(running, params) if self.learned else running
+
+    def nll(self, means: PixelTerms, variance: Float[Array, ""]) -> Float[Array, ""]:
+        """-log p(x | z) of a batch or a split, nats, from the means of its terms over the images."""
+        return 0.5 * self.dimensions * (jnp.log(2.0 * jnp.pi * variance) + means.squared_error / variance)
+
+    def reconstruction(self, means: PixelTerms, nll: Float[Array, ""]) -> Float[Array, ""]:
+        """The term that is minimized."""
+        return nll
+
+    def log_prob(
+        self, images: Float[Array, "b ..."], decoded: Decoded, variance: Float[Array, " b"]
+    ) -> Float[Array, " b"]:
+        """log p(x | z) of each image, nats."""
+        terms = self.terms(images, decoded)
+        return -jax.vmap(lambda error, nll, variance: self.nll(PixelTerms(error, nll), variance))(*terms, variance)
+
+
+@dataclasses.dataclass(frozen=True)
+class MseLikelihood(GaussianLikelihood):
+    """`mse`: r_loss_factor x mean squared error (the paper's), which is a Gaussian of variance D / (2 r)."""
+
+    r_loss_factor: float = 1.0
+
+    @classmethod
+    def of(cls, objective: Any, dimensions: int) -> "MseLikelihood":  # noqa: D102
+        return cls(dimensions, r_loss_factor=objective.r_loss_factor)
+
+    @classmethod
+    def describe(cls, objective: Any) -> str:  # noqa: D102
+        return f"r = {objective.r_loss_factor:,.6g}"
+
+    def batch_variance(self, mse: Float[Array, ""], params: Any) -> Float[Array, ""]:  # noqa: D102
+        return jnp.asarray(self.dimensions / (2.0 * self.r_loss_factor))
+
+    def evaluation_variance(self, running: Float[Array, ""], params: Any) -> Float[Array, ""]:  # noqa: D102
+        return self.batch_variance(running, params)
+
+    def reconstruction(self, means: PixelTerms, nll: Float[Array, ""]) -> Float[Array, ""]:  # noqa: D102
+        return self.r_loss_factor * means.squared_error
+
+
+@dataclasses.dataclass(frozen=True)
+class LogisticLikelihood(GaussianLikelihood):
+    """`discretized_logistic`: a probability of the 8-bit values. The variance is for the log: the batch's optimum."""
+
+    components: int = 1  # of the mixture for each pixel
+
+    discrete: ClassVar[bool] = True
+    label: ClassVar[str] = "discretized logistic"
+
+    @classmethod
+    def of(cls, objective: Any, dimensions: int) -> "LogisticLikelihood":  # noqa: D102
+        return cls(dimensions, components=objective.mixture_components)
+
+    @classmethod
+    def check_run(cls, run: Any) -> None:  # noqa: D102
+        needs = "False where config.objective.likelihood is discretized_logistic, whose pixels are whole numbers"
+        check(not run.data.dequantize, "data.dequantize", True, needs)
+
+    @classmethod
+    def describe(cls, objective: Any) -> str:  # noqa: D102
+        return f"discretized logistic, {objective.mixture_components} to a pixel"
+
+    def channels(self, colors: int) -> int:
+        """Means and scales of each color, and the weights where there are several components."""
+        return self.components * (2 * colors + (self.components > 1))
+
+    def decode(self, raw: Float[Array, "*b h w f"]) -> Decoded:
+        """The mixture that the last layer describes: means before scales before weights."""
+        colors = (raw.shape[-1] // self.components) // 2
+        size = self.components * colors
+        means, log_scales = (
+            part.reshape(*raw.shape[:-1], self.components, colors) for part in jnp.split(raw[..., : 2 * size], 2, -1)
+        )
+        logits = raw[..., 2 * size :] if self.components > 1 else jnp.zeros((*raw.shape[:-1], 1))
+        mixture = LogisticMixture(
+            log_weights=jax.nn.log_softmax(logits),
+            means=jax.nn.sigmoid(means),
+            log_scales=jnp.clip(log_scales + INITIAL_LOG_SCALE, *LOG_SCALE_RANGE),
+        )
+        return Decoded(mixture.mean(), mixture)
+
+    def nll(self, means: PixelTerms, variance: Float[Array, ""]) -> Float[Array, ""]:
+        """-log of the probability, nats; the variance does not matter."""
+        return means.nll
+
+
+LIKELIHOODS: dict[str, type[GaussianLikelihood]] = {
+    "mse": MseLikelihood,
+    "gaussian": GaussianLikelihood,
+    "discretized_logistic": LogisticLikelihood,
+}
+
+
+def make_likelihood(objective: Any, image_shape: tuple[int, ...]) -> GaussianLikelihood:
+    """The likelihood of an `ObjectiveConfig` for images of a shape."""
+    return LIKELIHOODS[objective.likelihood].of(objective, math.prod(image_shape))

@@ -1,0 +1,100 @@
+"""Attribute directions of a trained model, fitted to the labels of its training images and kept as artifacts."""
+
+import difflib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float32
+
+from facevae_jax.core.errors import UserError
+from facevae_jax.latents.directions import Direction, EditMethod, Labels, Whitening, fit_direction
+from facevae_jax.latents.moments import moments_of
+from facevae_jax.trained.codes import posterior_sample
+from facevae_jax.trained.model import TrainedModel
+
+KEEP_ALL = "all"  # every other attribute
+
+
+def direction_of(
+    trained: TrainedModel, attribute: str, *, method: EditMethod = "mean", keep: Sequence[str] = ()
+) -> Direction:
+    """The direction of an attribute; fitted once to the training split, then read.
+
+    Args:
+      trained: the model.
+      attribute: a name among the labels of the run's data.
+      method: see `latents.directions.fit_direction`.
+      keep: attributes that are to stay as they are; `all` stands for every other one whose values have an order.
+
+    Raises:
+      UserError: there is no such attribute, or too few labels; the run's data are not there.
+    """
+    kept = kept_attributes(trained, attribute, keep)
+    name = artifact_name("direction", method, [attribute, *sorted(kept)])
+    found = trained.artifacts.get(name)
+    if found is not None and found.arrays["vector"].shape == (trained.code_size,):
+        facts = {**found.facts, "kept": tuple(found.facts["kept"]), "counts": tuple(found.facts["counts"])}
+        return Direction(vector=found.arrays["vector"], **facts)
+    given = labelled_codes(trained, (attribute, *kept))
+    direction = fit_direction(given.draws, given.whitening, given.labels[0], given.labels[1:], method=method)
+    facts = direction._asdict()
+    trained.artifacts.put(name, {"vector": facts.pop("vector")}, facts)
+    return direction
+
+
+def artifact_name(kind: str, method: str, attributes: Sequence[str]) -> str:
+    """Names what is fitted to some attributes."""
+    return f"{kind}-{method}-{'+'.join(attributes)}"
+
+
+def kept_attributes(trained: TrainedModel, attribute: str, keep: Sequence[str]) -> list[str]:
+    """What `keep` stands for.
+
+    Raises:
+      UserError: there is no such attribute, or it has categories without an order; the edited one is among the kept.
+    """
+    kinds = {attribute.name: attribute.kind for attribute in trained.dataset.attributes}
+    ordered = [name for name, kind in kinds.items() if kind != "categorical"]
+    kept = [name for name in ordered if name != attribute] if list(keep) == [KEEP_ALL] else list(keep)
+    for flag, name in [("--attribute", attribute), *(("--keep", name) for name in kept)]:
+        check_name(name, list(kinds), flag=flag)
+        if name not in ordered:
+            raise UserError(f"{flag}={name} has categories without an order: label one of them as binary instead.")
+    if attribute in kept:
+        raise UserError(f"--keep={attribute} is what --attribute edits: leave it out of one of the two.")
+    return kept
+
+
+class LabelledCodes(NamedTuple):
+    """What directions and curves are fitted to."""
+
+    draws: Float32[np.ndarray, "n z"]  # one from the posterior of each training image
+    whitening: Whitening
+    labels: tuple[Labels, ...]
+
+
+def labelled_codes(trained: TrainedModel, attributes: Sequence[str]) -> LabelledCodes:
+    """The training split's codes and labels.
+
+    Raises:
+      UserError: the run's data are not there.
+    """
+    table = trained.codes.table("train")
+    kinds = {attribute.name: attribute.kind for attribute in table.labels.attributes}
+    labels = tuple(Labels(name, kinds[name] == "binary", table.labels.column(name)) for name in attributes)
+    return LabelledCodes(posterior_sample(table.posterior), Whitening.of(moments_of(*table.posterior)), labels)
+
+
+def check_name(name: str, names: Sequence[str], *, flag: str) -> None:
+    """Raises a UserError that suggests the nearest names, for an attribute that the images do not have."""
+    if name in names:
+        return
+    if not names:
+        raise UserError(f"{flag}={name}: the run's images have no labels: see --attributes of facevae_jax.prepare.")
+    lower = {other.lower(): other for other in names}
+    close = difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.5)
+    near = "did you mean" if close else "there are"
+    raise UserError(
+        f"{flag}={name}: there is no such attribute; {near} {', '.join(lower[n] for n in close) or ', '.join(names)}?"
+    )

@@ -1,0 +1,283 @@
+"""A trained model as an object: `model = facevae_jax.load(workdir)`, then `model.sample(64)`."""
+
+import dataclasses
+import functools
+import json
+import math
+import pathlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Float, Float32, Shaped, UInt8
+
+from facevae_jax.config import RunConfig
+from facevae_jax.core.errors import UserError
+from facevae_jax.core.random import named_key
+from facevae_jax.data.dataset import Dataset, open_dataset
+from facevae_jax.inference import Encoded, Inference
+from facevae_jax.latents.moments import Moments
+from facevae_jax.latents.priors import PRIORS, prior_class
+from facevae_jax.latents.priors.base import Prior, Sampler, sampler
+from facevae_jax.trained import codes
+from facevae_jax.trained.artifacts import ArtifactStore, short_hash
+from facevae_jax.training.checksums import checksums
+from facevae_jax.training.setup import DecoderVariance, make_model, replicated
+
+MAX_TEMPERATURE = 10.0
+# Settings of the data that do not change which images there are; what is in `data_dir` has its own fingerprint.
+UNSEEN = ("data_dir", "cache_dir", "feed", "flip", "dequantize")
+
+
+class Restored(NamedTuple):
+    """What a checkpoint or an exported file holds of a model."""
+
+    config: RunConfig
+    variables: Any  # averaged parameters where the run kept them
+    decoder_variance: DecoderVariance  # running mean of the likelihood's variance
+    step: int
+    moments: Moments | None = None  # of an exported model, which may be used without its data
+
+
+class TrainedModel:
+    """A model with its parameters, on all local devices.
+
+    Images are uint8 [n, R, R, 3] and codes float32 [n, *code_shape], both numpy arrays. Tools that need vectors, and
+    `sample_codes`, have codes flat: [n, code_size]. Under `jit`, `vmap` and `grad` use `module`, a linen module with
+    the methods of `models.api.Model`, and `variables`:
+
+        posterior = model.module.apply(model.variables, images, method="encode")
+        decoded = model.module.apply(model.variables, posterior.mean, method="decode").mean    # [n, R, R, 3] in [0, 1]
+    """
+
+    def __init__(self, restored: Restored, *, folder: pathlib.Path, mesh: Mesh, batch_size: int = 0) -> None:
+        """Puts the parameters on the devices.
+
+        Args:
+          restored: config and parameters.
+          folder: where it was read from; what is fitted to the model is kept there.
+          mesh: of the devices that compute.
+          batch_size: images that are computed at a time, at most; 0: what suits the resolution.
+        """
+        self.config: RunConfig = restored.config
+        self.module, self.likelihood = make_model(self.config)
+        self.variables = jax.device_put(restored.variables, replicated(mesh))
+        self.step = restored.step  # optimizer steps that it was trained for
+        self.folder = folder
+        running = restored.decoder_variance.mean
+        # Of the Gaussian p(x | z), pixels in [0, 1].
+        self.variance = float(self.likelihood.evaluation_variance(running, self.variables["params"]))
+        self.inference = Inference(self.module, self.variables, mesh, batch_size=batch_size)
+        self.artifacts = ArtifactStore(folder, model=lambda: self.identity, data=lambda: self.dataset.fingerprint)
+        self._restored = restored
+
+    def __repr__(self) -> str:
+        data = self.config.data
+        return f"TrainedModel({self.config.model.kind}, {data.name} at {data.resolution}, step {self.step:,})"
+
+    @property
+    def resolution(self) -> int:
+        """Pixels along one side of an image."""
+        return self.config.data.resolution
+
+    @property
+    def code_shape(self) -> tuple[int, ...]:
+        """Of one code: (z,) of a flat one, (h, w, c) of a spatial one."""
+        return self.module.code_shape
+
+    @property
+    def code_size(self) -> int:
+        """Numbers of a code."""
+        return math.prod(self.code_shape)
+
+    @functools.cached_property
+    def dataset(self) -> Dataset:
+        """The run's data, which need not be on this machine until they are asked for."""
+        return open_dataset(self.config.data)
+
+    @functools.cached_property
+    def codes(self) -> codes.CodeSource:
+        """The codes of the run's data."""
+        return codes.CodeSource(self.inference, self.dataset, self.artifacts)
+
+    def encode(self, images: Shaped[np.ndarray, "n r r 3"]) -> Encoded:
+        """The posteriors q(code | x): `mean` and `log_variance`, each float32 [n, *code_shape].
+
+        The mean is the code to edit and to morph; `posterior_sample` draws one instead.
+
+        Raises:
+          UserError: images of another shape or type.
+        """
+        posterior = self.inference.encode(self.check_images(images))
+        return Encoded(*(field.reshape(-1, *self.code_shape) for field in posterior))
+
+    def posterior_sample(self, posterior: Encoded, *, seed: int = 0, first: int = 0) -> Float32[np.ndarray, "n ..."]:
+        """A draw from each posterior; the first one is draw number `first` of the seed."""
+        flat = Encoded(*(field.reshape(len(field), -1) for field in posterior))
+        return codes.posterior_sample(flat, seed=seed, first=first).reshape(posterior.mean.shape)
+
+    def decode(self, codes: Float[np.ndarray, "n ..."]) -> UInt8[np.ndarray, "n r r 3"]:
+        """Images of codes, [n, *code_shape] or flat.
+
+        Raises:
+          UserError: codes of another shape, or not finite.
+        """
+        return self.inference.decode(self.check_codes(codes))
+
+    def reconstruct(self, images: Shaped[np.ndarray, "n r r 3"]) -> UInt8[np.ndarray, "n r r 3"]:
+        """Images of the posteriors' means.
+
+        Raises:
+          UserError: images of another shape or type.
+        """
+        return self.inference.reconstruct(self.check_images(images))
+
+    def sample(
+        self, count: int, *, prior: str | Prior = "gaussian", temperature: float = 1.0, seed: int = 0
+    ) -> UInt8[np.ndarray, "n r r 3"]:
+        """New faces, decoded from `sample_codes`."""
+        return self.decode(self.sample_codes(count, prior=prior, temperature=temperature, seed=seed))
+
+    def sample_codes(
+        self, count: int, *, prior: str | Prior = "gaussian", temperature: float = 1.0, seed: int = 0
+    ) -> Float32[np.ndarray, "n z"]:
+        """Flat codes number 0 to `count` - 1 of a seed; the first ones do not depend on how many are drawn.
+
+        Args:
+          count: how many.
+          prior: a name in `latents.priors.PRIORS`, or a distribution.
+          temperature: factor on the standard deviations; below 1 gives faces nearer to the mean one.
+          seed: another seed gives other faces.
+
+        Raises:
+          UserError: an unknown prior, or one that is fitted to data which are not on this machine; an impossible
+            temperature.
+        """
+        sample = self.sampler(prior, temperature=temperature)
+        return np.asarray(sample(named_key(seed, "sample"), np.arange(count)))
+
+    def sample_stream(
+        self, count: int, *, prior: str | Prior = "gaussian", temperature: float = 1.0, seed: int = 0
+    ) -> Iterator[UInt8[np.ndarray, "b r r 3"]]:
+        """The faces of `sample` a batch at a time, in memory that does not grow with their number."""
+        sample, size = self.sampler(prior, temperature=temperature), self.inference.batch_size
+        key = named_key(seed, "sample")
+        # Always a whole batch, so that it is compiled once.
+        batches = (np.asarray(sample(key, np.arange(at, at + size)))[: count - at] for at in range(0, count, size))
+        return self.inference.decode_stream(batches)
+
+    def sampler(self, prior: str | Prior, *, temperature: float) -> Sampler:
+        """A compiled function from a key and indices to flat codes."""
+        if not 0 <= temperature <= MAX_TEMPERATURE:
+            raise UserError(f"temperature={temperature} must be from 0 to {MAX_TEMPERATURE:g}.")
+        return sampler(self.prior(prior) if isinstance(prior, str) else prior, temperature=temperature)
+
+    def prior(self, name: str) -> Prior:
+        """The prior of a name; fitted once to the training split, which may take minutes, then read.
+
+        Raises:
+          UserError: there is no such prior, or the data that it is fitted to are not on this machine.
+        """
+        if name not in PRIORS:
+            raise UserError(f"prior={name!r} is unknown: choose one of {', '.join(PRIORS)}.")
+        cls = prior_class(name)
+        if not cls.kept:
+            return cls.fit(FitData(self))
+        kept = self.artifacts.get(f"prior-{name}")
+        if kept is not None:
+            return cls.from_arrays(kept.arrays)
+        prior = cls.fit(FitData(self))
+        self.artifacts.put(f"prior-{name}", prior.to_arrays())
+        return prior
+
+    def available_priors(self) -> list[str]:
+        """Names of the priors that need no long fitting: those that the moments suffice for, and those kept before."""
+
+        def is_there(name: str) -> bool:
+            if prior_class(name).kept:
+                return self.artifacts.has(f"prior-{name}")
+            try:
+                self.prior(name)
+            except UserError:  # the data are not on this machine
+                return False
+            return True
+
+        return [name for name in PRIORS if is_there(name)]
+
+    @functools.cached_property
+    def moments(self) -> Moments:
+        """Mean and covariance of the aggregate posterior of the training split.
+
+        Raises:
+          UserError: they were not computed yet, and the data are not on this machine.
+        """
+        return self._restored.moments or self.codes.moments()
+
+    def keep_moments(self) -> None:
+        """Computes the moments, which are kept in the run's folder: samples then need no data."""
+        _ = self.moments
+
+    def portable(self) -> Restored:
+        """All that a file of the model holds, with the moments, so that it is used without its data."""
+        return self._restored._replace(moments=self.moments)
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """Names this model and its data in the names of artifacts: step, and a hash of both."""
+        of_data = {key: value for key, value in dataclasses.asdict(self.config.data).items() if key not in UNSEEN}
+        content = json.dumps([checksums(self.variables), of_data], sort_keys=True)
+        return f"{self.step:08d}-{short_hash(content)}"
+
+    def check_images(self, images: np.ndarray) -> np.ndarray:
+        """The images, if they are uint8, or floats in [0, 1], of this model's resolution.
+
+        Raises:
+          UserError: they are not.
+        """
+        images = np.asarray(images)
+        shape = self.module.image_shape
+        if images.ndim != 4 or images.shape[1:] != shape:
+            raise UserError(
+                f"images of shape {list(images.shape)}: this model takes [n, {', '.join(map(str, shape))}]; "
+                "facevae_jax.read_faces crops and resizes files."
+            )
+        if images.dtype == np.uint8:
+            return images
+        floats = np.issubdtype(images.dtype, np.floating)
+        if not (floats and images.min(initial=0) >= 0 and images.max(initial=1) <= 1):
+            raise UserError(f"images of type {images.dtype} must be uint8, or floats from 0 to 1.")
+        return images.astype(np.float32)
+
+    def check_codes(self, codes: np.ndarray) -> Float32[np.ndarray, "n z"]:
+        """The codes as flat float32, if they are this model's.
+
+        Raises:
+          UserError: they are not.
+        """
+        codes = np.asarray(codes)
+        fits = codes.ndim > 0 and codes.shape[1:] in (self.code_shape, (self.code_size,))
+        if not fits or not np.issubdtype(codes.dtype, np.number):
+            raise UserError(
+                f"codes of shape {list(codes.shape)} and type {codes.dtype}: this model takes floats of shape "
+                f"[n, {', '.join(map(str, self.code_shape))}]."
+            )
+        if not np.isfinite(codes).all():
+            raise UserError("codes that are not finite have no picture.")
+        return codes.reshape(len(codes), -1).astype(np.float32)
+
+
+class FitData:
+    """What priors are fitted to (`latents.priors.base.FitData`): nothing is encoded before it is asked for."""
+
+    def __init__(self, trained: TrainedModel) -> None:
+        self._trained, self.code_size = trained, trained.code_size
+
+    def moments(self) -> Moments:
+        """Of the training split."""
+        return self._trained.moments
+
+    def draws(self, split: str, *, at_least: int = 1) -> Float32[np.ndarray, "n z"]:
+        """Draws from the posteriors of a split."""
+        return self._trained.codes.draws(split, at_least=at_least)

@@ -1,0 +1,177 @@
+"""What a step needs beside arrays, made from a config; and the arrays that training changes."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from facevae_jax import models
+from facevae_jax.config import RunConfig, TrainConfig
+from facevae_jax.core.random import named_key
+from facevae_jax.core.settings import CHANNELS
+from facevae_jax.models.api import Execution, Model, image_keys
+from facevae_jax.models.convolution import choose_form
+from facevae_jax.models.likelihoods import GaussianLikelihood, make_likelihood
+
+ADAM_EPSILON = 1e-7  # Keras' value; Optax's is 1e-8
+DATA_AXIS = "data"
+
+
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """One axis over all devices, or those given.
+
+    Auto, not the default Explicit, which linen's Dropout cannot trace under.
+    """
+    count = jax.device_count() if devices is None else len(devices)
+    return jax.make_mesh((count,), (DATA_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
+    """A whole copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def split_along(mesh: Mesh | AbstractMesh, axis: int) -> NamedSharding:
+    """Cut along the array's dimension `axis`, one part a device."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, DATA_AXIS))
+
+
+def on_each_device(
+    function: Callable[[Any, Any], Any], mesh: Mesh | AbstractMesh, *, axis: int
+) -> Callable[[Any, Any], Any]:
+    """`function` of (a replicated tree, a tree), which each device runs on its part of the second along `axis`.
+
+    Its result must be the same on all devices. What they exchange is written in it; nothing else is sent.
+    """
+    cut = PartitionSpec(*[None] * axis, DATA_AXIS)
+    # Without the check a psum's gradient is a psum, on which the loss and the batch normalization rely.
+    whole = PartitionSpec()
+    return jax.shard_map(function, mesh=mesh, in_specs=(whole, cut), out_specs=whole, check_vma=False)
+
+
+class DecoderVariance(NamedTuple):
+    """Running mean of the decoder's variance over training batches: `total` / `weight`, unbiased by its start at 0."""
+
+    total: Float[Array, ""]
+    weight: Float[Array, ""]
+
+    @property
+    def mean(self) -> Float[Array, ""]:
+        """1 before the first step."""
+        return jnp.where(self.weight > 0, self.total / jnp.maximum(self.weight, 1e-30), 1.0)
+
+
+class TrainState(NamedTuple):
+    """Everything that a checkpoint holds: arrays only, so that it is saved, sharded and donated as one tree."""
+
+    step: Int[Array, ""]  # optimizer steps done
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    averaged: Any  # exponential moving averages of {"params", "batch_stats"}; None without ema_decay
+    decoder_variance: DecoderVariance
+
+    @property
+    def evaluation_variables(self) -> dict[str, Any]:
+        """The variables to evaluate and sample with: the averaged ones where they are kept."""
+        return {"params": self.params, "batch_stats": self.batch_stats} if self.averaged is None else self.averaged
+
+
+class TrainSetup(NamedTuple):
+    """Config, model, likelihood, optimizer and mesh of a run; made once and passed on."""
+
+    config: RunConfig
+    model: Model
+    likelihood: GaussianLikelihood
+    optimizer: optax.GradientTransformation
+    mesh: Mesh | AbstractMesh  # abstract where only shapes are asked for
+
+    @classmethod
+    def of(cls, config: RunConfig, mesh: Mesh | AbstractMesh, *, total_steps: int = 1) -> "TrainSetup":
+        """The setup of a run; `total_steps` shapes the learning rate's schedule."""
+        model, likelihood = make_model(config, axis=DATA_AXIS)
+        return cls(config, model, likelihood, make_optimizer(config.train, total_steps=total_steps), mesh)
+
+
+def make_model(config: RunConfig, *, axis: str | None = None) -> tuple[Model, GaussianLikelihood]:
+    """The model of a run, with convolutions in the form for this platform, and its likelihood.
+
+    Args:
+      config: of the run.
+      axis: mesh axis that cuts a training batch, inside `shard_map`; None: the model sees whole batches.
+    """
+    execution = Execution(choose_form(config.train.convolution), axis)
+    return build_model(config, execution)
+
+
+def build_model(config: RunConfig, execution: Execution) -> tuple[Model, GaussianLikelihood]:
+    """The model of a run, computed as `execution` says, and its likelihood."""
+    side = config.data.resolution
+    likelihood = make_likelihood(config.objective, (side, side, CHANNELS))
+    module = models.module_of(config.model.kind)
+    return module.build(config.model, resolution=side, likelihood=likelihood, execution=execution), likelihood
+
+
+def make_schedule(config: TrainConfig, *, total_steps: int) -> optax.Schedule:
+    """Learning rate by step: linear warm-up, then constant or cosine to zero at the last step."""
+    rate, warmup = config.learning_rate, config.warmup_steps
+    if config.schedule == "cosine":
+        return optax.warmup_cosine_decay_schedule(
+            0.0 if warmup else rate, rate, warmup_steps=warmup, decay_steps=max(total_steps, warmup + 1)
+        )
+    if warmup:
+        return optax.join_schedules(
+            [optax.linear_schedule(0.0, rate, warmup), optax.constant_schedule(rate)], boundaries=[warmup]
+        )
+    return optax.constant_schedule(rate)
+
+
+def make_optimizer(config: TrainConfig, *, total_steps: int) -> optax.GradientTransformation:
+    """Adam with Keras' epsilon, after clipping of the global norm where it is asked for."""
+    # identity, not nothing: the optimizer's state then has one structure, and clipping may change on resuming.
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    return optax.chain(clip, optax.adam(make_schedule(config, total_steps=total_steps), eps=ADAM_EPSILON))
+
+
+def initial_state(setup: TrainSetup) -> TrainState:
+    """The state at step 0; to be traced."""
+    images, keys = jnp.zeros((1, *setup.model.image_shape)), image_keys(jax.random.key(0), 1)
+    key = named_key(setup.config.train.seed, "initialise")
+    variables = setup.model.init({"params": key}, images, keys, train=False)
+    params = dict(variables["params"]) | setup.likelihood.initial_params()
+    batch_stats = variables.get("batch_stats", {})
+    start_of_averages = jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats})
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=setup.optimizer.init(params),
+        averaged=start_of_averages if setup.config.train.ema_decay else None,
+        decoder_variance=DecoderVariance(jnp.zeros(()), jnp.zeros(())),
+    )
+
+
+def abstract_state(setup: TrainSetup) -> TrainState:
+    """Shapes, dtypes and shardings of the state, without any array being made."""
+    shapes = jax.eval_shape(functools.partial(initial_state, setup))
+    return abstract(shapes, replicated(setup.mesh))
+
+
+def abstract(tree: Any, sharding: NamedSharding) -> Any:
+    """Shapes and dtypes of a tree, each with the sharding."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
+
+
+def create_state(setup: TrainSetup) -> TrainState:
+    """The state at step 0, made by one compiled call where it will live."""
+    return jax.jit(functools.partial(initial_state, setup), out_shardings=replicated(setup.mesh))()
+
+
+def parameter_count(state: TrainState) -> int:
+    """Numbers in the parameters and the batch statistics, as Keras' `summary` counts them."""
+    return sum(leaf.size for leaf in jax.tree.leaves((state.params, state.batch_stats)))

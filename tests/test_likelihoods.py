@@ -1,0 +1,140 @@
+"""The discretized logistic likelihood: a probability of 8-bit pixels, in training, scores and exported files."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+import facevae_jax
+from facevae_jax.config import DataConfig, ObjectiveConfig, RunConfig
+from facevae_jax.exporting import publishing
+from facevae_jax.metrics import scores
+from facevae_jax.models import pca
+from facevae_jax.models.likelihoods import LogisticLikelihood, LogisticMixture
+from facevae_jax.training.loop import train
+from facevae_jax.training.telemetry import read_metrics
+from tests.conftest import change
+
+
+def probability_of(value, mean, scale):
+    """By scipy's distribution function, in float64; the ends take what lies outside."""
+    logistic = scipy.stats.logistic(mean, scale)
+    low = -np.inf if value == 0 else (value - 0.5) / 255
+    high = np.inf if value == 255 else (value + 0.5) / 255
+    return logistic.cdf(high) - logistic.cdf(low)
+
+
+def test_a_mixtures_probability_is_scipys():
+    generator = np.random.default_rng(0)
+    weights, means = np.array([0.3, 0.7]), generator.uniform(size=(2, 3))
+    scales = np.array([[0.2, 0.05, 0.01], [0.1, 0.3, 0.02]])
+    mixture = LogisticMixture(
+        *(jnp.asarray(x, jnp.float32)[None, None] for x in (np.log(weights), means, np.log(scales)))
+    )
+    for pixel in ((0, 255, 7), (255, 0, 128), (90, 31, 200)):
+        of_components = [
+            math.prod(probability_of(v, m, s) for v, m, s in zip(pixel, *row, strict=True))
+            for row in zip(means, scales, strict=True)
+        ]
+        found = mixture.log_probability(jnp.asarray(pixel, jnp.float32)[None, None] / 255)
+        assert float(found) == pytest.approx(math.log(weights @ of_components), rel=1e-3, abs=1e-4)
+    np.testing.assert_allclose(mixture.mean()[0, 0], weights @ means, rtol=1e-6)
+
+
+@pytest.mark.parametrize("log_scale", [-7.5, -5.0, -2.5, 1.0])
+@pytest.mark.parametrize("mean", [0.0, 0.4993, 1.0])
+def test_the_probabilities_of_all_values_are_one(mean, log_scale):
+    """However narrow or wide: not so where a difference of two sigmoids is rounded away."""
+    values = jnp.arange(256, dtype=jnp.float32)[:, None, None, None] / 255
+    one = LogisticMixture(jnp.zeros((256, 1, 1, 1)), *(jnp.full((256, 1, 1, 1, 1), x) for x in (mean, log_scale)))
+    assert float(jnp.sum(jnp.exp(one.log_probability(values)))) == pytest.approx(1.0, abs=1e-4)
+    gradient = jax.grad(lambda m: jnp.sum(one._replace(means=m).log_probability(values)))(one.means)
+    assert bool(jnp.isfinite(gradient).all())
+
+
+@pytest.mark.parametrize(("components", "channels"), [(1, 6), (2, 14)])
+def test_a_layers_outputs_are_means_scales_and_weights(components, channels):
+    likelihood = LogisticLikelihood(4 * 4 * 3, components=components)
+    assert likelihood.channels(3) == channels
+    raw = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 4, channels)), jnp.float32)
+    mean, mixture = likelihood.decode(raw)
+    np.testing.assert_allclose(jnp.sum(jnp.exp(mixture.log_weights), axis=-1), 1.0, rtol=1e-5)
+    np.testing.assert_allclose(mixture.means[..., -1, 1], jax.nn.sigmoid(raw[..., 3 * components - 2]), rtol=1e-6)
+    np.testing.assert_allclose(mixture.log_scales[..., 0, 0], raw[..., 3 * components] - 2.5, rtol=1e-5)
+    np.testing.assert_array_equal(mean, mixture.mean())
+    assert mean.shape == (2, 4, 4, 3)
+
+
+@pytest.fixture(scope="module", params=[pytest.param(1, marks=pytest.mark.slow), 3])
+def run(request, tiny_config, tmp_path_factory):
+    """A trained run and what it wrote."""
+    config = change(tiny_config, objective={"likelihood": "discretized_logistic", "mixture_components": request.param})
+    workdir = tmp_path_factory.mktemp("logistic")
+    train(config, workdir)
+    return workdir, facevae_jax.load(workdir)
+
+
+def test_training_learns_it_and_logs_bits_per_dim(run):
+    workdir, trained = run
+    lines = [line for line in read_metrics(workdir) if line["kind"] == "evaluation"]
+    for line in lines:
+        assert line["negative_elbo"] == pytest.approx(line["nll"] + line["kl"])
+        assert line["loss"] == pytest.approx(line["negative_elbo"])
+        assert line["bits_per_dim"] == pytest.approx(line["negative_elbo"] / (32 * 32 * 3 * math.log(2)))
+    assert 0 < lines[-1]["bits_per_dim"] < lines[0]["bits_per_dim"]
+    assert lines[-1]["bits_per_dim"] < 8  # which no model at all needs
+    assert trained.sample(3, prior="gaussian").shape == (3, 32, 32, 3)
+
+
+def test_scores_are_those_of_the_discrete_likelihood(run):
+    workdir, trained = run
+    record = scores.evaluate(trained, draws=(1, 8), bound_images=37)
+    nats = record["likelihood"]
+    assert "variance" not in nats
+    assert nats["bits_per_dim"] == pytest.approx(nats["negative_elbo"] / (32 * 32 * 3 * math.log(2)))
+    # Of other draws than the run's own evaluation.
+    last = [line for line in read_metrics(workdir) if line["kind"] == "evaluation"][-1]
+    assert nats["negative_elbo"] == pytest.approx(last["negative_elbo"], rel=0.01)
+    bounds = record["importance"]["bounds"]
+    assert bounds["1"] == pytest.approx(nats["negative_elbo"], rel=0.01)
+    assert bounds["8"] < bounds["1"]
+    # By hand, for one image and the mean of its posterior.
+    image = trained.dataset.images("validation")[:1]
+    decoded = trained.module.apply(trained.variables, jnp.asarray(trained.encode(image).mean), method="decode")
+    mixture = jax.tree.map(lambda leaf: np.asarray(leaf[0, 5, 7], np.float64), decoded.distribution)
+    of_components = [
+        math.prod(probability_of(v, m, s) for v, m, s in zip(image[0, 5, 7], means, np.exp(log_scales), strict=True))
+        for means, log_scales in zip(mixture.means, mixture.log_scales, strict=True)
+    ]
+    expected = math.log(np.exp(mixture.log_weights) @ of_components)
+    one = jax.tree.map(lambda leaf: leaf[:, 5:6, 7:8], decoded.distribution)
+    found = one.log_probability(jnp.asarray(image[:, 5:6, 7:8], jnp.float32) / 255)
+    assert float(found[0]) == pytest.approx(expected, rel=1e-3)
+
+
+def test_every_exported_form_gives_the_mean(run, tmp_path):
+    """`export` compares each with the model itself, and publishes nothing that differs."""
+    pytest.importorskip("onnx", reason="needs the extra `onnx`")
+    pytest.importorskip("onnxruntime", reason="needs the extra `onnx`")
+    _, trained = run
+    restored = trained.portable()
+    differences = publishing.export(restored, tmp_path / "out", onnx=True)
+    assert differences["decoder.onnx"].largest < 1e-5
+    again = facevae_jax.load(tmp_path / "out")
+    np.testing.assert_array_equal(again.sample(3), trained.sample(3))
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        ({"data": DataConfig(dequantize=True)}, r"data\.dequantize=True"),
+        ({"model": pca.Config()}, r"objective\.likelihood='discretized_logistic'.*pca"),
+        ({"objective": ObjectiveConfig(mixture_components=5)}, r"objective\.mixture_components=5"),
+    ],
+)
+def test_impossible_settings_are_refused_by_name(settings, key):
+    with pytest.raises(ValueError, match=key):
+        RunConfig(**{"objective": ObjectiveConfig(likelihood="discretized_logistic"), **settings})

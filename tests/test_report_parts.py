@@ -1,0 +1,112 @@
+"""Parts of the page: names of any kind, pictures of training, and figures of the latent space."""
+
+import base64
+import json
+import shutil
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from facevae_jax.data.dataset import AttributeTable
+from facevae_jax.data.layouts.types import Attribute
+from facevae_jax.inference import Encoded
+from facevae_jax.metrics.latents import active_units, kl_by_dimension
+from facevae_jax.reporting import curves, latents
+from facevae_jax.reporting.page import Note, Table, render, sheet
+from facevae_jax.reporting.runs import open_runs, printable, shortened, tell_apart
+from facevae_jax.trained.codes import CodeTable
+from tests.test_report import HOSTILE, Page
+
+
+@pytest.fixture
+def run_folder(workdir, tmp_path):
+    """A run to change."""
+    return shutil.copytree(workdir, tmp_path / "run", ignore=shutil.ignore_patterns("artifacts"))
+
+
+def test_names_are_escaped():
+    def table(*attributes: Attribute) -> CodeTable:
+        values = np.random.default_rng(0).integers(0, 2, (40, len(attributes))).astype(np.float32)
+        values[:3] = np.nan
+        points = np.random.default_rng(1).normal(size=(40, 5)).astype(np.float32)
+        return CodeTable(Encoded(points, points), tuple("x" * 40), AttributeTable(attributes, values))
+
+    attributes = (
+        Attribute(HOSTILE, "binary"),
+        Attribute("_hidden", "continuous"),
+        Attribute("hair", "categorical", ("_a", "<b>")),
+    )
+    blocks = [*latents.maps(table(*attributes)), *latents.maps(table()), Note(HOSTILE), Table(HOSTILE, [HOSTILE], [])]
+    faces = sheet(np.zeros((1, 2, 32, 32, 3), np.uint8), alt=HOSTILE, caption=HOSTILE, scale=[HOSTILE])
+    said = {"title": HOSTILE, "summary": {HOSTILE: HOSTILE}, "split": HOSTILE, "active_variance": 0.01}
+    page = render(sections={"reconstructions": [*blocks, faces]}, **said, written="", version="").decode()
+    parsed = Page(page)
+    assert HOSTILE in parsed.texts
+    assert HOSTILE in parsed.values("img", "alt")
+    assert "script" not in {tag for tag, _ in parsed.tags}
+    assert "<script" not in page
+    assert any("3 without the label" in alt for alt in parsed.values("img", "alt"))
+    for source in parsed.values("img", "src"):
+        if "svg" in source:
+            ElementTree.fromstring(base64.b64decode(source.partition(",")[2]))
+
+
+def test_strips_show_the_first_row_of_samples(run_folder):
+    (run,) = open_runs([run_folder])
+    steps = curves.shown_steps(run)
+    assert steps == [10, 20]
+    path = curves.picture_path(run, 20)
+    faces = curves.first_row(path, resolution=32)
+    assert faces.shape == (8, 32, 32, 3)
+    whole = np.asarray(Image.open(path))
+    np.testing.assert_array_equal(faces[3], whole[:32, 3 * 34 : 3 * 34 + 32])
+    assert curves.first_row(path, resolution=64) is None
+    path.write_bytes(path.read_bytes()[:100])
+    assert len(curves.strips(run)) == 2  # the introduction, and the other step
+
+
+def test_active_units_and_order():
+    variances = [0.009, 1.0, 0.011, 0.0]
+    mean = (np.array([[-1], [1]] * 50) * np.sqrt(variances)).astype(np.float32)
+    posterior = Encoded(mean, np.zeros_like(mean))
+    assert active_units(posterior) == 2
+    assert latents.by_activity(posterior) == [1, 2, 0, 3]
+    np.testing.assert_allclose(kl_by_dimension(posterior), 0.5 * np.square(mean).mean(axis=0), rtol=1e-4)
+
+
+@pytest.mark.parametrize(("images", "size"), [(50, 5), (50, 1), (2, 5), (1, 5)])
+def test_principal_components(images, size):
+    points = np.random.default_rng(0).normal(size=(images, size)) * np.arange(size, 0, -1)
+    projected, shares = latents.project(points)
+    assert projected.shape == (images, 2)
+    values = np.linalg.eigvalsh(np.cov(points.T).reshape(size, size))[::-1] if images > 1 else np.zeros(size)
+    expected = (np.append(values, 0.0)[:2] / (values.sum() or 1.0)).clip(0)
+    np.testing.assert_allclose(shares, expected, atol=1e-12)
+    np.testing.assert_allclose(
+        projected.T @ projected / max(images - 1, 1), np.diag(np.append(values, 0)[:2]), atol=1e-9
+    )
+
+
+def test_runs_are_told_apart(tmp_path):
+    a, b, c = (tmp_path / name for name in ("a/run", "b/run", "c/other"))
+    assert tell_apart([a, c]) == ["run", "other"]
+    assert tell_apart([a, b, c]) == ["a/run", "b/run", "c/other"]
+    assert printable("a\nb\x00\udc80ü") == "a?b??ü"
+    assert shortened("x" * 40) == "x" * 13 + "…" + "x" * 14
+    assert len(shortened("x" * 40)) == 28
+
+
+def test_dollar_signs_and_underscores_are_drawn_as_they_are(run_folder):
+    hostile = run_folder.rename(run_folder.parent / "_$a_{b$ & 'c'\nd")
+    runs = open_runs([hostile])
+    assert runs[0].name == "_$a_{b$ & 'c'?d"
+    assert len(curves.rate_distortion(runs)) == 1
+    record = {"kind": "evaluation", "step": 30, "loss": None, "mse": None, "kl": None}  # not finite
+    with (hostile / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(record) + "\n")
+    runs = open_runs([hostile, hostile / ".." / hostile.name])
+    assert len(runs) == 1
+    assert len(curves.rate_distortion(runs)) == 1
+    assert curves.curve(runs, "loss").alt == "Loss over optimizer steps"

@@ -1,0 +1,88 @@
+"""A step called from a notebook, a model under jit, vmap and grad, and the parts of a step."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import facevae_jax
+from facevae_jax.config import TrainConfig
+from facevae_jax.data.batches import Batch
+from facevae_jax.data.dataset import open_dataset
+from facevae_jax.data.feed import put
+from facevae_jax.models.likelihoods import make_likelihood
+from facevae_jax.training.setup import TrainSetup, create_state, make_mesh, make_optimizer, make_schedule, split_along
+from facevae_jax.training.step import train_step
+from tests.conftest import change
+
+
+def losses_by_hand(config, *, devices, steps):
+    """Losses of the first steps on some devices, by the step function alone as a notebook calls it."""
+    setup = TrainSetup.of(config, make_mesh(jax.devices()[:devices]))
+    images, size = open_dataset(config.data).images("train"), config.train.batch_size
+    step, state, found = jax.jit(functools.partial(train_step, setup=setup)), create_state(setup), []
+    for number in range(steps):
+        rows = np.arange(number * size, (number + 1) * size) % len(images)
+        batch = Batch(*(put(array, split_along(setup.mesh, 0)) for array in (images[rows], rows)))
+        state, metrics = step(state, batch)
+        found.append(float(metrics.loss.loss))
+    return found
+
+
+def test_a_notebooks_steps_are_the_same_on_one_and_on_eight_devices(tiny_config):
+    """The warm-up is long: sums in another order differ by rounding, which Adam multiplies by its rate."""
+    config = change(tiny_config, train={"warmup_steps": 100})
+    one, eight = (losses_by_hand(config, devices=devices, steps=8) for devices in (1, 8))
+    np.testing.assert_allclose(one, eight, rtol=1e-5)
+    assert eight[-1] < eight[0]
+
+
+def test_a_models_module_works_under_jit_vmap_and_grad(finished, tiny_config):
+    """As the docstring of `TrainedModel` shows."""
+    model = facevae_jax.load(finished[0])
+    images = open_dataset(tiny_config.data).images("validation")[:3]
+
+    @jax.jit
+    def reconstruct(images):
+        posterior = model.module.apply(model.variables, images, method="encode")
+        return model.module.apply(model.variables, posterior.mean, method="decode").mean
+
+    np.testing.assert_allclose(np.round(255 * reconstruct(images)), model.reconstruct(images), atol=1)
+    one_by_one = jax.vmap(lambda image: reconstruct(image[None])[0])(jnp.asarray(images))
+    np.testing.assert_allclose(one_by_one, reconstruct(images), atol=1e-5)
+
+    def brightness(code):
+        return jnp.mean(model.module.apply(model.variables, code[None], method="decode").mean)
+
+    code = jnp.asarray(model.encode(images).mean[0])
+    gradient = jax.grad(brightness)(code)
+    assert gradient.shape == code.shape == model.code_shape
+    assert brightness(code + gradient) > brightness(code)
+
+
+def test_learning_rate_rises_and_falls_as_configured():
+    cosine = make_schedule(TrainConfig(learning_rate=2.0, schedule="cosine", warmup_steps=10), total_steps=110)
+    np.testing.assert_allclose([cosine(step) for step in (0, 5, 10, 60, 110)], [0.0, 1.0, 2.0, 1.0, 0.0], atol=1e-6)
+    constant = make_schedule(TrainConfig(learning_rate=2.0, warmup_steps=4), total_steps=9)
+    np.testing.assert_allclose([constant(step) for step in (0, 1, 4, 9)], [0.0, 0.5, 2.0, 2.0], rtol=1e-6)
+    assert make_schedule(TrainConfig(learning_rate=2.0, warmup_steps=0), total_steps=9)(0) == 2.0
+
+
+def test_clipping_limits_the_first_moment():
+    gradients = {"a": jnp.full(4, 3.0), "b": jnp.full(4, 4.0)}  # of norm 10
+    optimizer = make_optimizer(TrainConfig(clip_norm=1.0), total_steps=1)
+    _, state = optimizer.update(gradients, optimizer.init(gradients), gradients)
+    moments = [leaf for leaf in jax.tree.leaves(state) if jnp.size(leaf) == 4]
+    np.testing.assert_allclose(sorted(float(leaf[0]) for leaf in moments)[-2:], [0.1 * 0.3, 0.1 * 0.4], rtol=1e-5)
+
+
+def test_optimal_variance_has_the_gradient_of_the_log_error(tiny_config):
+    """Rybkin et al. 2021: with the optimal variance the likelihood is D/2 log(mse) up to a constant."""
+    likelihood = make_likelihood(change(tiny_config, objective={"likelihood": "gaussian"}).objective, (32, 32, 3))
+
+    def nll(mse):
+        variance = likelihood.batch_variance(mse, {})
+        return 0.5 * 3072 * (jnp.log(2 * jnp.pi * variance) + mse / variance)
+
+    np.testing.assert_allclose(jax.grad(nll)(0.03), 0.5 * 3072 / 0.03, rtol=1e-5)
