@@ -1,51 +1,50 @@
 #!/usr/bin/env bash
-# Settings of XLA, libtpu and the allocator for this trainer, each with its reason; the one place for them.
+# Settings of XLA, libtpu and the allocator for this trainer, each with its reason.
 #
-# Usage, before the trainer is started, from the repository's root:
+# Usage, before the trainer starts, from the repository's root:
 #   source launch/flags.sh gpu    # or tpu, or cpu
 #
-# What you have set yourself wins: your XLA_FLAGS come behind these, and the last of two equal flags counts. The trainer
-# works without any of this. XLA ends a process that has an unknown flag in XLA_FLAGS: tests/test_launch.py starts the
-# installed jaxlib with these, so run it when jax is updated.
+# Your own settings win: your XLA_FLAGS follow these, and the last of two equal flags counts. The trainer works without
+# any of this. XLA aborts a process that has an unknown flag in XLA_FLAGS: after an update of jax run
+# tests/test_launch.py, which starts the installed jaxlib with these.
 #
-# The workload they are for: convolutions, two small dense layers each way, and data parallelism with one all-reduce of
-# all gradients as a single array (10 to 20 MB) a step, whose result the optimiser needs at once.
+# The workload: convolutions, two small dense layers each way, and data parallelism with one all-reduce per step of all
+# gradients as a single array (10 to 20 MB), which the optimizer needs at once.
 #
-# Left out, though often copied:
-#   --xla_gpu_enable_latency_hiding_scheduler, and the async collective flags of libtpu: they move other work beside an
-#       exchange, and here nothing is left to do but wait: the sum is the last thing before the update.
+# Omitted, though often copied:
+#   --xla_gpu_enable_latency_hiding_scheduler, and the async collective flags of libtpu: they overlap an exchange with
+#       other work, and here there is none: the sum is the last operation before the update.
 #   --xla_gpu_all_reduce_combine_threshold_bytes: there is one gradient array, so nothing to combine.
 #   --xla_tpu_enable_data_parallel_all_reduce_opt, --xla_tpu_scoped_vmem_limit_kib: for large transformers whose
-#       gradients are exchanged while the backward pass goes on.
-#   --xla_gpu_autotune_level: its default tries the convolutions' algorithms, which is where a step's time goes.
-#   NCCL_ALGO, NCCL_PROTO: NCCL picks by size and topology, which it knows and this file does not.
+#       gradients are exchanged during the backward pass.
+#   --xla_gpu_autotune_level: its default tunes the convolutions, which take most of a step's time.
+#   NCCL_ALGO, NCCL_PROTO: NCCL chooses by size and topology.
 
 case "${1:-}" in
   gpu)
-    # Six matrix products a step, all small: cuBLAS does them as well, and Triton's autotuning, which compiles tens of
-    # variants of each, would be waited for at every first start on a kind of GPU.
+    # A step has six matrix products, all small: cuBLAS is as fast, and Triton's autotuning compiles tens of variants of
+    # each, which delays the first start on each kind of GPU.
     export XLA_FLAGS="--xla_gpu_enable_triton_gemm=false ${XLA_FLAGS:-}"
-    # The split lives in device memory, in at most half of what is free; by default JAX takes only 75% of the device.
-    # The rest is for the CUDA context, cuDNN's and NCCL's own buffers.
+    # The split is in device memory, in at most half of the free part; JAX's default is 75% of the device. The rest is
+    # for the CUDA context and the buffers of cuDNN and NCCL.
     export XLA_PYTHON_CLIENT_MEM_FRACTION="${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.90}"
-    # Without it a host whose driver or plugin is broken would train on its CPU, and the others would wait for it.
+    # Otherwise a host with a broken driver or plugin would train on its CPU, and the others would wait for it.
     export JAX_PLATFORMS="${JAX_PLATFORMS:-cuda,cpu}"
-    # A lost peer is first seen by NCCL: its warnings name the host, and it is silent otherwise.
+    # NCCL is the first to see a lost peer; its warnings name the host.
     export NCCL_DEBUG="${NCCL_DEBUG:-WARN}"
     ;;
   tpu)
-    # No flag of libtpu is known to help here (see above), and one that libtpu does not know ends every host at its
-    # start: what you put into LIBTPU_INIT_ARGS is left as it is.
+    # No flag of libtpu is known to help here (see above), and an unknown one aborts every host: your value is kept.
     export LIBTPU_INIT_ARGS="${LIBTPU_INIT_ARGS:-}"
-    # Without it a host whose chips are held by a process that is still ending would train on its CPU.
+    # Otherwise a host whose chips another process still holds would train on its CPU.
     export JAX_PLATFORMS="${JAX_PLATFORMS:-tpu,cpu}"
     ;;
   cpu)
-    # Nothing: the trainer asks for huge pages (GLIBC_TUNABLES) itself, and XLA takes as many threads as there are cores.
+    # Nothing: the trainer sets huge pages (GLIBC_TUNABLES) itself, and XLA uses a thread per core.
     ;;
   *)
     echo "error: launch/flags.sh: the platform '${1:-}' must be one of gpu, tpu, cpu." >&2
-    # Sourced, this must not end the shell of who typed it.
+    # When sourced, this must not end the user's shell.
     # shellcheck disable=SC2317
     return 2 2>/dev/null || exit 2
     ;;

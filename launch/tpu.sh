@@ -1,26 +1,26 @@
 #!/usr/bin/env bash
-# Trains on a Cloud TPU slice of any number of hosts, by queued resources; brings a lost slice back and goes on.
+# Trains on a Cloud TPU slice of any number of hosts, by queued resources; recreates a lost slice and resumes.
 #
 # Usage: launch/tpu.sh VERB --name=NAME --zone=ZONE [options] [-- flags of facevae_jax.main]
 #
-#   create      asks for the slice and waits until it is ACTIVE
+#   create      requests the slice and waits until it is ACTIVE
 #   install     puts this checkout (or --repo at --ref), a virtual environment and the mount on every host
-#   run         runs the trainer once on every host and waits; its exit code is the trainer's
-#   resume      run, after bringing back a slice that is missing, SUSPENDED or FAILED (delete, create, install)
-#   supervise   resume, again after each end that starting again may mend, at most --restarts times
+#   run         runs the trainer once on every host and waits; the exit code is the trainer's
+#   resume      run, after recreating a slice that is missing, SUSPENDED or FAILED (delete, create, install)
+#   supervise   resume, repeated after each failure that a restart may fix, at most --restarts times
 #   status      prints the state of the queued resource, or MISSING
-#   delete      gives the slice back, or takes the request out of the queue
+#   delete      deletes the slice, or the request in the queue
 #
 # Options:
-#   --project=PROJECT            default: that of gcloud's configuration
+#   --project=PROJECT            default: from gcloud's configuration
 #   --accelerator-type=TYPE      such as v5litepod-16 or v6e-32; for create, resume and supervise
-#   --runtime-version=VERSION    default: the one for the type, for v5litepod, v5p and v6e
+#   --runtime-version=VERSION    default: known for v5litepod, v5p and v6e
 #   --spot                       cheaper, may be preempted at any time; use supervise
-#   --mount=BUCKET               mounts this Cloud Storage bucket by gcsfuse on every host, under
-#   --mount-path=PATH            (default: /mnt/facevae); the workdir must be a folder that all hosts see
+#   --mount=BUCKET               mounts this Cloud Storage bucket by gcsfuse on every host, at
+#   --mount-path=PATH            (default: /mnt/facevae); the workdir must be a folder that all hosts share
 #   --repo=URL --ref=REF         install from git instead of this checkout
 #   --restarts=N                 of supervise (default: 10)
-#   --delete-when-done           supervise gives the slice back after exit code 0
+#   --delete-when-done           supervise deletes the slice after exit code 0
 #
 # Examples: v5e with 16 chips (4 hosts), and v6e with 32 (8 hosts):
 #   launch/tpu.sh supervise --name=faces --zone=us-west4-a --accelerator-type=v5litepod-16 --spot --mount=my-bucket \
@@ -31,15 +31,14 @@
 #       -- --config=configs/ffhq256.py --workdir=/mnt/facevae/runs/ffhq256 --config.data.data_dir=gs://my-bucket/data
 #   launch/tpu.sh delete --name=faces --zone=us-east5-b
 #
-# Take a bucket in the slice's region with a hierarchical namespace: checkpoints are renamed as folders. Ctrl-C during
+# Use a bucket in the slice's region with a hierarchical namespace, as checkpoints are renamed as folders. Ctrl-C during
 # run, resume and supervise asks all hosts to save and stop. The slice costs money until it is deleted.
 #
-# Exit codes: 0 done; 2 a mistake in the command, here or of the trainer; otherwise the trainer's, or gcloud's.
-# Environment: TPU_POLL_SECONDS (default 20), TPU_WAIT_SECONDS in the queue before create gives up (default: a day).
+# Exit codes: 0 done; 2 a mistake in this command or the trainer's; otherwise the trainer's, or gcloud's.
+# Environment: TPU_POLL_SECONDS (default: 20); TPU_WAIT_SECONDS, create's limit in the queue (default: a day).
 set -euo pipefail
 
 readonly POLL_SECONDS="${TPU_POLL_SECONDS:-20}" WAIT_SECONDS="${TPU_WAIT_SECONDS:-86400}"
-readonly UNKNOWN_LIMIT=10 # answers without a state, in a row, before it is given up
 SOURCE="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 readonly SOURCE
 
@@ -84,7 +83,7 @@ while (($#)); do
       trainer=("$@")
       break
       ;;
-    *) mistake "'$1' is not understood: options look like --name=value, and the trainer's flags come after --." ;;
+    *) mistake "'$1': options look like --name=value, and the trainer's flags follow --." ;;
   esac
   options+=("$1")
   shift
@@ -124,43 +123,34 @@ trap 'rm -rf "$scratch"' EXIT
 
 # ---- the slice ----
 
-state() { # its state, MISSING where there is none, UNKNOWN where gcloud cannot tell
-  local answer
-  if answer="$(gcloud compute tpus queued-resources describe "$name" "${where[@]}" --format='value(state.state)' \
-    2>"$scratch/describe")"; then
-    echo "${answer:-UNKNOWN}"
-  elif grep -q 'NOT_FOUND:' "$scratch/describe"; then
-    echo MISSING
-  else
-    cat "$scratch/describe" >&2
-    echo UNKNOWN
-  fi
-}
-
-known_state() { # the state, asked again while gcloud cannot tell: a slice is not deleted because a network failed
+state() { # the state, or MISSING; repeated while gcloud fails, as a network failure must not delete a slice
   local answer attempt
-  for ((attempt = 1; attempt <= UNKNOWN_LIMIT; attempt++)); do
-    answer="$(state)"
-    if [[ "$answer" != UNKNOWN ]]; then
+  for ((attempt = 0; attempt < 10; attempt++)); do
+    if answer="$(gcloud compute tpus queued-resources describe "$name" "${where[@]}" --format='value(state.state)' \
+      2>"$scratch/describe")" && [[ -n "$answer" ]]; then
       echo "$answer"
       return
+    elif grep -q 'NOT_FOUND:' "$scratch/describe"; then
+      echo MISSING
+      return
     fi
+    cat "$scratch/describe" >&2
     sleep "$POLL_SECONDS"
   done
-  say "the state of $name cannot be found out"
+  say "gcloud does not report the state of $name"
   return 1
 }
 
 wait_until_active() {
   local now before="" deadline=$((SECONDS + WAIT_SECONDS))
   while :; do
-    now="$(known_state)"
+    now="$(state)"
     [[ "$now" == "$before" ]] || say "$name is $now"
     before="$now"
     case "$now" in
       ACTIVE) return ;;
       FAILED | SUSPENDING | SUSPENDED | DELETING | MISSING)
-        say "$name will not become ACTIVE: gcloud compute tpus queued-resources describe $name ${where[*]} says why"
+        say "$name failed; see: gcloud compute tpus queued-resources describe $name ${where[*]}"
         return 1
         ;;
     esac
@@ -181,14 +171,14 @@ create() {
 
 delete() { gcloud compute tpus queued-resources delete "$name" "${where[@]}" --force --quiet; }
 
-bring_back() { # afterwards the slice is ACTIVE, and the code is on it
+recreate() { # afterwards the slice is ACTIVE and has the code
   local now
-  now="$(known_state)"
+  now="$(state)"
   case "$now" in
     ACTIVE) return ;;
     MISSING) create ;;
     FAILED | SUSPENDING | SUSPENDED | DELETING)
-      say "$name is $now: asking for it again"
+      say "$name is $now: requesting it again"
       delete
       create
       ;;
@@ -218,7 +208,7 @@ fi
 if ! mountpoint -q "$path"; then
   sudo mkdir -p "$path"
   sudo chown "$(id -u):$(id -g)" "$path"
-  # Nothing is remembered about files: the hosts must see each other's checkpoints at once.
+  # No metadata cache: the hosts must see each other's checkpoints at once.
   gcsfuse --implicit-dirs --metadata-cache-ttl-secs=0 "$bucket" "$path"
 fi
 SCRIPT
@@ -235,13 +225,13 @@ else
   mkdir ~/facevae_jax
   tar -xzf ~/facevae_jax.tar.gz -C ~/facevae_jax
 fi
-# The images of TPU hosts come with Python 3.10, which is too old: uv brings its own.
+# TPU images have Python 3.10, which is too old: uv installs its own.
 export PATH="$HOME/.local/bin:$PATH"
 command -v uv >/dev/null || curl -LsSf https://astral.sh/uv/install.sh | sh
 [[ -x ~/facevae_venv/bin/python ]] || uv venv --quiet --python 3.12 ~/facevae_venv
 cd ~/facevae_jax
 uv pip install --quiet --python ~/facevae_venv/bin/python -e ".[tpu]"
-# libtpu starts and ends much faster with huge pages, and JAX warns where they are off.
+# libtpu starts and ends much faster with huge pages, and JAX warns without them.
 echo always | sudo tee /sys/kernel/mm/transparent_hugepage/enabled >/dev/null
 SCRIPT
   mount_script
@@ -263,8 +253,8 @@ install() {
   on_all_hosts "$(install_script)"
 }
 
-# Asks the trainer that an earlier command left on a host, whose connection may have been lost, to save and stop: until
-# it has ended nobody else can use the chips. It is known by its process number and its command.
+# Asks a trainer that a lost connection left on a host to save and stop: while it runs, no other process can use the
+# chips. It is identified by its process id and its command.
 # shellcheck disable=SC2016
 readonly STOP_SCRIPT='pid="$(cat ~/facevae.pid 2>/dev/null || true)"
 ours() { [[ -n "$pid" ]] && tr "\0" " " <"/proc/$pid/cmdline" 2>/dev/null | grep -q facevae_jax.main; }
@@ -290,15 +280,15 @@ SCRIPT
   echo
 }
 
-stopped=0    # the number of the signal that asked to stop
-on_signal="" # the function that does it
+stopped=0    # the number of the first signal
+on_signal="" # the function that handles it
 child=""
 code=0
 
-in_background() { # in_background ON_SIGNAL COMMAND...: waits for it, and leaves its exit code in `code`
+in_background() { # in_background ON_SIGNAL COMMAND...: waits for it and sets `code` to its exit code
   on_signal="$1"
   shift
-  "$@" & # where Ctrl-C does not reach it: it goes on while the hosts save
+  "$@" & # in the background Ctrl-C does not reach it, so it keeps running while the hosts save
   child=$!
   trap 'stop 2' INT
   trap 'stop 15' TERM
@@ -311,14 +301,14 @@ in_background() { # in_background ON_SIGNAL COMMAND...: waits for it, and leaves
   if ((stopped && code)); then code=$((128 + stopped)); fi
 }
 
-stop() { # the second time it waits for nothing
+stop() { # the second signal exits at once
   if ((stopped)); then exit $((128 + stopped)); fi
   stopped="$1"
   "$on_signal"
 }
 
 save_all() {
-  say "asking all hosts to save and stop; once more ends without waiting for them"
+  say "asking all hosts to save and stop; a second signal does not wait for them"
   on_all_hosts "$STOP_SCRIPT" || true
 }
 
@@ -329,7 +319,7 @@ run() {
 
 pass_on() { kill -TERM "$child"; }
 
-supervise() { # resume as a process of its own, which ends at the first failure; signals are passed on
+supervise() { # runs resume as a separate process, which exits at the first failure; signals are passed on
   local attempt
   for ((attempt = 0; ; attempt++)); do
     in_background pass_on bash "${BASH_SOURCE[0]}" resume "${options[@]}" -- "${trainer[@]}"
@@ -339,22 +329,22 @@ supervise() { # resume as a process of its own, which ends at the first failure;
     fi
     if ((stopped)); then return "$code"; fi
     if ((code == 2)); then
-      say "the command cannot work (exit code 2): not started again; $name is kept"
+      say "the command is wrong (exit code 2): no restart; $name is kept"
       return 2
     fi
     if ((attempt >= restarts)); then
-      say "exit code $code, and the $restarts restarts are used up: given up; $name is kept"
+      say "exit code $code after $restarts restarts: giving up; $name is kept"
       return "$code"
     fi
-    say "exit code $code: starting again ($((attempt + 1)) of $restarts)"
-    sleep "$POLL_SECONDS" # a preemption takes a moment to show in the state
+    say "exit code $code: restart $((attempt + 1)) of $restarts"
+    sleep "$POLL_SECONDS" # until a preemption shows in the state
   done
 }
 
 case "$verb" in
   status) state ;;
   resume)
-    bring_back
+    recreate
     run
     ;;
   *) "$verb" ;;
