@@ -63,7 +63,8 @@ def serve(dimensions: list[int]) -> None:
         print(*lines, sep="\n", end="\n" if lines else "")
         controls = [*attributes, *sliders.dimension_sliders(trained, dimensions)]
         # The fitted prior comes first: where the posteriors are far from N(0, I), that draws no faces.
-        priors: Any = _PRIOR.value or ([name for name in (DEFAULT, STANDARD) if name in trained.available_priors()])
+        available = trained.available_priors()
+        priors: Any = _PRIOR.value or [name for name in (DEFAULT, STANDARD) if name in available]
         explorer = Explorer(trained, sliders=controls, priors=priors, name=workdir.absolute().name)
         print(f"open {server.address(listener)} in a browser; Ctrl-C stops", flush=True)
         server.make_server(explorer).run(sockets=[listener])
