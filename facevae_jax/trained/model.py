@@ -19,7 +19,7 @@ from facevae_jax.core.random import named_key
 from facevae_jax.data.dataset import Dataset, open_dataset
 from facevae_jax.inference import Encoded, Inference
 from facevae_jax.latents.moments import Moments
-from facevae_jax.latents.priors import PRIORS, prior_class
+from facevae_jax.latents.priors import DEFAULT, PRIORS, prior_class
 from facevae_jax.latents.priors.base import Prior, Sampler, sampler
 from facevae_jax.trained import codes
 from facevae_jax.trained.artifacts import ArtifactStore, short_hash
@@ -135,13 +135,13 @@ class TrainedModel:
         return self.inference.reconstruct(self.check_images(images))
 
     def sample(
-        self, count: int, *, prior: str | Prior = "gaussian", temperature: float = 1.0, seed: int = 0
+        self, count: int, *, prior: str | Prior = DEFAULT, temperature: float = 1.0, seed: int = 0
     ) -> UInt8[np.ndarray, "n r r 3"]:
         """New faces, decoded from `sample_codes`."""
         return self.decode(self.sample_codes(count, prior=prior, temperature=temperature, seed=seed))
 
     def sample_codes(
-        self, count: int, *, prior: str | Prior = "gaussian", temperature: float = 1.0, seed: int = 0
+        self, count: int, *, prior: str | Prior = DEFAULT, temperature: float = 1.0, seed: int = 0
     ) -> Float32[np.ndarray, "n z"]:
         """Flat codes number 0 to `count` - 1 of a seed; the first ones do not depend on how many are drawn.
 
@@ -159,7 +159,7 @@ class TrainedModel:
         return np.asarray(sample(named_key(seed, "sample"), np.arange(count)))
 
     def sample_stream(
-        self, count: int, *, prior: str | Prior = "gaussian", temperature: float = 1.0, seed: int = 0
+        self, count: int, *, prior: str | Prior = DEFAULT, temperature: float = 1.0, seed: int = 0
     ) -> Iterator[UInt8[np.ndarray, "b r r 3"]]:
         """The faces of `sample` a batch at a time, in memory that does not grow with their number."""
         sample, size = self.sampler(prior, temperature=temperature), self.inference.batch_size
