@@ -1,6 +1,7 @@
 """What may go wrong in one process: damage, a second run, numbers that are not finite, silence."""
 
 import functools
+import gc
 import json
 import os
 import shutil
@@ -26,8 +27,15 @@ from facevae_jax.training.telemetry import read_metrics
 from tests.conftest import REPOSITORY, assert_one_line_error, assert_same_trees, change, run_module
 from tests.test_main import TINY
 
-# Orbax leaves the futures of reads that failed to the garbage collector.
+# Orbax leaves the futures of reads that failed to the garbage collector, which complains of each.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+
+
+@pytest.fixture(autouse=True)
+def _collected():
+    """Collects them before the test ends, so that no later test is blamed."""
+    yield
+    gc.collect()
 
 
 def files_of(workdir, step):
