@@ -61,5 +61,6 @@ def expected(restored, images, latents):
 
 def inputs(count, config):
     random = np.random.default_rng(count)
-    images = random.integers(0, 256, (count, config.data.resolution, config.data.resolution, 3), np.uint8)
-    return images, random.normal(size=(count, config.model.latent_dim)).astype(np.float32)
+    model, _ = make_model(config)
+    images = random.integers(0, 256, (count, *model.image_shape), np.uint8)
+    return images, random.normal(size=(count, *model.code_shape)).astype(np.float32)

@@ -1,208 +1,274 @@
 """`encoder.onnx` and `decoder.onnx`: the model as ONNX graphs, with the inputs and outputs of the StableHLO programs.
 
-The graphs are built operator by operator from the parameters, in float32 whatever the model computes in, for batches of
-any size. They need opset 17 (2022). Images are NHWC outside, as
-everywhere in this project, and NCHW inside, as ONNX's convolutions need them.
+JAX traces the two functions; each operation that depends on the input becomes an ONNX operator, and the rest is
+computed at once. So a model needs nothing here, unless it uses an operation that `OPERATORS` lacks. The graphs need
+opset 17 (2022), take batches of any size, and compute in float32, whatever the model computes in.
 """
 
+import dataclasses
 import json
-import math
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import onnx
-from jaxtyping import Float32
-from onnx import TensorProto, helper, numpy_helper
+from jax.extend.core import Jaxpr, Var
+from onnx import helper, numpy_helper
 
 import facevae_jax
-from facevae_jax.core.settings import CHANNELS
-from facevae_jax.models import vae
-from facevae_jax.models.api import LOG_VARIANCE_RANGE
-from facevae_jax.models.convolution import STRIDE
-from facevae_jax.models.layers import BATCH_NORM_EPSILON, GROUP_NORM_EPSILON, GROUP_SIZE, LEAKY_RELU_SLOPE
-from facevae_jax.models.likelihoods import LogisticLikelihood
+from facevae_jax.core.errors import UserError
+from facevae_jax.exporting import programs
 from facevae_jax.trained.model import Restored
-from facevae_jax.training.setup import make_model
 
 ENCODER, DECODER = "encoder.onnx", "decoder.onnx"
+NAMES = {ENCODER: ("images", "mean", "log_variance"), DECODER: ("latents", "images")}  # the input, then the outputs
 OPSET, IR_VERSION = 17, 8
-BATCH = "b"
+
+Value = str | np.ndarray  # the name of an operator's output, or an array that does not depend on the input
 
 
 def serialize_graphs(restored: Restored) -> dict[str, bytes]:
-    """Contents of the two files, by name."""
-    variables = jax.device_get(restored.variables)
-    models = {ENCODER: _encoder(restored, variables), DECODER: _decoder(restored, variables)}
-    for model in models.values():
-        onnx.checker.check_model(model, full_check=True)
-    return {name: model.SerializeToString() for name, model in models.items()}
+    """Contents of the two files, by name.
+
+    Raises:
+      UserError: the model uses an operation that has no ONNX operator here.
+    """
+    halves = programs.halves(in_float32(restored))
+    with jax.default_matmul_precision("highest"):  # of what is computed at once
+        return {name: _serialize(restored, name, *half) for name, half in zip(NAMES, halves, strict=True)}
+
+
+def in_float32(restored: Restored) -> Restored:
+    """The model, computing in float32."""
+    model: Any = restored.config.model
+    if not hasattr(model, "dtype"):
+        return restored
+    config = dataclasses.replace(restored.config, model=dataclasses.replace(model, dtype="float32"))
+    return restored._replace(config=config)
+
+
+def _serialize(restored: Restored, file: str, function: Callable[..., Any], argument: jax.ShapeDtypeStruct) -> bytes:
+    entry, *results = NAMES[file]
+    graph = _Graph(entry, argument.shape[0])
+    traced = jax.make_jaxpr(function)(argument)
+    for value, name in zip(graph.run(traced.jaxpr, traced.consts, [entry]), results, strict=True):
+        graph.nodes.append(helper.make_node("Identity", [graph.name(value)], [name], name=name))
+    nodes, constants = graph.pruned(results)
+    model = helper.make_model(
+        helper.make_graph(
+            nodes,
+            file.removesuffix(".onnx"),
+            [_describe(entry, argument)],
+            [_describe(name, value) for name, value in zip(results, traced.out_avals, strict=True)],
+            constants,
+        ),
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+        producer_name="facevae_jax",
+        producer_version=facevae_jax.__version__,
+    )
+    helper.set_model_props(model, {"step": str(restored.step), "config": json.dumps(restored.config.to_dict())})
+    onnx.checker.check_model(model, full_check=True)
+    return model.SerializeToString()
+
+
+def _describe(name: str, value: Any) -> Any:
+    shape = [size if isinstance(size, int) else str(size) for size in value.shape]
+    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), shape)
 
 
 class _Graph:
-    """Operators and constants, in order."""
+    """Operators, in order, and the constants that they use."""
 
-    def __init__(self, config: vae.Config, variables: Any, part: str) -> None:
-        self.config = config
-        self.params = variables["params"][part]
-        self.batch_stats = variables["batch_stats"].get(part, {})
+    def __init__(self, entry: str, batch: Any) -> None:
+        self.entry, self.batch = entry, batch  # the input's name, and its first size, which is symbolic
         self.nodes: list[Any] = []
-        self.constants: list[Any] = []
+        self.constants: dict[str, np.ndarray] = {}
+        self.convolutions: dict[str, _Convolution] = {}  # by the name of their output
 
-    def constant(self, value: Any, dtype: Any = np.float32) -> str:
-        """The name of a constant."""
+    def run(self, jaxpr: Jaxpr, constants: Sequence[Any], arguments: Sequence[Value]) -> list[Value]:
+        """The values that a traced function returns for those of its arguments."""
+        values: dict[Any, Value] = dict(zip(jaxpr.constvars, map(np.asarray, constants), strict=True))
+        values |= zip(jaxpr.invars, arguments, strict=True)
+
+        def read(atom: Any) -> Value:
+            return values[atom] if isinstance(atom, Var) else np.asarray(atom.val, atom.aval.dtype)
+
+        for equation in jaxpr.eqns:
+            results = self._apply(equation, [read(atom) for atom in equation.invars])
+            values |= zip(equation.outvars, results, strict=True)
+        return [read(atom) for atom in jaxpr.outvars]
+
+    def _apply(self, equation: Any, inputs: list[Value]) -> Sequence[Value]:
+        operation = equation.primitive
+        inner = equation.params.get("jaxpr") or equation.params.get("call_jaxpr")
+        name = equation.params.get("name", operation.name) if inner else operation.name
+        if inner and name not in OPERATORS:
+            return self.run(inner.jaxpr, inner.consts, inputs)
+        if name == "stop_gradient":
+            return inputs
+        if not any(isinstance(value, str) for value in inputs) and self.batch not in equation.outvars[0].aval.shape:
+            found = operation.bind(*map(jnp.asarray, inputs), **equation.params)
+            return list(map(np.asarray, found if operation.multiple_results else [found]))
+        if name not in OPERATORS:
+            raise UserError(f"--onnx: the model's {name} has no ONNX operator here: leave --onnx out.")
+        found = OPERATORS[name](self, equation, *inputs)
+        return found if isinstance(found, list) else [found]
+
+    def add(self, operator: str, *inputs: Value, outputs: int = 1, **attributes: Any) -> Any:
+        """The name of an operator's output, or the names of several."""
+        names = [f"{operator}_{len(self.nodes)}_{index}" for index in range(outputs)]
+        named = [self.name(value) for value in inputs]
+        self.nodes.append(helper.make_node(operator, named, names, name=names[0], **attributes))
+        return names if outputs > 1 else names[0]
+
+    def name(self, value: Value) -> str:
+        """The value's name; an array becomes a constant of the graph."""
+        if isinstance(value, str):
+            return value
         name = f"constant_{len(self.constants)}"
-        self.constants.append(numpy_helper.from_array(np.array(value, dtype), name))
+        self.constants[name] = value
         return name
 
-    def add(self, operator: str, *inputs: str, output: str = "", **attributes: Any) -> str:
-        """The name of an operator's output."""
-        output = output or f"{operator}_{len(self.nodes)}"
-        self.nodes.append(helper.make_node(operator, list(inputs), [output], name=output, **attributes))
-        return output
-
-    def dense(self, x: str, kernel: Float32[np.ndarray, "i o"], bias: Float32[np.ndarray, " o"], **names: str) -> str:
-        return self.add("Gemm", x, self.constant(kernel), self.constant(bias), **names)
-
-    def convolution(self, x: str, name: str) -> str:
-        """A layer of stride 2 with SAME padding: of an odd padding the larger half comes after."""
-        layer, size = self.params[name], self.config.kernel_size
-        before = (size - STRIDE) // 2
-        after = size - STRIDE - before
-        kernel = self.constant(np.transpose(layer["kernel"], (3, 2, 0, 1)))  # HWIO to OIHW, transposed or not
-        return self.add(
-            "ConvTranspose" if name.startswith("Transposed") else "Conv",
-            x,
-            kernel,
-            self.constant(layer["bias"]),
-            kernel_shape=[size, size],
-            strides=[STRIDE, STRIDE],
-            pads=[before, before, after, after],
-        )
-
-    def stage(self, x: str, index: int, *, channels: int, side: int) -> str:
-        """Normalization and activation after a hidden convolution; there is no dropout in evaluation."""
-        if self.config.normalization == "batch":
-            norm = self.params[f"Stage_{index}"]["BatchNorm_0"]
-            running = self.batch_stats[f"Stage_{index}"]["BatchNorm_0"]
-            arrays = [norm["scale"], norm["bias"], running["mean"], running["var"]]
-            x = self.add("BatchNormalization", x, *map(self.constant, arrays), epsilon=BATCH_NORM_EPSILON)
-        elif self.config.normalization == "group":
-            x = self._group_norm(x, self.params[f"Stage_{index}"]["GroupNorm_0"], channels=channels, side=side)
-        return self._activation(x)
-
-    def _group_norm(self, x: str, norm: Any, *, channels: int, side: int) -> str:
-        """As instance normalization of groups: the operator GroupNormalization needs a newer opset."""
-        groups = channels // math.gcd(GROUP_SIZE, channels)
-        grouped = self.add("Reshape", x, self.constant([0, groups, -1], np.int64))  # 0: the batch as it is
-        ones, zeros = self.constant(np.ones(groups)), self.constant(np.zeros(groups))
-        normal = self.add("InstanceNormalization", grouped, ones, zeros, epsilon=GROUP_NORM_EPSILON)
-        x = self.add("Reshape", normal, self.constant([0, channels, side, side], np.int64))
-        scale, bias = (self.constant(norm[name].reshape(-1, 1, 1)) for name in ("scale", "bias"))
-        return self.add("Add", self.add("Mul", x, scale), bias)
-
-    def _activation(self, x: str) -> str:
-        name = self.config.activation
-        if name == "leaky_relu":
-            return self.add("LeakyRelu", x, alpha=LEAKY_RELU_SLOPE)
-        if name == "relu":
-            return self.add("Relu", x)
-        if name == "silu":
-            return self.add("Mul", x, self.add("Sigmoid", x))
-        if name == "gelu":  # the form with tanh, Flax's default
-            cubic = self.add("Mul", self.add("Mul", x, x), x)
-            inner = self.add("Add", x, self.add("Mul", cubic, self.constant(0.044715)))
-            tanh = self.add("Tanh", self.add("Mul", inner, self.constant(math.sqrt(2 / math.pi))))
-            half = self.add("Mul", x, self.constant(0.5))
-            return self.add("Mul", half, self.add("Add", tanh, self.constant(1.0)))
-        raise NotImplementedError(f"activation {name}")  # a new one has to be written here too
-
-    def mixture_mean(self, x: str, components: int) -> str:
-        """The mean of the distribution that the last layer describes; see `LogisticLikelihood.decode`."""
-
-        def channels(x: str, first: int, count: int) -> str:
-            ends = (self.constant([value], np.int64) for value in (first, first + count, 1))  # the last is the axis
-            return self.add("Slice", x, *ends)
-
-        size = components * CHANNELS
-        means = self.add("Sigmoid", channels(x, 0, size))
-        if components == 1:
-            return means
-        weights = self.add("Softmax", channels(x, 2 * size, components), axis=1)
-        terms = (
-            self.add("Mul", channels(means, k * CHANNELS, CHANNELS), channels(weights, k, 1)) for k in range(components)
-        )
-        return self.add("Sum", *terms)
-
-    def model(self, restored: Restored, name: str, inputs: list[Any], outputs: list[Any]) -> Any:
-        """The whole, checked by ONNX' own checker."""
-        graph = helper.make_graph(self.nodes, name, inputs, outputs, self.constants)
-        opset = helper.make_opsetid("", OPSET)
-        model = helper.make_model(
-            graph,
-            opset_imports=[opset],
-            ir_version=IR_VERSION,
-            producer_name="facevae_jax",
-            producer_version=facevae_jax.__version__,
-        )
-        facts = {"step": str(restored.step), "config": json.dumps(restored.config.to_dict())}
-        helper.set_model_props(model, facts)
-        return model
+    def pruned(self, outputs: Sequence[str]) -> tuple[list[Any], list[Any]]:
+        """The operators and constants that the outputs need; the moments of batch normalization are not."""
+        needed, nodes = set(outputs), []
+        for node in reversed(self.nodes):
+            if needed.intersection(node.output):
+                needed.update(node.input)
+                nodes.append(node)
+        constants = [numpy_helper.from_array(a, name) for name, a in self.constants.items() if name in needed]
+        return nodes[::-1], constants
 
 
-def settings_of(restored: Restored) -> vae.Config:
-    """The settings of the network, which must be that of `models.vae`."""
-    assert isinstance(restored.config.model, vae.Config)
-    return restored.config.model
+def _same(operator: str) -> Callable[..., Any]:
+    """An operator that is the operation, without attributes."""
+    return lambda graph, equation, *inputs: graph.add(operator, *inputs)
 
 
-def _encoder(restored: Restored, variables: Any) -> Any:
-    config, side = settings_of(restored), restored.config.data.resolution
-    graph = _Graph(config, variables, "encoder")
-    pixels = helper.make_tensor_value_info("images", TensorProto.UINT8, [BATCH, side, side, CHANNELS])
-    unit = graph.add("Div", graph.add("Cast", "images", to=TensorProto.FLOAT), graph.constant(255.0))
-    x = graph.add("Transpose", unit, perm=[0, 3, 1, 2])
-    filters = config.stage_filters(side)
-    for index, channels in enumerate(filters):
-        side //= STRIDE
-        x = graph.convolution(x, f"StridedConvolution_{index}")
-        x = graph.stage(x, index, channels=channels, side=side)
-    x = graph.add("Flatten", x, axis=1)
-    (size,) = make_model(restored.config)[0].code_shape
-    shape = (side, side, filters[-1], size)
-    heads = {}
-    for name in ("mean", "log_variance"):
-        kernel = graph.params[name]["kernel"].reshape(shape)  # rows in the order of NHWC, where x is NCHW
-        heads[name] = kernel.transpose(2, 0, 1, 3).reshape(-1, size), graph.params[name]["bias"]
-    graph.dense(x, *heads["mean"], output="mean")
-    log_variance = graph.dense(x, *heads["log_variance"])
-    graph.add("Clip", log_variance, *map(graph.constant, LOG_VARIANCE_RANGE), output="log_variance")
-    vectors: list[str | int | None] = [BATCH, size]
-    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, vectors) for name in heads]
-    return graph.model(restored, "encoder", [pixels], outputs)
+def _cast(graph: _Graph, equation: Any, x: Value) -> str:
+    return graph.add("Cast", x, to=helper.np_dtype_to_tensor_dtype(np.dtype(equation.params["new_dtype"])))
 
 
-def _decoder(restored: Restored, variables: Any) -> Any:
-    config, resolution = settings_of(restored), restored.config.data.resolution
-    graph = _Graph(config, variables, "decoder")
-    model, likelihood = make_model(restored.config)
-    latents = helper.make_tensor_value_info("latents", TensorProto.FLOAT, [BATCH, *model.code_shape])
-    filters = config.stage_filters(resolution)
-    side, deepest = resolution // STRIDE ** len(filters), filters[-1]
-    kernel, bias = (graph.params["Dense_0"][name].reshape(-1, side, side, deepest) for name in ("kernel", "bias"))
-    kernel, bias = (array.transpose(0, 3, 1, 2).reshape(len(array), -1) for array in (kernel, bias))
-    x = graph.dense("latents", kernel, bias[0])
-    x = graph.add("Reshape", x, graph.constant([0, deepest, side, side], np.int64))
-    for index, channels in enumerate(reversed(filters[:-1])):
-        side *= STRIDE
-        x = graph.convolution(x, f"TransposedConvolution_{index}")
-        x = graph.stage(x, index, channels=channels, side=side)
-    x = graph.convolution(x, f"TransposedConvolution_{len(filters) - 1}")
-    if isinstance(likelihood, LogisticLikelihood):
-        x = graph.mixture_mean(x, likelihood.components)
-    else:
-        x = graph.add("Sigmoid", x)
-    graph.add("Transpose", x, perm=[0, 2, 3, 1], output="images")
-    shape: list[str | int | None] = [BATCH, resolution, resolution, CHANNELS]
-    images = helper.make_tensor_value_info("images", TensorProto.FLOAT, shape)
-    return graph.model(restored, "decoder", [latents], [images])
+def _reshape(graph: _Graph, equation: Any, x: Value) -> str:
+    return graph.add("Reshape", x, _fixed(equation.outvars[0].aval.shape))
+
+
+def _fixed(sizes: Sequence[Any]) -> np.ndarray:
+    """For `Reshape`, which finds one size by itself."""
+    return np.array([size if isinstance(size, int) else -1 for size in sizes], np.int64)
+
+
+def _broadcast_in_dim(graph: _Graph, equation: Any, x: Value) -> Any:
+    sizes, axes = equation.outvars[0].aval.shape, equation.params["broadcast_dimensions"]
+    before = dict(zip(axes, equation.invars[0].aval.shape, strict=True))
+    aligned = [before.get(axis, 1) for axis in range(len(sizes))]
+    x = graph.add("Reshape", x, _fixed(aligned))
+    if aligned == list(sizes):
+        return x
+    batch = graph.add("Shape", graph.entry, start=0, end=1)
+    shape = [np.array([size], np.int64) if isinstance(size, int) else batch for size in sizes]
+    return graph.add("Expand", x, graph.add("Concat", *shape, axis=0))
+
+
+def _transpose(graph: _Graph, equation: Any, x: Value) -> str:
+    return graph.add("Transpose", x, perm=equation.params["permutation"])
+
+
+def _split(graph: _Graph, equation: Any, x: Value) -> list[str]:
+    sizes = np.array(equation.params["sizes"], np.int64)
+    return graph.add("Split", x, sizes, outputs=len(sizes), axis=equation.params["axis"])
+
+
+def _select_n(graph: _Graph, equation: Any, which: Value, false: Value, true: Value) -> str:
+    return graph.add("Where", which, true, false)
+
+
+def _dot_general(graph: _Graph, equation: Any, left: Value, right: Value) -> str:
+    (contracted, batched), last = equation.params["dimension_numbers"], equation.invars[0].aval.ndim - 1
+    if contracted != ((last,), (0,)) or batched != ((), ()):
+        raise UserError(f"--onnx: dot_general of {contracted}, {batched} has no ONNX operator here: leave --onnx out.")
+    return graph.add("MatMul", left, right)
+
+
+class _Convolution(NamedTuple):
+    """`Conv` or `ConvTranspose` of an input in NHWC; a runtime does not merge what follows the latter."""
+
+    operator: str
+    x: Value
+    kernel: np.ndarray
+    bias: np.ndarray
+    attributes: dict[str, Any]
+
+    def add_to(self, graph: _Graph) -> str:
+        """Its output, in NHWC."""
+        x = graph.add("Transpose", self.x, perm=[0, 3, 1, 2])
+        y = graph.add(self.operator, x, self.kernel, self.bias, **self.attributes)
+        y = graph.add("Transpose", y, perm=[0, 2, 3, 1])
+        graph.convolutions[y] = self
+        return y
+
+    def then(self, operator: str, constant: np.ndarray) -> "_Convolution":
+        """The same, with a number for each channel added to it or multiplied by it."""
+        if operator == "Add":
+            return self._replace(bias=self.bias + constant)
+        places = (1, -1, 1, 1) if self.operator == "ConvTranspose" else (-1, 1, 1, 1)
+        return self._replace(kernel=self.kernel * constant.reshape(places), bias=self.bias * constant)
+
+
+def _convolution(graph: _Graph, equation: Any, x: Value, kernel: np.ndarray) -> str:
+    """In ONNX a convolution of a dilated input is a transposed one."""
+    parameters = equation.params
+    kernel, strides, operator = kernel.transpose(3, 2, 0, 1), parameters["window_strides"], "Conv"  # HWIO to OIHW
+    before, after = np.array(parameters["padding"]).T
+    if parameters["lhs_dilation"] != (1, 1):
+        kernel, strides, operator = kernel.swapaxes(0, 1)[..., ::-1, ::-1], parameters["lhs_dilation"], "ConvTranspose"
+        before, after = (np.array(kernel.shape[2:]) - 1 - padding for padding in (before, after))
+    attributes = {"kernel_shape": kernel.shape[2:], "strides": strides, "pads": [*before, *after]}
+    bias = np.zeros(equation.outvars[0].aval.shape[-1], np.float32)
+    return _Convolution(operator, x, kernel, bias, attributes).add_to(graph)
+
+
+def _affine(operator: str) -> Callable[..., Any]:
+    """An addition or a multiplication, which a convolution before it takes into its kernel and bias."""
+
+    def convert(graph: _Graph, equation: Any, *inputs: Value) -> str:
+        for x, y in (inputs, inputs[::-1]):
+            before = graph.convolutions.get(x) if isinstance(x, str) else None
+            if before and isinstance(y, np.ndarray) and y.shape == (1, 1, 1, before.bias.size):
+                return before.then(operator, y.ravel()).add_to(graph)
+        return graph.add(operator, *inputs)
+
+    return convert
+
+
+OPERATORS: dict[str, Callable[..., Any]] = {
+    "add": _affine("Add"),
+    "broadcast_in_dim": _broadcast_in_dim,
+    "conv_general_dilated": _convolution,
+    "convert_element_type": _cast,
+    "div": _same("Div"),
+    "dot_general": _dot_general,
+    "exp": _same("Exp"),
+    "ge": _same("GreaterOrEqual"),
+    "gt": _same("Greater"),
+    "integer_pow": lambda graph, equation, x: graph.add("Pow", x, np.array(equation.params["y"], np.float32)),
+    "leaky_relu": lambda graph, equation, x, slope: graph.add("LeakyRelu", x, alpha=float(slope)),  # of jax.nn
+    "log": _same("Log"),
+    "logistic": _same("Sigmoid"),
+    "max": _same("Max"),
+    "min": _same("Min"),
+    "mul": _affine("Mul"),
+    "reduce_max": lambda graph, equation, x: graph.add("ReduceMax", x, axes=equation.params["axes"], keepdims=0),
+    "reduce_sum": lambda graph, equation, x: graph.add("ReduceSum", x, np.array(equation.params["axes"]), keepdims=0),
+    "reshape": _reshape,
+    "rsqrt": lambda graph, equation, x: graph.add("Reciprocal", graph.add("Sqrt", x)),
+    "select_n": _select_n,
+    "split": _split,
+    "square": lambda graph, equation, x: graph.add("Mul", x, x),
+    "sub": _same("Sub"),
+    "tanh": _same("Tanh"),
+    "transpose": _transpose,
+}

@@ -13,10 +13,9 @@ import jax.export
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
-from facevae_jax.config import RunConfig
 from facevae_jax.core.errors import UserError
 from facevae_jax.exporting.contents import check_file
-from facevae_jax.models.api import Execution, Gaussian, Model
+from facevae_jax.models.api import Execution, Gaussian
 from facevae_jax.trained.model import Restored
 from facevae_jax.training.setup import build_model
 
@@ -32,14 +31,12 @@ class Programs(NamedTuple):
     decode: Callable[[Float[Array, "b ..."]], Float[Array, "b r r 3"]]  # in [0, 1]
 
 
-def plain_model(config: RunConfig) -> Model:
-    """The model with plain convolutions, which take any batch size; the CPU's other form cuts a batch into blocks."""
-    return build_model(config, Execution("plain"))[0]
+def halves(restored: Restored) -> list[tuple[Callable[[Any], Any], jax.ShapeDtypeStruct]]:
+    """Encoder and decoder as functions of arrays, each with its argument for batches of any size.
 
-
-def serialize_programs(restored: Restored) -> dict[str, bytes]:
-    """Contents of the two files, by name."""
-    model = plain_model(restored.config)
+    Their convolutions are plain ones: the CPU's other form cuts a batch of known size into blocks.
+    """
+    model = build_model(restored.config, Execution("plain"))[0]
     variables = jax.device_get(restored.variables)  # constants of the programs, not bound to this machine's devices
     (batch,) = jax.export.symbolic_shape(BATCH)
 
@@ -50,16 +47,20 @@ def serialize_programs(restored: Restored) -> dict[str, bytes]:
         posterior = apply(images, "encode")
         return posterior.mean, posterior.log_variance  # a plain tuple: readers need no class of this package
 
-    def decoder(codes: Float[Array, "b ..."]) -> Any:
+    def decoder(codes: Float[Array, "b ..."]) -> Array:
         return apply(codes, "decode").mean
 
     images = jax.ShapeDtypeStruct((batch, *model.image_shape), jnp.uint8)
     codes = jax.ShapeDtypeStruct((batch, *model.code_shape), jnp.float32)
-    exported = {ENCODER: (encoder, images), DECODER: (decoder, codes)}
+    return [(encoder, images), (decoder, codes)]
+
+
+def serialize_programs(restored: Restored) -> dict[str, bytes]:
+    """Contents of the two files, by name."""
     with _without_locations():
         return {
             name: bytes(jax.export.export(jax.jit(function), platforms=PLATFORMS)(argument).serialize())
-            for name, (function, argument) in exported.items()
+            for name, (function, argument) in zip((ENCODER, DECODER), halves(restored), strict=True)
         }
 
 

@@ -212,10 +212,9 @@ class LogisticLikelihood(GaussianLikelihood):
         """The mixture that the last layer describes: means before scales before weights."""
         colors = (raw.shape[-1] // self.components) // 2
         size = self.components * colors
-        means, log_scales = (
-            part.reshape(*raw.shape[:-1], self.components, colors) for part in jnp.split(raw[..., : 2 * size], 2, -1)
-        )
-        logits = raw[..., 2 * size :] if self.components > 1 else jnp.zeros((*raw.shape[:-1], 1))
+        means, log_scales, logits = jnp.split(raw, [size, 2 * size], -1)
+        means, log_scales = (part.reshape(*raw.shape[:-1], self.components, colors) for part in (means, log_scales))
+        logits = logits if self.components > 1 else jnp.zeros((*raw.shape[:-1], 1))
         mixture = LogisticMixture(
             log_weights=jax.nn.log_softmax(logits),
             means=jax.nn.sigmoid(means),
