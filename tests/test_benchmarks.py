@@ -3,23 +3,18 @@
 import dataclasses
 import itertools
 import json
-import math
-from typing import Any
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import editing, lineage, record_sweep, report, throughput
+from benchmarks import editing, record_sweep, report, throughput
 from benchmarks.suites import compile, end_to_end, input, prepare, roofline, sampling, step, timing, training
 from configs import gdl128
 from facevae_jax.config import DataConfig, RunConfig, TrainConfig
 from facevae_jax.core.errors import UserError
-from facevae_jax.metrics import scores
 from facevae_jax.models import vae
-from facevae_jax.trained.model import Restored, TrainedModel
-from facevae_jax.training.setup import TrainSetup, create_state, make_mesh
 from tests.conftest import REPOSITORY, assert_one_line_error, run_module
 
 PAPER = RunConfig.from_config_dict(gdl128.get_config())
@@ -174,30 +169,6 @@ def test_report_writes_and_notices_a_change(tmp_path, capsys):
         report.report(tmp_path, check=True)
 
 
-def test_training_lines_are_those_of_the_epoch_that_they_end_in():
-    def line(step: int, loss: float, kind: str = "train") -> dict[str, Any]:
-        return {"kind": kind, "step": step, "loss": loss, "reconstruction": loss - 1, "kl": 1.0}
-
-    lines = [line(50, 10), line(100, 8), line(106, 7, "evaluation"), line(106, 6), line(150, 5), line(212, 3)]
-    assert lineage.by_epoch(lines, "train", steps_per_epoch=106) == [
-        {"epoch": 1, "total": 8.0, "reconstruction": 7.0, "KL": 1.0},
-        {"epoch": 2, "total": 4.0, "reconstruction": 3.0, "KL": 1.0},
-    ]
-    assert [row["total"] for row in lineage.by_epoch(lines, "evaluation", steps_per_epoch=106)] == [7.0]
-
-
-def test_the_lineages_total_is_the_loss_of_one_draw(tiny_config, tmp_path):
-    state = create_state(TrainSetup.of(tiny_config, make_mesh()))
-    restored = Restored(tiny_config, state.evaluation_variables, state.decoder_variance, step=7)
-    trained = TrainedModel(restored, folder=tmp_path, mesh=make_mesh())
-    terms = lineage.evaluated(trained, "validation")
-    nats = scores.evaluate(trained, "validation", draws=())["likelihood"]
-    # Its objective's variance makes r_loss_factor x MSE out of a Gaussian's squared error (Rybkin et al. 2021).
-    constant = 0.5 * 3 * trained.resolution**2 * math.log(2 * math.pi * nats["variance"])
-    assert terms["total"] == pytest.approx(nats["negative_elbo"] - constant, rel=1e-4)
-    assert terms["total"] == terms["reconstruction"] + terms["KL"]
-
-
 @pytest.mark.parametrize("number", range(len(editing.NAMES)))
 def test_an_edit_that_does_what_was_meant_changes_its_attribute_by_one(number):
     truth = np.random.default_rng(0).normal(size=(9, len(editing.NAMES)))
@@ -226,8 +197,6 @@ def test_the_documented_scores_are_those_that_were_measured(name):
 
 def test_the_other_documented_figures_are_those_that_were_measured():
     assert report.report(REPOSITORY, check=True) == 0
-    record = json.loads((REPOSITORY / "benchmarks/results/lineage_gdl128.json").read_text())
-    assert lineage.table(record) in record_sweep.DOCUMENT.read_text()
     record = json.loads((REPOSITORY / "benchmarks/results/editing_drawn64.json").read_text())
     document = (REPOSITORY / "docs/generation.md").read_text()
     assert editing.table(record["rows"]["curve"], record["regressor_r2_on_reconstructions"]) in document
