@@ -1,4 +1,4 @@
-"""Writes the figures of a sweep, or of some runs, into one JSON file and a table of the documentation.
+"""Writes the figures of a sweep, or of some runs, into one JSON file, for `python -m benchmarks.report`.
 
 python -m benchmarks.record_sweep --sweep=/tmp/sweep --output=benchmarks/results/sweep_choices.json --command="..."
 python -m benchmarks.record_sweep --run="the lineage=/tmp/gdl" --run=ours=/tmp/ours --output=... --command="..."
@@ -6,66 +6,22 @@ python -m benchmarks.record_sweep --run=celeba64=/tmp/run --output=benchmarks/re
 
 A run is the workdir of a training, or the output of benchmarks.pythae_run, after `python -m facevae_jax.evaluate`.
 
-Run it on the machine, in the environment and at the commit of the sweep, before facevae_jax/ or configs/ change. The
-tables of `TABLES` go into docs/evaluation.md between <!-- NAME:begin --> and <!-- NAME:end -->; a test compares them.
+Run it on the machine, in the environment and at the commit of the sweep, before facevae_jax/ or configs/ change.
 """
 
 import json
 import pathlib
 import statistics
-from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
 
-from benchmarks.environment import REPOSITORY, environment, without_paths
-from benchmarks.report import MISSING, look_up, markdown, put_between_markers
+from benchmarks.environment import environment, without_paths
 from facevae_jax.core import command_line
 from facevae_jax.core.errors import UserError
-from facevae_jax.core.files import atomic_writer, write_json
+from facevae_jax.core.files import write_json
 from facevae_jax.training.telemetry import read_metrics
 from facevae_jax.training.workdir import CONFIG_FILE
-
-DOCUMENT = REPOSITORY / "docs" / "evaluation.md"
-# Columns: heading, dotted path in a row, format.
-PARAMETERS = ("parameters", "scores.parameters", ",d")
-SHARED = (
-    ("MSE", "scores.reconstruction.mse", ".5f"),
-    ("SSIM", "scores.reconstruction.ssim", ".3f"),
-    ("KL, nats", "scores.likelihood.rate", ",.0f"),
-)
-ELBO = ("−ELBO, nats", "scores.likelihood.negative_elbo_at_best_variance", ",.0f")  # noqa: RUF001
-SAMPLES = ("samples", "scores.features.sample_frechet", ".1f")
-TABLES: dict[str, tuple[tuple[str, str, str], ...]] = {
-    "sweep_choices": (PARAMETERS, *SHARED, ELBO),
-    "sweep_baselines": (
-        *SHARED,
-        SAMPLES,
-        ("halfway", "scores.features.interpolation_frechet", ".1f"),
-        ("way", "scores.features.interpolation_length", ".2f"),
-        ("jump", "scores.features.interpolation_largest_step", ".2f"),
-    ),
-    "sweep_same_time": (
-        PARAMETERS,
-        ("epochs", "epochs", "d"),
-        ("training, s", "training_seconds", ",.0f"),
-        *SHARED,
-        ELBO,
-        SAMPLES,
-    ),
-}
-
-
-def table(name: str, rows: Sequence[dict[str, Any]]) -> list[str]:
-    """The lines of a record's table."""
-
-    def cell(row: Any, path: str, form: str) -> str:
-        value = look_up(row, path)
-        return MISSING if value is None else format(value, form)
-
-    columns = TABLES[name]
-    cells = [[row["name"], *(cell(row, path, form) for _, path, form in columns)] for row in rows]
-    return markdown(["", *(heading for heading, _, _ in columns)], cells)
 
 
 def training_of(workdir: pathlib.Path) -> dict[str, Any]:
@@ -100,9 +56,9 @@ def sweep_rows(folder: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def main(arguments: list[str]) -> None:
-    """Writes the record and its table."""
+    """Writes the record."""
     del arguments
-    values, output = flags.FLAGS, pathlib.Path(flags.FLAGS.output)
+    values = flags.FLAGS
     try:
         rows = [row for sweep in values.sweep for row in sweep_rows(pathlib.Path(sweep))]
         for name, _, workdir in (run.partition("=") for run in values.run):
@@ -110,11 +66,7 @@ def main(arguments: list[str]) -> None:
             rows.append({"name": name, "scores": scores, **training_of(pathlib.Path(workdir))})
     except OSError as error:
         raise UserError(f"{error.filename}: {error.strerror}: run and evaluate it first.") from error
-    write_json(output, {"command": values.command, "rows": rows, **environment()})
-    if output.stem in TABLES:
-        text = put_between_markers(DOCUMENT, output.stem, table(output.stem, rows))
-        with atomic_writer(DOCUMENT) as file:
-            file.write(text.encode())
+    write_json(values.output, {"command": values.command, "rows": rows, **environment()})
 
 
 if __name__ == "__main__":

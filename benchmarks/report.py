@@ -1,4 +1,4 @@
-"""Writes the tables of benchmarks/results/throughput_*.json into docs/throughput.md and README.md.
+"""Writes the tables of benchmarks/results into README.md, docs/throughput.md and docs/evaluation.md.
 
 python -m benchmarks.report            writes them; README.md gets the first comparison with other trainers
 python -m benchmarks.report --check    writes nothing; the exit code is 1 if the documents differ from the JSON files
@@ -7,7 +7,7 @@ python -m benchmarks.report --check    writes nothing; the exit code is 1 if the
 import json
 import pathlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -15,11 +15,9 @@ from absl import flags
 from benchmarks.environment import REPOSITORY
 from facevae_jax.core import command_line
 from facevae_jax.core.errors import UserError
-from facevae_jax.core.files import atomic_writer
 
-RESULTS, PATTERN = "benchmarks/results", "throughput_*.json"
-DOCUMENT, README = "docs/throughput.md", "README.md"
-NOTHING = "Nothing has been measured yet."
+RESULTS, THROUGHPUT = "benchmarks/results", "throughput_"
+DOCUMENT, README, EVALUATION = "docs/throughput.md", "README.md", "docs/evaluation.md"
 MISSING = "–"  # noqa: RUF001 - a dash in an empty cell
 
 
@@ -41,13 +39,6 @@ ROWS = (
     ("dtype", "settings.config.model.dtype", str),
     ("training steps alone, images/s", "suites.step.images_per_second", rate),
     ("one step, ms", "suites.step.milliseconds_per_step", rate),
-    ("share of the roofline", "suites.step.share_of_roofline", percent),
-    ("work, MFLOP an image", "suites.roofline.mflop_per_image", rate),
-    ("least traffic, MB an image", "suites.roofline.mbyte_per_image", rate),
-    ("matrix product, GFLOP/s", "suites.roofline.matmul_gflop_per_second", rate),
-    ("memory, GB/s", "suites.roofline.copy_gbyte_per_second", rate),
-    ("bound by arithmetic, images/s", "suites.roofline.bound_images_per_second.arithmetic", rate),
-    ("bound by memory, images/s", "suites.roofline.bound_images_per_second.memory", rate),
     ("whole run, resident, to the step alone", "suites.end_to_end.resident_to_step", ratio),
     ("whole run, streamed, to the step alone", "suites.end_to_end.streamed_to_step", ratio),
     ("time outside dispatches, resident", "suites.end_to_end.outside_dispatches_share.resident", percent),
@@ -74,11 +65,40 @@ ROWS = (
 )
 
 
-def look_up(record: Any, path: str) -> Any:
-    """The value at a dotted path; None if it is missing."""
+# The tables of `EVALUATION`, by the name of their records. Columns: heading, dotted path in a row, format.
+PARAMETERS = ("parameters", "scores.parameters", "{:,d}".format)
+SHARED = (
+    ("MSE", "scores.reconstruction.mse", "{:.5f}".format),
+    ("SSIM", "scores.reconstruction.ssim", "{:.3f}".format),
+    ("KL, nats", "scores.likelihood.rate", "{:,.0f}".format),
+)
+ELBO = ("−ELBO, nats", "scores.likelihood.negative_elbo_at_best_variance", "{:,.0f}".format)  # noqa: RUF001
+SAMPLES = ("samples", "scores.features.sample_frechet", "{:.1f}".format)
+SWEEPS = {
+    "sweep_choices": (PARAMETERS, *SHARED, ELBO),
+    "sweep_baselines": (
+        *SHARED,
+        SAMPLES,
+        ("halfway", "scores.features.interpolation_frechet", "{:.1f}".format),
+        ("way", "scores.features.interpolation_length", ratio),
+        ("jump", "scores.features.interpolation_largest_step", ratio),
+    ),
+    "sweep_same_time": (
+        PARAMETERS,
+        ("epochs", "epochs", str),
+        ("training, s", "training_seconds", "{:,.0f}".format),
+        *SHARED,
+        ELBO,
+        SAMPLES,
+    ),
+}
+
+
+def shown(record: Any, path: str, show: Callable[[Any], str]) -> str:
+    """The value at a dotted path, or a dash if it is missing."""
     for key in path.split("."):
         record = record.get(key) if isinstance(record, Mapping) else None
-    return record
+    return MISSING if record is None else show(record)
 
 
 def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -87,42 +107,42 @@ def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str
     return ["|" + "".join(f" {cell} |" if cell else " |" for cell in cells) for cells in lines]
 
 
-def table(records: Mapping[str, Any]) -> list[str]:
+def throughput_table(records: Mapping[str, Any]) -> list[str]:
     """A table with a column for each file and a row for each figure that any file has."""
-    rows = []
-    for label, path, show in ROWS:
-        values = [look_up(record, path) for record in records.values()]
-        if any(value is not None for value in values):
-            rows.append([label, *(MISSING if value is None else show(value) for value in values)])
-    return markdown(["", *records], rows)
+    rows = [[label, *(shown(record, path, show) for record in records.values())] for label, path, show in ROWS]
+    return markdown(["", *records], [row for row in rows if set(row[1:]) != {MISSING}])
 
 
-def peers_tables(records: Mapping[str, Any]) -> list[str]:
-    """A table for each file with the suite `peers`: every trainer beside ours, the fastest first."""
+def peers_tables(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A table for each record: every trainer beside ours, the fastest first."""
     lines: list[str] = []
-    for record in records.values():
-        median = look_up(record, "suites.peers.median")
-        if median:
-            where = f"{record.get('device')}, {record.get('cpu_cores')} cores of {record.get('cpu')}"
-            ours = median.get("ours")
-            fastest = sorted(median.items(), key=lambda item: (-item[1], item[0]))
-            rows = [(name, rate(speed), ratio(ours / speed) if ours else MISSING) for name, speed in fastest]
-            lines += ["", f"On {where}: {record['suites']['peers']['what']}.", ""]
-            lines += markdown(("trainer", "images/s", "ours to it"), rows)
+    for record in records:
+        peers, median = record["suites"]["peers"], record["suites"]["peers"]["median"]
+        fastest = sorted(median.items(), key=lambda item: (-item[1], item[0]))
+        rows = [(name, rate(speed), ratio(median["ours"] / speed)) for name, speed in fastest]
+        lines += ["", f"On {record['device']}, {record['cpu_cores']} cores of {record['cpu']}: {peers['what']}.", ""]
+        lines += markdown(("trainer", "images/s", "ours to it"), rows)
     return lines[1:]
 
 
-def put_between_markers(path: pathlib.Path, name: str, lines: Sequence[str]) -> str:
-    """The text of the file with these lines between its markers of that name.
+def sweep_table(name: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A table with a line for each run."""
+    columns = SWEEPS[name]
+    cells = [[row["name"], *(shown(row, path, show) for _, path, show in columns)] for row in rows]
+    return markdown(["", *(heading for heading, _, _ in columns)], cells)
+
+
+def put_between_markers(text: str, name: str, lines: Sequence[str]) -> str:
+    """The text with these lines between its markers of that name.
 
     Raises:
-      UserError: the file or its markers are missing.
+      UserError: the markers are missing.
     """
     begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
-    before, found, rest = (path.read_text() if path.exists() else "").partition(begin)
+    before, found, rest = text.partition(begin)
     _, closed, after = rest.partition(end)
     if not found or not closed:
-        raise UserError(f"{path} needs the lines {begin} and {end}, in this order: put them back.")
+        raise UserError(f"the documents need the lines {begin} and {end}, in this order: put them back.")
     return "\n".join([before + begin, *lines, end + after])
 
 
@@ -130,24 +150,29 @@ def report(root: pathlib.Path, *, check: bool) -> int:
     """Updates the documents below `root`; `check` writes nothing. Returns the exit code.
 
     Raises:
-      UserError: a document or its markers are missing.
+      UserError: markers of a document are missing.
     """
-    paths = sorted((root / RESULTS).glob(PATTERN))
-    records = {path.stem.removeprefix("throughput_"): json.loads(path.read_text()) for path in paths}
-    first = next(({name: record} for name, record in records.items() if look_up(record, "suites.peers.median")), {})
-    contents = {
-        root / DOCUMENT: [*table(records), "", *peers_tables(records)] if records else [NOTHING],
-        root / README: peers_tables(first) or [NOTHING],
+    records = {path.stem: json.loads(path.read_text()) for path in sorted((root / RESULTS).glob("*.json"))}
+    measured = {
+        name.removeprefix(THROUGHPUT): record for name, record in records.items() if name.startswith(THROUGHPUT)
     }
-    texts = {path: put_between_markers(path, "throughput", lines) for path, lines in contents.items()}
-    stale = {path: text for path, text in texts.items() if path.read_text() != text}
-    for path, text in stale.items():
+    compared = [record for record in measured.values() if "peers" in record["suites"]]
+    tables = [
+        (DOCUMENT, "throughput", [*throughput_table(measured), "", *peers_tables(compared)]),
+        (README, "throughput", peers_tables(compared[:1])),
+        *((EVALUATION, name, sweep_table(name, records[name]["rows"])) for name in SWEEPS if name in records),
+    ]
+    before = {name: (root / name).read_text() for name, _, _ in tables}
+    texts = dict(before)
+    for name, marker, lines in tables:
+        texts[name] = put_between_markers(texts[name], marker, lines)
+    stale = [name for name in texts if texts[name] != before[name]]
+    for name in stale:
         if check:
-            print(f"{path} differs from the results: run python -m benchmarks.report", file=sys.stderr)
-            continue
-        with atomic_writer(path) as file:
-            file.write(text.encode())
-        print(f"written: {path}")
+            print(f"{name} differs from the results: run python -m benchmarks.report", file=sys.stderr)
+        else:
+            (root / name).write_text(texts[name])
+            print(f"written: {name}")
     return int(check and bool(stale))
 
 

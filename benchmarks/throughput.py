@@ -2,8 +2,8 @@
 
 python -m benchmarks.throughput --suite=step,input --config=configs/gdl128.py --json=/tmp/throughput.json
 
-Suites: step, roofline, input, end_to_end, sampling, compile, prepare and peers; `all` means all but peers. Settings of
-the config are overridden as in facevae_jax.main: --config.train.batch_size=64.
+Suites: step, input, end_to_end, sampling, compile, prepare and peers; `all` means all but peers. Settings of the config
+are overridden as in facevae_jax.main: --config.train.batch_size=64.
 """
 
 import dataclasses
@@ -11,10 +11,9 @@ import gc
 import importlib
 import json
 import os
-import sys
-from collections.abc import Mapping
 from typing import Any
 
+import jax
 from absl import flags
 from ml_collections import config_flags
 
@@ -27,9 +26,7 @@ from facevae_jax.core.files import write_json
 
 # In the order in which they run: the first ones start processes, which need the accelerator's memory before this
 # process uses it.
-SUITES = ("peers", "prepare", "compile", "step", "roofline", "input", "end_to_end", "sampling")
-ALL = tuple(name for name in SUITES if name != "peers")  # which takes long and needs large packages
-OWN = ("benchmarks", "configs", "facevae_jax")
+SUITES = ("peers", "prepare", "compile", "step", "input", "end_to_end", "sampling")
 
 
 def main(arguments: list[str]) -> None:
@@ -37,7 +34,7 @@ def main(arguments: list[str]) -> None:
     if arguments:
         raise UserError(f"{arguments[0]!r} is not a flag: write --suite={arguments[0]}.")
     values = flags.FLAGS
-    names = suite_names(values.suite)
+    names = [name for name in SUITES if name in values.suite or ("all" in values.suite and name != "peers")]
     if "peers" not in names:  # whose processes start as their own commands do
         startup.use_huge_pages()
     try:
@@ -50,64 +47,26 @@ def main(arguments: list[str]) -> None:
         make_writable_directory(path.parent, name="--json's directory")
     # Suites start commands of their own, which need room on the accelerator beside this process.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    settings = dataclasses.asdict(options) | {"config": without_paths(options.config.to_dict())}
     records: dict[str, dict[str, Any]] = {}
     for name in names:
-        records[name] = run_suite(name, options)
-        print(f"\n{name}: {json.dumps(summary(records[name]), indent=2)}", flush=True)
-        if path is not None:
-            write_json(path, document(records, options))
-
-
-def suite_names(given: list[str]) -> tuple[str, ...]:
-    """The suites to run, each once, in the order of `SUITES`.
-
-    Raises:
-      UserError: none is given, or one is unknown.
-    """
-    known = f"choose from {', '.join(SUITES)}, or all"
-    if not given:
-        raise UserError(f"--suite is missing: {known}.")
-    unknown = [name for name in given if name not in (*SUITES, "all")]
-    if unknown:
-        raise UserError(f"--suite={unknown[0]} does not exist: {known}.")
-    wanted = {*given, *(ALL if "all" in given else ())}
-    return tuple(name for name in SUITES if name in wanted)
-
-
-def run_suite(name: str, options: Options) -> dict[str, Any]:
-    """The suite's record; {"skipped": reason} and a line on standard error if a package is missing."""
-    import jax
-
-    try:
-        return importlib.import_module(f"benchmarks.suites.{name}").run(options)
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package in OWN:
-            raise
-        reason = f"needs the package {package}"
-    finally:
+        record = records[name] = importlib.import_module(f"benchmarks.suites.{name}").run(options)
         jax.clear_caches()  # frees what the suite left in memory, so that suites do not affect each other
         gc.collect()
-    print(f"{name}: skipped: {reason}", file=sys.stderr)
-    return {"skipped": reason}
-
-
-def document(records: Mapping[str, dict[str, Any]], options: Options) -> dict[str, Any]:
-    """The file's content; the fields of a single suite are at the top level too."""
-    single = next(iter(records.values())) if len(records) == 1 else {}
-    settings = dataclasses.asdict(options) | {"config": without_paths(options.config.to_dict())}
-    return {**single, "suites": dict(records), "settings": settings, **environment()}
-
-
-def summary(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The record without its repeated timings."""
-    return {key: value for key, value in record.items() if key != "all" and not key.endswith("_all")}
+        medians = {key: value for key, value in record.items() if key != "all" and not key.endswith("_all")}
+        print(f"\n{name}: {json.dumps(medians, indent=2)}", flush=True)
+        if path is not None:
+            write_json(path, {"suites": records, "settings": settings, **environment()})
 
 
 if __name__ == "__main__":
     default = str(REPOSITORY / "configs" / "gdl128.py")
     config_flags.DEFINE_config_file("config", default, "A config, with overrides as --config.x.y=value.")
     flags.DEFINE_list("suite", [], f"comma-separated names of {', '.join(SUITES)}; or all")
+    known = (*SUITES, "all")
+    flags.register_validator(
+        "suite", lambda names: names and set(names) <= set(known), f"choose from {', '.join(known)}"
+    )
     flags.DEFINE_string("json", None, "file to write; without it the figures are only printed")
     flags.DEFINE_integer("rounds", Options.rounds, "timings of each case", lower_bound=1)
     flags.DEFINE_float("seconds", Options.seconds, "one timing, about", lower_bound=1e-3)
