@@ -59,9 +59,6 @@ ROWS = (
             (f"its time to the decoder's on all cores, {kind}", f"{path}.ratio_to_decoder", ratio),
         )
     ),
-    ("ours to the best of PyTorch", "suites.peers.ratio_to_best_torch", ratio),
-    ("ours to pythae", "suites.peers.ratio_to_pythae", ratio),
-    ("ours to Keras' fit", "suites.peers.ratio_to_keras_fit", ratio),
 )
 
 

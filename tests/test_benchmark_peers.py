@@ -124,15 +124,3 @@ def test_suite_reports_ours_and_a_dying_peer(monkeypatch):
     assert len(record["all"]["ours"]) == 2
     parameters = abstract_state(TrainSetup.of(TINY, make_mesh())).params
     assert record["trainable_parameters"] == {"ours": sum(leaf.size for leaf in jax.tree.leaves(parameters))}
-    assert record["ratio_to_best_torch"] is record["ratio_to_best_torch_per_round"] is None
-
-
-def test_ratios_are_those_of_medians_to_the_best_variant():
-    rates = {"ours": [4.0, 8.0], "torch eager": [2.0, 2.0], "torch compile": [1.0, 1.0], "pythae": [1.0, 1.0]}
-    ready = {name: {"versions": {name: "1"}, "device": "cpu", "parameters": 7} for name in rates}
-    record = peers.summarize(TINY, rates, ready=ready, skipped={})
-    assert (record["best_torch"], record["ratio_to_best_torch"]) == ("torch eager", 3.0)
-    assert record["ratio_to_best_torch_per_round"] == [2.0, 4.0]
-    assert record["ratio_to_pythae"] == 6.0
-    assert record["ratio_to_keras_fit"] is None
-    assert "ours" not in record["peers"]

@@ -99,7 +99,7 @@ def test_prepare_beside_the_decoder(tmp_path, monkeypatch, name):
 
 
 def test_report_writes_and_notices_a_change(tmp_path, capsys):
-    peers = {"what": "trainers", "median": {"torch eager": 20.0, "ours": 30.0}, "ratio_to_best_torch": 1.5}
+    peers = {"what": "trainers", "median": {"torch eager": 20.0, "ours": 30.0}}
     sweep = [{"name": "a run", "scores": {"parameters": 1234, "reconstruction": {"mse": 0.5}}}]
     records = {
         "throughput_a": {"suites": {"step": {"images_per_second": 1234.5}}},

@@ -5,18 +5,16 @@ Every case is a process of its own, and they take turns, so that a change of the
 
 import dataclasses
 import os
-import statistics
 from typing import Any
 
 from benchmarks.peers.worker import PEERS, Worker, WorkerError
-from benchmarks.suites.timing import Options
+from benchmarks.suites.timing import Options, medians
 from configs import gdl128
 from facevae_jax.config import RunConfig
 from facevae_jax.core import startup
 
 START_SECONDS = 1200.0  # for a worker to compile and warm up
 TURN_FACTOR, TURN_SECONDS = 20.0, 120.0  # a turn may last TURN_FACTOR x as long as aimed at, + TURN_SECONDS
-OURS = "ours"
 
 
 def run(options: Options) -> dict[str, Any]:
@@ -44,8 +42,21 @@ def run(options: Options) -> dict[str, Any]:
     finally:
         for worker in workers.values():
             worker.close()
+    huge = "ours asks for huge pages, as its command does, and the others run as they come"
+    if startup.HUGE_PAGES in os.environ.get(startup.TUNABLES, ""):
+        huge = "all with huge pages"
     ready = {name: worker.ready for name, worker in workers.items()}
-    return summarize(config, rates, ready=ready, skipped=skipped)
+    return {
+        "what": f"training steps of gdl128 without dropout, ours in float32, {config.data.resolution}x"
+        f"{config.data.resolution}, batch {config.train.batch_size}, latent dimensions {config.model.latent_dim}, on "
+        f"one fixed batch; {huge}; images per second",
+        "median": medians(rates),
+        "all": rates,
+        "skipped": skipped,
+        "peers": {key: value for answer in ready.values() for key, value in answer["versions"].items()},
+        "devices": {name: answer["device"] for name, answer in ready.items()},
+        "trainable_parameters": {name: answer["parameters"] for name, answer in ready.items()},
+    }
 
 
 def peer_config(config: RunConfig) -> RunConfig:
@@ -58,40 +69,3 @@ def peer_config(config: RunConfig) -> RunConfig:
         model=dataclasses.replace(preset.model, dropout_rate=0.0, latent_dim=config.model.latent_dim),
         train=dataclasses.replace(preset.train, **train),
     )
-
-
-def summarize(
-    config: RunConfig, rates: dict[str, list[float]], *, ready: dict[str, dict[str, Any]], skipped: dict[str, str]
-) -> dict[str, Any]:
-    """The record, with our speed as a multiple of the peers'."""
-    median = {name: statistics.median(values) for name, values in rates.items()}
-
-    def best(kind: str) -> str | None:
-        return max((name for name in median if name.startswith(kind)), key=median.__getitem__, default=None)
-
-    def ratio(peer: str | None) -> float | None:
-        return median[OURS] / median[peer] if peer in median and OURS in median else None
-
-    best_torch, best_keras, ratios = best("torch "), best("keras "), None
-    if best_torch in rates and OURS in rates:  # between neighbors in time, which shows the machine's noise
-        ratios = [ours / theirs for ours, theirs in zip(rates[OURS], rates[best_torch], strict=True)]
-    huge = "ours asks for huge pages, as its command does, and the others run as they come"
-    if startup.HUGE_PAGES in os.environ.get(startup.TUNABLES, ""):
-        huge = "all with huge pages"
-    return {
-        "what": f"training steps of gdl128 without dropout, ours in float32, {config.data.resolution}x"
-        f"{config.data.resolution}, batch {config.train.batch_size}, latent dimensions {config.model.latent_dim}, on "
-        f"one fixed batch; {huge}; images per second",
-        "median": median,
-        "all": rates,
-        "ratio_to_best_torch": ratio(best_torch),
-        "ratio_to_best_torch_per_round": ratios,
-        "best_torch": best_torch,
-        "ratio_to_pythae": ratio("pythae"),
-        "ratio_to_keras_fit": ratio(best_keras),
-        "best_keras_fit": best_keras,
-        "skipped": skipped,
-        "peers": {key: value for name in ready if name != OURS for key, value in ready[name]["versions"].items()},
-        "devices": {name: answer["device"] for name, answer in ready.items()},
-        "trainable_parameters": {name: answer["parameters"] for name, answer in ready.items()},
-    }
