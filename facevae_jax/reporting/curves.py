@@ -1,9 +1,7 @@
 """Curves of training and evaluation, rate against distortion, and samples as training went."""
 
 import pathlib
-import re
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -59,14 +57,16 @@ def curve(runs: Sequence[Run], key: str) -> Picture:
     with drawing():
         figure = Figure()
         axes = figure.add_subplot(title=title, xlabel="optimizer step", ylabel=axis)
-        limits = []
+        values = []
         for run in runs:
             color = color_of(run)
             train, evaluation = run.series("train", key), run.series("evaluation", key)
             axes.plot(*train, color=color, linewidth=0.8, alpha=0.6)
             axes.plot(*evaluation, color=color, linewidth=2.0, marker="o", markersize=3)
-            limits += [train.values, evaluation.values]
-        _fit_scale(axes, np.concatenate(limits))
+            values += [*train.values, *evaluation.values]
+        finite = np.array(values)[np.isfinite(values)]
+        if len(finite) and finite.min() > 0 and finite.max() > STEEP * np.median(finite):
+            logarithmic(axes)
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.locator_params(axis="x", nbins=5)
         if len(runs) > 1:
@@ -91,12 +91,6 @@ def group_curves(run: Run) -> Picture:
         lines = axes.plot(steps, rates, marker="o", markersize=3)
         legend_below(figure, lines, [f"group {group}" for group in range(len(lines))])
         return chart(figure, alt=f"KL of {len(lines)} groups of latents over optimizer steps")
-
-
-def _fit_scale(axes: Any, values: np.ndarray) -> None:
-    finite = values[np.isfinite(values)]
-    if len(finite) and finite.min() > 0 and finite.max() > STEEP * np.median(finite):
-        logarithmic(axes)
 
 
 def strips(run: Run) -> list[Block]:
@@ -126,26 +120,21 @@ def picture_path(run: Run, step: int) -> pathlib.Path:
 
 def shown_steps(run: Run) -> list[int]:
     """The steps that have a picture; `STRIPS` of them, evenly spaced from first to last, if there are more."""
-    found = (
-        re.fullmatch(r"samples_standard_(\d+)\.png", path.name)
-        for path in (run.workdir / PICTURES).glob("samples_standard_*.png")
-    )
-    steps = sorted(int(match[1]) for match in found if match)
+    paths = (run.workdir / PICTURES).glob("samples_standard_" + "[0-9]" * 8 + ".png")
+    steps = sorted(int(path.stem[-8:]) for path in paths)
     chosen = np.linspace(0, len(steps) - 1, min(STRIPS, len(steps))).round().astype(int)
     return [steps[i] for i in chosen]
 
 
 def first_row(path: pathlib.Path, *, resolution: int) -> UInt8[np.ndarray, "n r r 3"] | None:
-    """The first row of a grid that training wrote; None if it cannot be read or has another size."""
+    """The first row of a grid that training wrote; None if it cannot be read."""
     try:
         with Image.open(path, formats=["PNG"]) as image:
-            row = np.asarray(image.convert("RGB").crop((0, 0, image.width, resolution)))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            # To the end of the last face's gap, which is outside of the picture.
+            row = image.convert("RGB").crop((0, 0, COLUMNS * (resolution + GAP), resolution))
+    except (OSError, ValueError, SyntaxError):
         return None
-    pitch = resolution + GAP
-    if row.shape[1] != COLUMNS * pitch - GAP:
-        return None
-    return np.stack([row[:, at : at + resolution] for at in range(0, COLUMNS * pitch - GAP, pitch)])
+    return np.asarray(row).reshape(resolution, COLUMNS, -1, 3)[:, :, :resolution].swapaxes(0, 1)
 
 
 def rate_distortion(runs: Sequence[Run]) -> list[Block]:

@@ -2,13 +2,12 @@
 
 import base64
 import contextlib
-import dataclasses
 import io
 import itertools
 import pathlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, NamedTuple
 
 import jinja2
 import matplotlib as mpl
@@ -64,11 +63,9 @@ STYLE: Any = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Picture:
+class Picture(NamedTuple):
     """An image inside the page's file."""
 
-    kind: ClassVar[str] = "picture"
     uri: str  # data:image/...
     size: tuple[int, int]  # CSS pixels, width and height, where there is room
     alt: str
@@ -77,11 +74,9 @@ class Picture:
     beside: bool = False  # next to other charts where there is room
 
 
-@dataclasses.dataclass(frozen=True)
-class Table:
+class Table(NamedTuple):
     """Rows of text; the first cell of each row is its header."""
 
-    kind: ClassVar[str] = "table"
     caption: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -89,13 +84,11 @@ class Table:
     beside: bool = False
 
 
-@dataclasses.dataclass(frozen=True)
-class Note:
+class Note(NamedTuple):
     """A line of text."""
 
-    kind: ClassVar[str] = "note"
-    beside: ClassVar[bool] = False
     text: str
+    beside: bool = False
 
 
 Block = Picture | Table | Note
@@ -190,7 +183,7 @@ def render(*, sections: Mapping[str, Sequence[Block]], **content: Any) -> bytes:
         lstrip_blocks=True,
     )
     grouped = {
-        anchor: [list(group) for _, group in itertools.groupby(blocks, lambda b: b.kind if b.beside else "")]
+        anchor: [list(group) for _, group in itertools.groupby(blocks, lambda block: block.beside)]
         for anchor, blocks in sections.items()
     }
     html: str = environment.get_template(TEMPLATE).render(sections=grouped, **content)

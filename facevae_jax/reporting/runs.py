@@ -111,12 +111,9 @@ def printable(text: str) -> str:
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
-def shortened(text: str, most: int = MAX_NAME) -> str:
-    """The text; without its middle if it is longer than `most` characters."""
-    if len(text) <= most:
-        return text
-    head = (most - 1) // 2
-    return f"{text[:head]}…{text[len(text) - (most - 1 - head) :]}"
+def shortened(text: str) -> str:
+    """The text; without its middle if it is longer than `MAX_NAME` characters."""
+    return text if len(text) <= MAX_NAME else f"{text[: MAX_NAME // 2 - 1]}…{text[-MAX_NAME // 2 :]}"
 
 
 def number(value: float | None, form: str) -> str:
