@@ -229,8 +229,9 @@ def test_sliders_of_attributes(trained):
     assert all(np.linalg.norm(slider.step) > 0 for slider in made)
     with pytest.raises(UserError, match=r"glases.*glasses"):
         sliders.attribute_sliders(trained, ["glases"])
-    assert sliders.default_attributes(trained)[:3] == ["smile", "glasses", "hair_length"]
-    assert len(sliders.default_attributes(trained)) == sliders.SHOWN
+    made, _ = sliders.attribute_sliders(trained)
+    assert [slider.label for slider in made[:3]] == ["Smile", "Glasses", "Hair length"]
+    assert len(made) == sliders.SHOWN
 
 
 def test_without_the_data_there_are_no_attributes_unless_named(trained, monkeypatch):

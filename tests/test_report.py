@@ -17,7 +17,7 @@ from facevae_jax.core.files import write_json
 from facevae_jax.latents.priors import mixture
 from facevae_jax.metrics import scores
 from facevae_jax.reporting import curves, latents, write
-from facevae_jax.reporting.page import Note
+from facevae_jax.reporting.page import Note, drawing
 from facevae_jax.reporting.runs import open_runs
 from facevae_jax.reporting.write import write_report
 from facevae_jax.trained.loading import load
@@ -168,7 +168,8 @@ def test_groups_of_latents_have_a_curve_each(copied):
     records = [of_groups(record) for record in read_metrics(copied)]
     (copied / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     (run,) = open_runs([copied])
-    (*_, picture) = curves.loss_curves([run])
+    with drawing():
+        (*_, picture) = curves.loss_curves([run])
     assert "2 groups" in picture.alt
     np.testing.assert_allclose(
         run.series("evaluation", "rates").values, [[r / 4, r * 3 / 4] for r in run.series("evaluation", "kl").values]

@@ -14,10 +14,16 @@ from facevae_jax.data.layouts.types import Attribute
 from facevae_jax.inference import Encoded
 from facevae_jax.metrics.latents import active_units, kl_by_dimension
 from facevae_jax.reporting import curves, latents
-from facevae_jax.reporting.page import Note, Table, render, sheet
+from facevae_jax.reporting.page import Note, Table, drawing, render, sheet
 from facevae_jax.reporting.runs import open_runs, printable, shortened, tell_apart
 from facevae_jax.trained.codes import CodeTable
 from tests.test_report import HOSTILE, Page
+
+
+@pytest.fixture(autouse=True)
+def style():
+    with drawing():
+        yield
 
 
 @pytest.fixture
@@ -55,9 +61,9 @@ def test_names_are_escaped():
 
 def test_strips_show_the_first_row_of_samples(run_folder):
     (run,) = open_runs([run_folder])
-    steps = curves.shown_steps(run)
-    assert steps == [10, 20]
-    path = curves.picture_path(run, 20)
+    paths = curves.shown_pictures(run)
+    assert list(paths) == [10, 20]
+    path = paths[20]
     faces = curves.first_row(path, resolution=32)
     assert faces.shape == (8, 32, 32, 3)
     whole = np.asarray(Image.open(path))

@@ -29,40 +29,29 @@ def attribute_sliders(trained: TrainedModel, names: Sequence[str] = ()) -> tuple
 
     Args:
       trained: the model.
-      names: the attributes; () chooses a few, or none if this machine has no labels.
+      names: the attributes; () chooses up to `SHOWN`, well-known ones first, or none if this machine has no labels.
 
     Raises:
       UserError: one of `names` is not an attribute or has too few labels, or the run's data are missing.
     """
     sliders, lines = list[Slider](), list[str]()
     try:
-        for name in names or default_attributes(trained):
-            try:
-                direction = direction_of(trained, name)
-            except UserError as error:
-                if names:
-                    raise
-                lines.append(f"note: no slider for {name}: {error}")
-                continue
-            step = (direction.std * direction.vector).astype(np.float32)
-            label = name.replace("_", " ")
-            sliders.append(Slider(f"attribute:{name}", "attribute", label[:1].upper() + label[1:], step))
-            lines.append(direction.describe())
+        shown = sheets.shown_attributes(sheets.editable(() if names else trained.dataset.attributes), SHOWN)
     except UserError as error:
-        if names:
-            raise
-        lines.append(f"note: no sliders for attributes: {error}")
+        return [], [f"note: no sliders for attributes: {error}"]
+    for name in names or [attribute.name for attribute in shown]:
+        try:
+            direction = direction_of(trained, name)
+        except UserError as error:
+            if names:
+                raise
+            lines.append(f"note: no slider for {name}: {error}")
+            continue
+        step = (direction.std * direction.vector).astype(np.float32)
+        label = name.replace("_", " ")
+        sliders.append(Slider(f"attribute:{name}", "attribute", label[:1].upper() + label[1:], step))
+        lines.append(direction.describe())
     return sliders, lines
-
-
-def default_attributes(trained: TrainedModel) -> list[str]:
-    """Up to `SHOWN` attributes of the run's data: well-known ones first, then any.
-
-    Raises:
-      UserError: the run's data are missing.
-    """
-    attributes = sheets.editable(trained.dataset.attributes)
-    return [attribute.name for attribute in sheets.shown_attributes(attributes, SHOWN)]
 
 
 def dimension_sliders(trained: TrainedModel, dimensions: Sequence[int] = ()) -> list[Slider]:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import UInt8
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from PIL import Image
 
 from facevae_jax.core.pictures import GAP
@@ -17,13 +16,11 @@ from facevae_jax.reporting.page import (
     Note,
     Picture,
     chart,
-    drawing,
-    label,
     legend_below,
     logarithmic,
     sheet,
 )
-from facevae_jax.reporting.runs import Run, number
+from facevae_jax.reporting.runs import Run
 from facevae_jax.training.pictures import COLUMNS, PICTURES
 
 # Keys of the records: title and axis.
@@ -54,50 +51,46 @@ def loss_curves(runs: Sequence[Run]) -> list[Block]:
 def curve(runs: Sequence[Run], key: str) -> Picture:
     """One term over the steps, of all runs."""
     title, axis = TERMS[key]
-    with drawing():
-        figure = Figure()
-        axes = figure.add_subplot(title=title, xlabel="optimizer step", ylabel=axis)
-        values = []
-        for run in runs:
-            color = color_of(run)
-            train, evaluation = run.series("train", key), run.series("evaluation", key)
-            axes.plot(*train, color=color, linewidth=0.8, alpha=0.6)
-            axes.plot(*evaluation, color=color, linewidth=2.0, marker="o", markersize=3)
-            values += [*train.values, *evaluation.values]
-        finite = np.array(values)[np.isfinite(values)]
-        if len(finite) and finite.min() > 0 and finite.max() > STEEP * np.median(finite):
-            logarithmic(axes)
-        axes.xaxis.set_major_formatter("{x:,.0f}")
-        axes.locator_params(axis="x", nbins=5)
-        if len(runs) > 1:
-            legend_below(figure, _handles(runs), [label(run.name) for run in runs])
-        else:
-            thin, thick = Line2D([], [], color=COLORS[0], linewidth=0.8), Line2D([], [], color=COLORS[0], marker="o")
-            legend_below(figure, [thin, thick], ["training", label(runs[0].evaluation_split)])
-        if key == "kl":
-            for step in shown_steps(runs[0]):
-                axes.axvline(step, color=FAINT, linewidth=0.8, linestyle=":")
-        last = runs[0].evaluations[-1].get(key) if runs[0].evaluations else None
-        ends = f", ending at {last:,.5g}" if last is not None else ""
-        return chart(figure, alt=f"{title} over optimizer steps{ends}")
+    figure = Figure()
+    axes = figure.add_subplot(title=title, xlabel="optimizer step", ylabel=axis)
+    lines, values = [], []
+    for run in runs:
+        train, evaluation = run.series("train", key), run.series("evaluation", key)
+        lines += axes.plot(*train, color=color_of(run), linewidth=0.8, alpha=0.6)
+        lines += axes.plot(*evaluation, color=color_of(run), linewidth=2.0, marker="o", markersize=3)
+        values += [*train.values, *evaluation.values]
+    finite = np.array(values)[np.isfinite(values)]
+    if len(finite) and finite.min() > 0 and finite.max() > STEEP * np.median(finite):
+        logarithmic(axes)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.locator_params(axis="x", nbins=5)
+    if len(runs) > 1:
+        legend_below(figure, lines[1::2], [run.name for run in runs])
+    else:
+        legend_below(figure, lines, ["training", runs[0].evaluation_split])
+    if key == "kl":
+        for step in shown_pictures(runs[0]):
+            axes.axvline(step, color=FAINT, linewidth=0.8, linestyle=":")
+    last = runs[0].evaluations[-1].get(key) if runs[0].evaluations else None
+    ends = f", ending at {last:,.5g}" if last is not None else ""
+    return chart(figure, alt=f"{title} over optimizer steps{ends}")
 
 
 def group_curves(run: Run) -> Picture:
     """The KL of each group of latents, from the top group down."""
     steps, rates = run.series("evaluation", "rates")
-    with drawing():
-        figure = Figure()
-        axes = figure.add_subplot(title="KL of each group", xlabel="optimizer step", ylabel="KL, nats")
-        lines = axes.plot(steps, rates, marker="o", markersize=3)
-        legend_below(figure, lines, [f"group {group}" for group in range(len(lines))])
-        return chart(figure, alt=f"KL of {len(lines)} groups of latents over optimizer steps")
+    figure = Figure()
+    axes = figure.add_subplot(title="KL of each group", xlabel="optimizer step", ylabel="KL, nats")
+    lines = axes.plot(steps, rates, marker="o", markersize=3)
+    legend_below(figure, lines, [f"group {group}" for group in range(len(lines))])
+    return chart(figure, alt=f"KL of {len(lines)} groups of latents over optimizer steps")
 
 
 def strips(run: Run) -> list[Block]:
     """Samples from N(0, I) at some of the evaluations, from the same latents each time."""
     blocks: list[Block] = []
-    for step in shown_steps(run):
-        faces = first_row(picture_path(run, step), resolution=run.config.data.resolution)
+    for step, path in shown_pictures(run).items():
+        faces = first_row(path, resolution=run.config.data.resolution)
         if faces is None:
             continue
         record = run.evaluation_at(step) or {}
@@ -113,17 +106,11 @@ def strips(run: Run) -> list[Block]:
     return [Note(intro), *blocks]
 
 
-def picture_path(run: Run, step: int) -> pathlib.Path:
-    """Where training wrote the samples of a step."""
-    return run.workdir / PICTURES / f"samples_standard_{step:08d}.png"
-
-
-def shown_steps(run: Run) -> list[int]:
-    """The steps that have a picture; `STRIPS` of them, evenly spaced from first to last, if there are more."""
-    paths = (run.workdir / PICTURES).glob("samples_standard_" + "[0-9]" * 8 + ".png")
-    steps = sorted(int(path.stem[-8:]) for path in paths)
-    chosen = np.linspace(0, len(steps) - 1, min(STRIPS, len(steps))).round().astype(int)
-    return [steps[i] for i in chosen]
+def shown_pictures(run: Run) -> dict[int, pathlib.Path]:
+    """The samples of training by their steps; `STRIPS` of them, evenly spaced from first to last, if there are more."""
+    paths = sorted((run.workdir / PICTURES).glob("samples_standard_" + "[0-9]" * 8 + ".png"))
+    chosen = np.linspace(0, len(paths) - 1, min(STRIPS, len(paths))).round().astype(int)
+    return {int(paths[i].stem[-8:]): paths[i] for i in chosen}
 
 
 def first_row(path: pathlib.Path, *, resolution: int) -> UInt8[np.ndarray, "n r r 3"] | None:
@@ -140,42 +127,30 @@ def first_row(path: pathlib.Path, *, resolution: int) -> UInt8[np.ndarray, "n r 
 def rate_distortion(runs: Sequence[Run]) -> list[Block]:
     """A point for each run at its last evaluation, and the path of its earlier evaluations."""
     evaluated = [run for run in runs if run.evaluations]
-    blocks: list[Block] = [
+    notes: list[Block] = [
         Note(f"{run.name} has not been evaluated yet and is left out.") for run in runs if not run.evaluations
     ]
     if not evaluated:
-        return blocks
-    resolutions = {run.config.data.resolution for run in evaluated}
-    if len(resolutions) > 1:
-        blocks.append(Note("The runs have different resolutions: fewer pixels need fewer nats for the same error."))
-    with drawing():
-        figure = Figure()
-        axes = figure.add_subplot(xlabel="rate: KL, nats", ylabel="distortion: MSE")
-        for run in evaluated:
-            color = color_of(run)
-            rate, distortion = run.series("evaluation", "kl").values, run.series("evaluation", "mse").values
-            axes.plot(rate, distortion, color=color, linewidth=0.8, marker=".", markersize=3, alpha=0.5)
-            axes.plot(rate[-1], distortion[-1], color=color, marker="o", markersize=7)
-            if len(evaluated) <= MAX_ANNOTATED:
-                at = (rate[-1], distortion[-1])
-                axes.annotate(run.weight, at, xytext=(0, 8), textcoords="offset points", ha="center", fontsize=8)
-        axes.margins(0.18)
-        axes.ticklabel_format(axis="y", style="plain")
-        legend_below(figure, _handles(evaluated), [label(run.name) for run in evaluated])
-        points = "; ".join(f"{run.name} {_point(run)}" for run in evaluated)
-        blocks.insert(0, chart(figure, alt=f"Distortion against rate: {points}"))
-    return blocks
-
-
-def _point(run: Run) -> str:
-    record = run.evaluations[-1]
-    return f"{number(record.get('kl'), ',.4g')} nats, MSE {number(record.get('mse'), ',.4g')}"
+        return notes
+    if len({run.config.data.resolution for run in evaluated}) > 1:
+        notes.append(Note("The runs have different resolutions: fewer pixels need fewer nats for the same error."))
+    figure = Figure()
+    axes = figure.add_subplot(xlabel="rate: KL, nats", ylabel="distortion: MSE")
+    lines, points = [], []
+    for run in evaluated:
+        rate, distortion = run.series("evaluation", "kl").values, run.series("evaluation", "mse").values
+        axes.plot(rate, distortion, color=color_of(run), linewidth=0.8, marker=".", markersize=3, alpha=0.5)
+        lines += axes.plot(rate[-1], distortion[-1], color=color_of(run), marker="o", markersize=7)
+        points.append(f"{run.name} {rate[-1]:,.4g} nats, MSE {distortion[-1]:,.4g}")
+        if len(evaluated) <= MAX_ANNOTATED:
+            at = (rate[-1], distortion[-1])
+            axes.annotate(run.weight, at, xytext=(0, 8), textcoords="offset points", ha="center", fontsize=8)
+    axes.margins(0.18)
+    axes.ticklabel_format(axis="y", style="plain")
+    legend_below(figure, lines, [run.name for run in evaluated])
+    return [chart(figure, alt=f"Distortion against rate: {'; '.join(points)}"), *notes]
 
 
 def color_of(run: Run) -> str:
     """The same in every chart."""
     return COLORS[run.number % len(COLORS)]
-
-
-def _handles(runs: Sequence[Run]) -> list[Line2D]:
-    return [Line2D([], [], color=color_of(run), marker="o", markersize=5) for run in runs]

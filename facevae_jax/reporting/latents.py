@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from facevae_jax.data.layouts.types import Attribute
@@ -23,7 +22,6 @@ from facevae_jax.reporting.page import (
     Picture,
     Table,
     chart,
-    drawing,
     label,
     legend_below,
     logarithmic,
@@ -52,25 +50,24 @@ def dimensions(posterior: Encoded) -> list[Block]:
         f"{active} of {size} dimensions are active. All dimensions carry {kl.sum():,.2f} nats; the first "
         f"{int(np.searchsorted(np.cumsum(np.sort(kl)[::-1]), 0.9 * kl.sum())) + 1} carry 90% of it."
     )
-    with drawing():
-        first, second = Figure(), Figure()
-        axes = first.add_subplot(title="KL by dimension", xlabel="dimension, by rank", ylabel="KL, nats")
-        axes.stairs(np.sort(kl)[::-1], np.arange(size + 1) + 0.5, fill=True, color=COLORS[0])
-        axes.set_ylim(bottom=0)
-        _whole_ticks(axes)
-        ranked = np.maximum(np.sort(variance)[::-1], 1e-8)  # a logarithmic axis has no 0
-        axes = second.add_subplot(title="Active units", xlabel="dimension, by rank", ylabel="variance of the means")
-        logarithmic(axes)
-        axes.stairs(ranked, np.arange(size + 1) + 0.5, baseline=None, color=COLORS[0])
-        axes.axhline(ACTIVE_VARIANCE, color=COLORS[1], linestyle="--")
-        above: Any = {"xytext": (0, 3), "textcoords": "offset points"}
-        axes.annotate(f"active above {ACTIVE_VARIANCE}", (0.5, ACTIVE_VARIANCE), color=COLORS[1], fontsize=8, **above)
-        _whole_ticks(axes)
-        return [
-            Note(text),
-            chart(first, alt=f"KL of {size} dimensions, from {kl.max():.3g} down to {kl.min():.3g} nats"),
-            chart(second, alt=f"Variance of the posterior means of {size} dimensions: {active} are active"),
-        ]
+    first, second = Figure(), Figure()
+    axes = first.add_subplot(title="KL by dimension", xlabel="dimension, by rank", ylabel="KL, nats")
+    axes.stairs(np.sort(kl)[::-1], np.arange(size + 1) + 0.5, fill=True, color=COLORS[0])
+    axes.set_ylim(bottom=0)
+    _whole_ticks(axes)
+    ranked = np.maximum(np.sort(variance)[::-1], 1e-8)  # a logarithmic axis has no 0
+    axes = second.add_subplot(title="Active units", xlabel="dimension, by rank", ylabel="variance of the means")
+    logarithmic(axes)
+    axes.stairs(ranked, np.arange(size + 1) + 0.5, baseline=None, color=COLORS[0])
+    axes.axhline(ACTIVE_VARIANCE, color=COLORS[1], linestyle="--")
+    above: Any = {"xytext": (0, 3), "textcoords": "offset points"}
+    axes.annotate(f"active above {ACTIVE_VARIANCE}", (0.5, ACTIVE_VARIANCE), color=COLORS[1], fontsize=8, **above)
+    _whole_ticks(axes)
+    return [
+        Note(text),
+        chart(first, alt=f"KL of {size} dimensions, from {kl.max():.3g} down to {kl.min():.3g} nats"),
+        chart(second, alt=f"Variance of the posterior means of {size} dimensions: {active} are active"),
+    ]
 
 
 def _whole_ticks(axes: Any) -> None:
@@ -81,27 +78,26 @@ def histograms(trained: TrainedModel, posterior: Encoded, *, seed: int) -> list[
     """Histograms of all dimensions together, and of the most active ones."""
     draws = trained.posterior_sample(posterior, seed=seed)
     shown = by_activity(posterior)[:SHOWN_DIMENSIONS]
-    with drawing():
-        together = Figure()
-        axes = together.add_subplot(xlabel="latent", ylabel="density", title="All dimensions")
-        handles = _histogram(axes, posterior.mean.ravel(), draws.ravel())
-        legend_below(together, handles, ("means", "draws", "N(0, 1)"))
-        rows = -(-len(shown) // 2)
-        each = Figure(figsize=(WIDTH, 0.4 + 1.15 * rows))
-        grid = np.atleast_1d(each.subplots(rows, min(2, len(shown)), sharex=True)).ravel()
-        for axes, dimension in zip(grid, shown, strict=False):
-            _histogram(axes, posterior.mean[:, dimension], draws[:, dimension])
-            axes.set_title(f"dimension {dimension}", fontsize=8)
-            axes.set_yticks([])
-        for axes in grid[len(shown) :]:
-            axes.set_visible(False)
-        outside = np.mean(np.abs(draws) > RANGE)
-        said = "Means of inactive dimensions are all near 0, a spike that may be cut off at the top."
-        said += f" {outside:.1%} of the draws lie outside." if outside > 0.0005 else ""
-        return [
-            chart(together, alt="Histogram of all latents beside the density of N(0, 1)", caption=said),
-            chart(each, alt=f"Histograms of the dimensions {', '.join(map(str, shown))} beside N(0, 1)"),
-        ]
+    together = Figure()
+    axes = together.add_subplot(xlabel="latent", ylabel="density", title="All dimensions")
+    handles = _histogram(axes, posterior.mean.ravel(), draws.ravel())
+    legend_below(together, handles, ("means", "draws", "N(0, 1)"))
+    rows = -(-len(shown) // 2)
+    each = Figure(figsize=(WIDTH, 0.4 + 1.15 * rows))
+    grid = np.atleast_1d(each.subplots(rows, min(2, len(shown)), sharex=True)).ravel()
+    for axes, dimension in zip(grid, shown, strict=False):
+        _histogram(axes, posterior.mean[:, dimension], draws[:, dimension])
+        axes.set_title(f"dimension {dimension}", fontsize=8)
+        axes.set_yticks([])
+    for axes in grid[len(shown) :]:
+        axes.set_visible(False)
+    outside = np.mean(np.abs(draws) > RANGE)
+    said = "Means of inactive dimensions are all near 0, a spike that may be cut off at the top."
+    said += f" {outside:.1%} of the draws lie outside." if outside > 0.0005 else ""
+    return [
+        chart(together, alt="Histogram of all latents beside the density of N(0, 1)", caption=said),
+        chart(each, alt=f"Histograms of the dimensions {', '.join(map(str, shown))} beside N(0, 1)"),
+    ]
 
 
 def _histogram(axes: Any, means: Float[np.ndarray, " n"], draws: Float[np.ndarray, " n"]) -> tuple[Any, Any, Any]:
@@ -147,36 +143,32 @@ def _map(
     attribute: Attribute | None,
     values: Float[np.ndarray, " n"] | None,
 ) -> Picture:
-    with drawing():
-        figure = Figure(figsize=(WIDTH, HEIGHT + 0.6))
-        name = attribute.name if attribute else "all images"
-        axes = figure.add_subplot(title=label(name))
-        axes.set_xlabel(f"first component ({shares[0]:.0%} of the variance)")
-        axes.set_ylabel(f"second ({shares[1]:.0%})")
-        style: dict[str, Any] = {"s": 5, "linewidths": 0, "alpha": 0.75, "rasterized": True}
-        if attribute is None or values is None:
-            axes.scatter(*points.T, color=COLORS[0], **style)
-            return chart(figure, alt=f"Map of the latents of {len(points):,} images")
-        known = np.isfinite(values)
+    figure = Figure(figsize=(WIDTH, HEIGHT + 0.6))
+    name = attribute.name if attribute else "all images"
+    axes = figure.add_subplot(title=label(name))
+    axes.set_xlabel(f"first component ({shares[0]:.0%} of the variance)")
+    axes.set_ylabel(f"second ({shares[1]:.0%})")
+    style: dict[str, Any] = {"s": 5, "linewidths": 0, "alpha": 0.75, "rasterized": True}
+    if attribute is None or values is None:
+        axes.scatter(*points.T, color=COLORS[0], **style)
+        return chart(figure, alt=f"Map of the latents of {len(points):,} images")
+    known = np.isfinite(values)
+    axes.scatter(*points[~known].T, color="#cccccc", **style)
+    if attribute.kind == "continuous":
         x, y = points[known].T
-        axes.scatter(*points[~known].T, color="#cccccc", **style)
-        if attribute.kind == "continuous":
-            drawn = axes.scatter(x, y, c=values[known], cmap="viridis", **style)
-            if known.any():
-                figure.colorbar(drawn, ax=axes, shrink=0.9)
-        else:
-            classes = attribute.categories or ("no", "yes")
-            # The rare classes last, on top of the others.
-            number = values[known].astype(int)
-            order = np.argsort(-np.bincount(number, minlength=len(classes))[number], kind="stable")
-            x, y, number = x[order], y[order], number[order]
-            colors = ListedColormap([COLORS[i % len(COLORS)] for i in range(len(classes))])
-            drawn = axes.scatter(x, y, c=number, cmap=colors, vmin=0, vmax=len(classes) - 1, **style)
-            handles = [axes.scatter([], [], s=25, color=colors(i)) for i in range(len(classes))]
-            legend_below(figure, handles, [label(c) for c in classes])
-        unknown = f"; {int(np.sum(~known)):,} without the label are gray" if not known.all() else ""
-        alt = f"Map of the latents of {len(points):,} images, colored by {attribute.name}{unknown}"
-        return chart(figure, alt=alt)
+        drawn = axes.scatter(x, y, c=values[known], cmap="viridis", **style)
+        if known.any():
+            figure.colorbar(drawn, ax=axes, shrink=0.9)
+    else:
+        classes = attribute.categories or ("no", "yes")
+        members = [points[values == number] for number in range(len(classes))]
+        colors = [COLORS[number % len(COLORS)] for number in range(len(classes))]
+        # The rare classes last, on top of the others.
+        for group, color in sorted(zip(members, colors, strict=True), key=lambda drawn: -len(drawn[0])):
+            axes.scatter(*group.T, color=color, **style)
+        legend_below(figure, [axes.scatter([], [], s=25, color=color) for color in colors], classes)
+    unknown = f"; {int(np.sum(~known)):,} without the label are gray" if not known.all() else ""
+    return chart(figure, alt=f"Map of the latents of {len(points):,} images, colored by {attribute.name}{unknown}")
 
 
 def priors(trained: TrainedModel, posterior: Encoded) -> Table:

@@ -155,6 +155,7 @@ def label(name: str) -> str:
 
 def legend_below(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
     """Adds a legend below a chart, which grows by its height, so that it never covers the chart."""
+    labels = [label(text) for text in labels]
     longest = max(map(len, labels))
     columns = min(len(labels), next(n for n, most in LEGEND_COLUMNS if longest <= most))
     figure.set_figheight(figure.get_figheight() + LEGEND_LINE * -(-len(labels) // columns))

@@ -20,7 +20,7 @@ from facevae_jax.metrics import scores as metrics
 from facevae_jax.models import config_class
 from facevae_jax.models.likelihoods import LIKELIHOODS
 from facevae_jax.reporting import curves, faces, latents
-from facevae_jax.reporting.page import Block, Note, Table, or_note, render
+from facevae_jax.reporting.page import Block, Note, Table, drawing, or_note, render
 from facevae_jax.reporting.runs import NONE, Run, number, open_runs
 from facevae_jax.trained.loading import load
 from facevae_jax.trained.model import TrainedModel
@@ -56,7 +56,8 @@ def write_report(workdir: pathlib.Path, output: pathlib.Path, *, compare: Sequen
     runs = open_runs([workdir, *compare])
     run = runs[0]
     trained = load(workdir)
-    sections = make_sections(trained, runs)
+    with drawing():
+        sections = make_sections(trained, runs)
     page = render(
         title=run.name,
         summary=summary(trained, run),
