@@ -36,22 +36,22 @@ def standardize(values: Float[np.ndarray, "n a"]) -> Float32[np.ndarray, "n a"]:
     return ((values - mean) / deviation).astype(np.float32)
 
 
-def train_regressor(*, resolution: int, faces: int = FACES, steps: int = STEPS) -> Regressor:
+def train_regressor(*, resolution: int) -> Regressor:
     """Trains a convolutional network from faces to their standardized attributes, by least squares and Adam."""
     filters = tuple(min(32 * 2**stage, 128) for stage in range(resolution.bit_length() - 3))
     network = encoder(len(synthetic.ATTRIBUTES), filters)
-    indices = FIRST_FACE + np.arange(faces)
+    indices = FIRST_FACE + np.arange(FACES)
     images, drawn = synthetic.faces(indices, resolution=resolution), synthetic.attributes(indices)
     targets = standardize(np.stack([drawn[attribute.name] for attribute in synthetic.ATTRIBUTES], axis=1))
     params: Any = network.init(jax.random.key(0), jnp.zeros((1, resolution, resolution, 3)), None, train=False)
     draw = np.random.default_rng(0)
-    rows = (draw.integers(0, faces, BATCH_SIZE) for _ in range(steps))
+    rows = (draw.integers(0, FACES, BATCH_SIZE) for _ in range(STEPS))
 
     def loss(params: Any, key: Array, images: Array, targets: Array) -> Array:
         output: Any = network.apply(params, soften(to_unit(images), key), None, train=True)
         return jnp.mean(jnp.square(output.mean - targets))
 
-    params, _ = fit(params, loss, ((images[batch], targets[batch]) for batch in rows), steps=steps)
+    params, _ = fit(params, loss, ((images[batch], targets[batch]) for batch in rows), steps=STEPS)
     read = jax.jit(lambda images: network.apply(params, images, None, train=False).mean)
     return lambda images: in_batches(read, images)
 
