@@ -50,15 +50,6 @@ ROWS = (
     ("compiling, s", "suites.compile.seconds.compile", seconds),
     ("command to first step, nothing compiled, s", "suites.compile.seconds_to_first_step.cold", seconds),
     ("command to first step, compiled before, s", "suites.compile.seconds_to_first_step.warm", seconds),
-    *(
-        row
-        for kind in ("JPEG 178x218", "PNG 128x128", "PNG 1024x1024", "JPEG 1024x1024")
-        for path in [f"suites.prepare.{kind.lower().replace(' ', '_')}"]
-        for row in (
-            (f"preparing {kind}, images/s", f"{path}.images_per_second", rate),
-            (f"its time to the decoder's on all cores, {kind}", f"{path}.ratio_to_decoder", ratio),
-        )
-    ),
 )
 
 

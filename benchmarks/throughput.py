@@ -2,8 +2,8 @@
 
 python -m benchmarks.throughput --suite=step,input --config=configs/gdl128.py --json=/tmp/throughput.json
 
-Suites: step, input, end_to_end, sampling, compile, prepare and peers; `all` means all but peers. Settings of the config
-are overridden as in facevae_jax.main: --config.train.batch_size=64.
+Suites: step, input, end_to_end, sampling, compile and peers; `all` means all but peers. Settings of the config are
+overridden as in facevae_jax.main: --config.train.batch_size=64.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from facevae_jax.core.files import write_json
 
 # In the order in which they run: the first ones start processes, which need the accelerator's memory before this
 # process uses it.
-SUITES = ("peers", "prepare", "compile", "step", "input", "end_to_end", "sampling")
+SUITES = ("peers", "compile", "step", "input", "end_to_end", "sampling")
 
 
 def main(arguments: list[str]) -> None:

@@ -6,10 +6,9 @@ import json
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from benchmarks import editing, report
-from benchmarks.suites import compile, end_to_end, input, prepare, sampling, step, timing, training
+from benchmarks.suites import compile, end_to_end, input, sampling, step, timing, training
 from facevae_jax.config import DataConfig, RunConfig, TrainConfig
 from facevae_jax.core.errors import UserError
 from facevae_jax.models import vae
@@ -82,20 +81,6 @@ def test_whole_runs_and_starts():
         assert 0 <= record["outside_dispatches_share"][feed] <= 1
     record = compile.run(options)
     assert all(value > 0 for value in (*record["seconds"].values(), *record["seconds_to_first_step"].values()))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["jpeg_178x218", "png_128x128"])
-def test_prepare_beside_the_decoder(tmp_path, monkeypatch, name):
-    kind = prepare.KINDS[name]._replace(files=12)
-    source = prepare.write_files(tmp_path / "images", kind)
-    with Image.open(min(source.iterdir())) as image:
-        assert (image.format, image.size) == (kind.format, kind.size)
-    monkeypatch.setattr(prepare, "decode_seconds", lambda files: 3.0)
-    record = prepare.measure(dataclasses.replace(TINY, rounds=1), source, folder=tmp_path)
-    assert record["images"] == 12
-    assert record["images_per_second"] * record["seconds"] == pytest.approx(12)
-    assert record["ratio_to_decoder"] == pytest.approx(record["seconds"] / 3.0 * prepare.available_cpus())
 
 
 def test_report_writes_and_notices_a_change(tmp_path, capsys):
