@@ -15,13 +15,12 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from facevae_jax.core.errors import UserError
-from facevae_jax.core.random import named_key
 from facevae_jax.data.sources.images import encode_png
 from facevae_jax.data.sources.photographs import read_photograph
 from facevae_jax.exploring.sliders import MAX_ALPHA, Slider
 from facevae_jax.latents.paths import lerp
 from facevae_jax.latents.priors import prior_class
-from facevae_jax.latents.priors.base import Prior, sampler
+from facevae_jax.latents.priors.base import Prior
 from facevae_jax.trained.model import TrainedModel
 
 MAX_PHOTOGRAPH_BYTES = 10 * 2**20
@@ -108,8 +107,7 @@ class Explorer:
             raise UserError(f"seed={seed!r:.40} must be an integer from 0 to 2**32 - 1.")
         temperature = number(request, "temperature", 0.0, MAX_TEMPERATURE)
         with self._computing:
-            drawn = sampler(self._priors[name], temperature=temperature)(named_key(seed, "sample"), np.arange(1))
-        (latent,) = np.asarray(drawn)
+            (latent,) = self._trained.sample_codes(1, prior=self._priors[name], temperature=temperature, seed=seed)
         return _face(latent, self._decode(latent))
 
     def encode(self, photograph: bytes) -> dict[str, str]:
