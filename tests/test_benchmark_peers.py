@@ -97,12 +97,9 @@ def make_case(config: RunConfig, variant: str) -> Case:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("variant", "time_limit", "reason"), [("fail", 300.0, "RuntimeError: out of luck"), ("hang", 20.0, "within 20 s")]
-)
-def test_a_worker_that_fails_gives_its_reason(variant, time_limit, reason):
-    with pytest.raises(WorkerError, match=reason):
-        Worker(Peer(__name__, variant), TINY, time_limit=time_limit)
+def test_a_worker_that_hangs_is_given_up():
+    with pytest.raises(WorkerError, match="within 20 s"):
+        Worker(Peer(__name__, "hang"), TINY, time_limit=20.0)
 
 
 @pytest.mark.slow
