@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float32, UInt8
 
 import facevae_jax
 from facevae_jax.core.errors import UserError, make_writable_directory
@@ -32,24 +31,6 @@ class Difference(NamedTuple):
 
     largest: float
     allowed: float
-
-
-class _Expected(NamedTuple):
-    """The model's outputs for random images and codes."""
-
-    images: UInt8[np.ndarray, "b r r 3"]
-    latents: Float32[np.ndarray, "b ..."]
-    posterior: tuple[np.ndarray, np.ndarray]  # mean and log variance
-    decoded: Float32[np.ndarray, "b r r 3"]
-    tolerance: float
-
-    def encoder(self, function: Callable[[Any], Sequence[Any]]) -> Difference:
-        """The difference of a function from images to mean and log variance."""
-        return _difference(function(self.images), self.posterior, self.tolerance)
-
-    def decoder(self, function: Callable[[Any], Any]) -> Difference:
-        """The difference of a function from codes to images in [0, 1]."""
-        return _difference([function(self.latents)], [self.decoded], self.tolerance)
 
 
 def export(restored: Restored, output: pathlib.Path, *, onnx: bool) -> dict[str, Difference]:
@@ -146,12 +127,9 @@ def _check_weights(restored: Restored, folder: pathlib.Path) -> None:
 
 
 def _compare_programs(restored: Restored, folder: pathlib.Path) -> dict[str, Difference]:
-    expected = _expected(restored, TOLERANCE[getattr(restored.config.model, "dtype", "float32")])
-    read = programs.read_programs(folder)
-    return {
-        programs.ENCODER: expected.encoder(read.encode),
-        programs.DECODER: expected.decoder(read.decode),
-    }
+    read, tolerance = programs.read_programs(folder), TOLERANCE[getattr(restored.config.model, "dtype", "float32")]
+    functions = {programs.ENCODER: read.encode, programs.DECODER: lambda codes: [read.decode(codes)]}
+    return _differences(restored, functions, tolerance)
 
 
 def _compare_graphs(restored: Restored, folder: pathlib.Path) -> dict[str, Difference]:
@@ -159,37 +137,32 @@ def _compare_graphs(restored: Restored, folder: pathlib.Path) -> dict[str, Diffe
 
     from facevae_jax.exporting import onnx_graphs
 
-    with jax.default_matmul_precision("highest"):  # a GPU's default, TF32, has 10 bits
-        expected = _expected(onnx_graphs.in_float32(restored), TOLERANCE["float32"])
-
     def runner(name: str) -> Callable[[np.ndarray], Any]:
         session = onnxruntime.InferenceSession(str(folder / name), providers=["CPUExecutionProvider"])
         return lambda values: session.run(None, {session.get_inputs()[0].name: values})
 
-    encoder, decoder = runner(onnx_graphs.ENCODER), runner(onnx_graphs.DECODER)
-    return {
-        onnx_graphs.ENCODER: expected.encoder(encoder),
-        onnx_graphs.DECODER: expected.decoder(lambda latents: decoder(latents)[0]),
-    }
+    functions = {name: runner(name) for name in (onnx_graphs.ENCODER, onnx_graphs.DECODER)}
+    with jax.default_matmul_precision("highest"):  # a GPU's default, TF32, has 10 bits
+        return _differences(onnx_graphs.in_float32(restored), functions, TOLERANCE["float32"])
 
 
-def _expected(restored: Restored, tolerance: float) -> _Expected:
+def _differences(
+    restored: Restored, functions: dict[str, Callable[[Any], Sequence[Any]]], tolerance: float
+) -> dict[str, Difference]:
+    """How far an encoder and a decoder, by file, are from the model, for random images and codes."""
     model, _ = make_model(restored.config)
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (CHECKED, *model.image_shape), np.uint8)
-    latents = random.normal(size=(CHECKED, *model.code_shape)).astype(np.float32)
+    codes = random.normal(size=(CHECKED, *model.code_shape)).astype(np.float32)
 
     def apply(method: str, x: np.ndarray) -> Any:
-        return jax.jit(functools.partial(model.apply, method=method))(restored.variables, x)
+        return jax.device_get(jax.jit(functools.partial(model.apply, method=method))(restored.variables, x))
 
-    mean, log_variance = apply("encode", images)
-    decoded = apply("decode", latents).mean
-    return _Expected(images, latents, (np.asarray(mean), np.asarray(log_variance)), np.asarray(decoded), tolerance)
-
-
-def _difference(found: Sequence[Any], expected: Sequence[np.ndarray], tolerance: float) -> Difference:
-    if [np.shape(array) for array in found] != [array.shape for array in expected]:
-        return Difference(math.inf, tolerance)
-    largest = max(float(np.max(np.abs(np.asarray(f) - e))) for f, e in zip(found, expected, strict=True))
-    scale = max(float(np.max(np.abs(e))) for e in expected)
-    return Difference(largest, tolerance * max(1.0, scale))
+    found = {}
+    expected = (images, apply("encode", images)), (codes, [apply("decode", codes).mean])
+    for (name, function), (given, wanted) in zip(functions.items(), expected, strict=True):
+        outputs = function(given)
+        same = [np.shape(array) for array in outputs] == [array.shape for array in wanted]
+        largest = max(float(np.max(np.abs(a - b))) for a, b in zip(outputs, wanted, strict=True)) if same else math.inf
+        found[name] = Difference(largest, tolerance * max(1.0, *(float(np.max(np.abs(array))) for array in wanted)))
+    return found
