@@ -15,7 +15,7 @@ from facevae_jax.core.errors import UserError
 from facevae_jax.core.random import substream
 from facevae_jax.inference import Inference
 from facevae_jax.latents.moments import Moments, moments_of
-from facevae_jax.metrics import frechet, images, inception, interpolation, latents, likelihood
+from facevae_jax.metrics import comparison, frechet, images, inception, latents, likelihood
 from facevae_jax.models.api import Gaussian, LatentGroup, Output
 from facevae_jax.models.likelihoods import Decoded, make_likelihood
 
@@ -137,16 +137,16 @@ def test_features_of_a_users_function():
 
 def test_paths_between_faces():
     pace = np.linspace(0, 1, 5)[:, None]
-    straight = interpolation.path_scores(np.stack([pace * [3.0, 4.0], pace * [0.0, 1.0] + 7]))
+    straight = comparison.path_scores(np.stack([pace * [3.0, 4.0], pace * [0.0, 1.0] + 7]))
     assert straight == pytest.approx((1.0, 1.0))
     # Round a half circle of radius 1: pi to 2, in steps that are chords.
     angle = np.pi * np.linspace(0, 1, 1001)
-    circle = interpolation.path_scores(np.stack([np.cos(angle), np.sin(angle)], axis=1)[None])
+    circle = comparison.path_scores(np.stack([np.cos(angle), np.sin(angle)], axis=1)[None])
     assert circle == pytest.approx((np.pi / 2, 1.0), rel=1e-5)
     # All at once in one of four steps; and a way that ends where it began, which has no distance to compare with.
     jump = np.array([[[0.0], [0], [1], [1], [1]], [[0], [2], [2], [1], [0]]])
-    assert interpolation.path_scores(jump) == pytest.approx((1.0, 4.0))
-    assert interpolation.path_scores(np.ones((2, 4, 3))) is None  # a decoder that looks at no latent
+    assert comparison.path_scores(jump) == pytest.approx((1.0, 4.0))
+    assert comparison.path_scores(np.ones((2, 4, 3))) is None  # a decoder that looks at no latent
 
 
 def test_the_aggregate_posteriors_distance_to_the_prior():

@@ -1,19 +1,28 @@
 """Samples, reconstructions and interpolations of a model against real faces, by features of a network."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 
 from facevae_jax.core.errors import UserError
-from facevae_jax.data.feed import gather_rows
 from facevae_jax.latents.paths import lerp
-from facevae_jax.metrics import inception, interpolation
+from facevae_jax.metrics import inception
 from facevae_jax.metrics.frechet import KERNEL_IMAGES, features_of, frechet_distance, kernel_distance
 from facevae_jax.metrics.likelihood import SEED
+from facevae_jax.trained.codes import image_blocks
 from facevae_jax.trained.model import TrainedModel
 
 PATHS, PATH_PICTURES = 100, 9  # between two images, whose smoothness is measured
+SMALLEST_DISTANCE = 1e-12  # between the features of a path's ends
+
+
+class PathScores(NamedTuple):
+    """Means over some paths; both are 1 for a straight path at a constant pace."""
+
+    length: float  # sum of the steps / distance of the ends; above 1: the path leaves the straight line
+    largest_step: float  # largest / mean step; above 1: the change comes in a jump
 
 
 def sample_distances(
@@ -34,15 +43,16 @@ def sample_distances(
     Raises:
       UserError: the data are not there; the features are not one row for each image.
     """
-    pixels, count = _compared(trained, split, count)
-    real = features_of(extract, real_images(trained, pixels, count))
+    pixels = _compared(trained, split, count)
+    count, size = len(pixels), trained.inference.batch_size
+    real = features_of(extract, image_blocks(pixels, size))
     made = features_of(extract, trained.sample_stream(count, prior=prior, seed=seed))
-    means = np.concatenate([trained.inference.encode(batch).mean for batch in real_images(trained, pixels, count)])
-    again = features_of(extract, _decoded(trained, means))
+    means = trained.inference.encode(pixels).mean
+    again = features_of(extract, trained.inference.decode_stream(trained.inference.batches(means)))
     halfway = features_of(extract, _between(trained, means, (0.5,)))
     pairs = min(PATHS, count)
     steps = features_of(extract, _between(trained, means[:pairs], np.linspace(0, 1, PATH_PICTURES).tolist()))
-    smoothness = interpolation.path_scores(steps.reshape(pairs, PATH_PICTURES, -1))
+    smoothness = path_scores(steps.reshape(pairs, PATH_PICTURES, -1))
     return {
         "images": count,
         "prior": prior,
@@ -60,7 +70,7 @@ def sample_distances(
 
 
 def inception_distances(
-    trained: TrainedModel, split: str, *, weights: Any, prior: str, count: int, seed: int = SEED, **options: Any
+    trained: TrainedModel, split: str, *, weights: Any, prior: str, count: int, seed: int = SEED
 ) -> dict[str, Any]:
     """FID and KID of samples, and of reconstructions, to images of a split; see `sample_distances`.
 
@@ -71,60 +81,57 @@ def inception_distances(
       prior: of the samples, fitted to the training split.
       count: images of each set, at most; the split's first ones.
       seed: of the samples.
-      options: of `inception.fidelity`.
 
     Raises:
       UserError: the data are not there, or torch-fidelity or its weights are not.
     """
-    pixels, count = _compared(trained, split, count)
+    pixels = _compared(trained, split, count)
+    count, size = len(pixels), trained.inference.batch_size
     sets = {
         "sample": trained.sample_stream(count, prior=prior, seed=seed),
-        "reconstruction": reconstructed_images(trained, pixels, count),
+        "reconstruction": map(trained.reconstruct, image_blocks(pixels, size)),
     }
     found: dict[str, Any] = {
         "images": count,
         "prior": prior,
         "split": split,
-        "extractor": options.get("extractor", inception.EXTRACTOR),
+        "extractor": inception.EXTRACTOR,
         "resize": "by torch-fidelity, bilinear to 299x299 as in TensorFlow 1",
     }
     for name, made in sets.items():
-        real = real_images(trained, pixels, count)
-        distances = inception.fidelity(
-            made, real, count=count, resolution=trained.resolution, weights=weights, **options
-        )
+        real = image_blocks(pixels, size)
+        distances = inception.fidelity(made, real, count=count, resolution=trained.resolution, weights=weights)
         found |= {f"{name}_{key}": value for key, value in distances.items()}
     return found
 
 
-def _compared(trained: TrainedModel, split: str, count: int) -> tuple[np.ndarray, int]:
-    """The real images, and how many of them are compared."""
-    pixels = trained.dataset.images(split)
-    count = min(count, len(pixels))
-    if count < 2:
+def _compared(trained: TrainedModel, split: str, count: int) -> np.ndarray:
+    """The first `count` images of a split, or as many as there are."""
+    pixels = trained.dataset.images(split)[:count]
+    if len(pixels) < 2:
         raise UserError(f"the split {split!r} has {len(pixels)} images: two at least are needed.")
-    return pixels, count
-
-
-def real_images(trained: TrainedModel, pixels: np.ndarray, count: int) -> Iterator[np.ndarray]:
-    """The first images of a split, in batches."""
-    size = trained.inference.batch_size
-    for at in range(0, count, size):
-        yield gather_rows(pixels, np.arange(at, min(at + size, count)))
-
-
-def reconstructed_images(trained: TrainedModel, pixels: np.ndarray, count: int) -> Iterator[np.ndarray]:
-    """Reconstructions of the first images of a split, from the posterior means."""
-    return (trained.reconstruct(batch) for batch in real_images(trained, pixels, count))
+    return pixels
 
 
 def _between(trained: TrainedModel, means: np.ndarray, weights: Sequence[float]) -> Iterator[np.ndarray]:
     """Faces on the lines from each latent to the next, and from the last to the first."""
     lines = [lerp(a, b, weights) for a, b in zip(means, np.roll(means, -1, axis=0), strict=True)]
-    return _decoded(trained, np.concatenate(lines))
+    return trained.inference.decode_stream(trained.inference.batches(np.concatenate(lines)))
 
 
-def _decoded(trained: TrainedModel, latents: np.ndarray) -> Iterator[np.ndarray]:
-    """Images of latents, in batches."""
-    size = trained.inference.batch_size
-    return trained.inference.decode_stream(latents[at : at + size] for at in range(0, len(latents), size))
+def path_scores(features: Float[np.ndarray, "n k d"]) -> PathScores | None:
+    """Scores of `n` paths of `k` pictures each, from the features of the pictures.
+
+    The steps are those of the perceptual path length (Karras et al. 2019, section 4.1) over a whole path instead of at
+    a point. A path whose ends have equal features is left out; None if there is no other.
+    """
+    steps = np.linalg.norm(np.diff(features, axis=1), axis=2)
+    distance = np.linalg.norm(features[:, -1] - features[:, 0], axis=1)
+    moved = distance > SMALLEST_DISTANCE
+    if not moved.any():
+        return None
+    steps, distance = steps[moved], distance[moved]
+    return PathScores(
+        length=float(np.mean(steps.sum(axis=1) / distance)),
+        largest_step=float(np.mean(steps.max(axis=1) / steps.mean(axis=1))),
+    )

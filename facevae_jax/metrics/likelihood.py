@@ -3,7 +3,7 @@
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +20,7 @@ from facevae_jax.models.likelihoods import GaussianLikelihood
 from facevae_jax.objective import log_ratio
 
 SEED = 0  # of the noise: the same at every evaluation, so that models compare
+bound_once = functools.lru_cache(maxsize=16)(functools.partial)  # one object for equal arguments: it is compiled once
 
 
 class Draws(NamedTuple):
@@ -41,12 +42,6 @@ def log_weights(
     output = model.apply(variables, images, keys(given.rows, given.first).reshape(-1), train=False)
     weights = likelihood.log_prob(to_unit(images), output.decoded, variance) + log_ratio(output)
     return weights.reshape(-1, count)
-
-
-@functools.lru_cache(maxsize=8)
-def _weigher(count: int, likelihood: GaussianLikelihood) -> Callable[..., Any]:
-    """One function object for each count and likelihood, so that it is compiled once."""
-    return functools.partial(log_weights, count=count, likelihood=likelihood)
 
 
 def importance_bounds(
@@ -86,7 +81,8 @@ def importance_bounds(
     found: list[Any] = []
     with progress_bar(total=len(images) * most, description="importance", unit="draw") as progress:
         part: list[np.ndarray] = []
-        for weights in inference.map_stream(_weigher(each, likelihood), batches()):
+        weigh = bound_once(log_weights, count=each, likelihood=likelihood)
+        for weights in inference.map_stream(weigh, batches()):
             part.append(weights)
             progress.update(weights.size)
             if len(part) == len(numbers):

@@ -1,8 +1,7 @@
 """Scores of a trained model on a split, as one record for JSON."""
 
-import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +18,7 @@ from facevae_jax.latents.priors import STANDARD
 from facevae_jax.latents.priors.base import Prior, log_density, normal_by_index
 from facevae_jax.metrics import images, latents
 from facevae_jax.metrics.images import ImageScores
-from facevae_jax.metrics.likelihood import SEED, check_draws, importance_bounds
+from facevae_jax.metrics.likelihood import SEED, bound_once, check_draws, importance_bounds
 from facevae_jax.models.api import Gaussian, Model, to_unit
 from facevae_jax.models.likelihoods import GaussianLikelihood, PixelTerms
 from facevae_jax.objective import bits_per_dim, image_terms
@@ -149,20 +148,15 @@ def _elbo(trained: TrainedModel, measured: Measured) -> dict[str, Any]:
     return found | {"variance": trained.variance}
 
 
-@functools.lru_cache(maxsize=8)
-def _measurer(likelihood: GaussianLikelihood) -> Callable[..., Measured]:
-    """One function object for each likelihood, so that it is compiled once."""
-    return functools.partial(measure, likelihood=likelihood)
-
-
 def _measure_all(trained: TrainedModel, pixels: np.ndarray) -> Any:
     def batches() -> Iterator[Given]:
         for rows in trained.inference.batches(np.arange(len(pixels))):
             yield Given(gather_rows(pixels, rows), rows)
 
+    measurer = bound_once(measure, likelihood=trained.likelihood)
     parts = []
     with progress_bar(total=len(pixels), description="evaluating") as progress:
-        for part in trained.inference.map_stream(_measurer(trained.likelihood), batches()):
+        for part in trained.inference.map_stream(measurer, batches()):
             parts.append(part)
             progress.update(len(part.rates))
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
