@@ -14,43 +14,43 @@ python -m facevae_jax.generate VERB --workdir=/tmp/quickstart
 are animations, and no ending is a folder of single PNG files; or say --format.
 """
 
+import dataclasses
 import math
-from typing import Any, cast
 
 from absl import flags
 
 from facevae_jax.core import command_line, startup
 from facevae_jax.core.errors import UserError, expand_home
+from facevae_jax.generation.outputs import FORMATS
 from facevae_jax.latents.priors import DEFAULT, PRIORS
 
 VERB_NAMES = ("sample", "reconstruct", "interpolate", "morph", "edit", "traverse", "encode")
-FORMATS = ("grid", "png", "npz", "gif", "webp", "mp4")
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run, or of an exported model.")
-_OUTPUT = flags.DEFINE_string("output", None, "File or folder to write; VERB.png by default.")
-_FORMAT = flags.DEFINE_enum("format", None, FORMATS, "How to write it; by default as --output ends.")
-_COUNT = flags.DEFINE_integer("count", None, "Faces, rows or dimensions.", lower_bound=1, upper_bound=10**8)
+flags.DEFINE_string("output", None, "File or folder to write; VERB.png by default.")
+flags.DEFINE_enum("format", None, FORMATS, "How to write it; by default as --output ends.")
+flags.DEFINE_integer("count", None, "Faces, rows or dimensions.", lower_bound=1, upper_bound=10**8)
 _IMAGES = flags.DEFINE_list("images", [], "Photographs, or folders of them, of any size; faces in the middle.")
 _SPLIT = flags.DEFINE_enum("split", None, ["train", "validation", "test"], "Faces of the run's own data.")
 _ROWS = flags.DEFINE_list("rows", [], "Which of the split's images, by number; validation's without --split.")
-_PRIOR = flags.DEFINE_enum(
+flags.DEFINE_enum(
     "prior",
     DEFAULT,
     list(PRIORS),
     "What new faces are drawn from. gaussian, mixture: fitted to the posteriors. second_stage: a small VAE trained on "
     "them. standard: N(0, I).",
 )
-_TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Factor on the prior's standard deviations.")
-_SEED = flags.DEFINE_integer("seed", 0, "Another seed gives other faces.", lower_bound=0, upper_bound=2**32 - 1)
+flags.DEFINE_float("temperature", 1.0, "Factor on the prior's standard deviations.")
+flags.DEFINE_integer("seed", 0, "Another seed gives other faces.", lower_bound=0, upper_bound=2**32 - 1)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 0, "Images at a time; 0: what suits the resolution.", lower_bound=0)
-_POSTERIOR = flags.DEFINE_enum("posterior", "mean", ["mean", "sample"], "Which latent of a face is taken.")
-_STEPS = flags.DEFINE_integer("steps", 8, "Pictures from each face to the next.", lower_bound=1, upper_bound=10_000)
-_PATH = flags.DEFINE_enum("path", "lerp", ["lerp", "slerp"], "Along a line, or an arc around the origin.")
-_LOOP = flags.DEFINE_boolean("loop", False, "Lead back to the first picture, for an animation that repeats.")
+flags.DEFINE_enum("posterior", "mean", ["mean", "sample"], "Which latent of a face is taken.")
+flags.DEFINE_integer("steps", 8, "Pictures from each face to the next.", lower_bound=1, upper_bound=10_000)
+flags.DEFINE_enum("path", "lerp", ["lerp", "slerp"], "Along a line, or an arc around the origin.")
+flags.DEFINE_boolean("loop", False, "Lead back to the first picture, for an animation that repeats.")
 _FPS = flags.DEFINE_float("fps", 12.0, "Pictures a second of an animation.", lower_bound=0.1, upper_bound=100.0)
-_ATTRIBUTE = flags.DEFINE_list("attribute", [], "What to edit, such as smile or Smiling; several make more rows.")
-_KEEP = flags.DEFINE_list("keep", [], "Attributes that the edit is to leave as they are; all: every other one.")
-_DIRECTION = flags.DEFINE_enum(
+flags.DEFINE_list("attribute", [], "What to edit, such as smile or Smiling; several make more rows.")
+flags.DEFINE_list("keep", [], "Attributes that the edit is to leave as they are; all: every other one.")
+flags.DEFINE_enum(
     "direction",
     "mean",
     ["mean", "regression", "curve"],
@@ -84,27 +84,8 @@ def main(arguments: list[str]) -> None:
 
     startup.keep_compiled_programs()
     photographs.ignore_bomb_warnings()
-    request = verbs.Request(
-        output=_OUTPUT.value,
-        format=_FORMAT.value,
-        count=_COUNT.value,
-        images=tuple(_IMAGES.value),
-        split=_SPLIT.value,
-        rows=rows,
-        prior=_PRIOR.value,
-        temperature=_TEMPERATURE.value,
-        seed=_SEED.value,
-        posterior=_POSTERIOR.value,
-        steps=_STEPS.value,
-        path=cast(Any, _PATH.value),
-        loop=_LOOP.value,
-        attributes=tuple(_ATTRIBUTE.value),
-        keep=tuple(_KEEP.value),
-        method=cast(Any, _DIRECTION.value),
-        alphas=alphas,
-        dimensions=dimensions,
-        frames_per_second=_FPS.value,
-    )
+    given = {field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(verbs.Request)}
+    request = verbs.Request(**given | {"rows": rows, "dimensions": dimensions, "alpha": alphas})
     print(verbs.VERBS[arguments[0]](load(workdir, batch_size=_BATCH_SIZE.value), request))
 
 

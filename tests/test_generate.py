@@ -139,7 +139,7 @@ def test_interpolation_of_new_faces_as_an_animation(trained, tmp_path, name):
 
 def test_an_mp4_plays(trained, tmp_path):
     av = pytest.importorskip("av", reason="the extra `video` is not installed")
-    verbs.interpolate(trained, Request(output=str(tmp_path / "a.mp4"), count=1, steps=5, frames_per_second=25.0))
+    verbs.interpolate(trained, Request(output=str(tmp_path / "a.mp4"), count=1, steps=5, fps=25.0))
     with av.open(str(tmp_path / "a.mp4")) as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     assert len(frames) == 6
@@ -168,8 +168,8 @@ def test_a_morph_of_four_is_a_square(trained, originals, tmp_path):
 
 @pytest.mark.parametrize("method", ["mean", "regression"])
 def test_an_edit_of_nothing_is_the_reconstruction(trained, originals, tmp_path, method):
-    given = {"rows": (4, 5), "attributes": ("smile", "glasses"), "alphas": (-2.0, 0.0, 2.0), "keep": ("turn",)}
-    message = verbs.edit(trained, Request(output=str(tmp_path / "x.png"), method=method, **given))
+    given = {"rows": (4, 5), "attribute": ("smile", "glasses"), "alpha": (-2.0, 0.0, 2.0), "keep": ("turn",)}
+    message = verbs.edit(trained, Request(output=str(tmp_path / "x.png"), direction=method, **given))
     grid = cells(tmp_path / "x.png")
     assert grid.shape[:2] == (4, 3)
     assert_nearly(grid[:, 1], trained.reconstruct(originals[[4, 4, 5, 5]]))
@@ -181,7 +181,7 @@ def test_single_files_of_an_edit_name_face_attribute_and_alpha(trained, photogra
     (tmp_path / "in").mkdir()
     for name in ("john.smith.png", f"{'x' * 120}.png"):
         (tmp_path / "in" / name).write_bytes(pathlib.Path(photographs[0]).read_bytes())
-    given = {"images": (str(tmp_path / "in"),), "attributes": ("smile",), "alphas": (-0.5, 0.5, 0.75)}
+    given = {"images": (str(tmp_path / "in"),), "attribute": ("smile",), "alpha": (-0.5, 0.5, 0.75)}
     verbs.edit(trained, Request(output=str(tmp_path / "out"), **given))
     names = {path.name for path in (tmp_path / "out").iterdir()}
     for alpha in ("-0.5", "+0.5", "+0.75"):
@@ -199,7 +199,7 @@ def test_verbs_start_from_faces_of_a_split(trained, originals, tmp_path):
     verbs.interpolate(trained, Request(output=str(tmp_path / "x.npz"), split="validation", count=2, steps=2))
     expected = trained.reconstruct(originals[:2])
     assert_nearly(array(tmp_path / "x.npz")[[0, -1]], expected)
-    verbs.traverse(trained, Request(output=str(tmp_path / "y.npz"), split="validation", dimensions=(0,), alphas=(0.0,)))
+    verbs.traverse(trained, Request(output=str(tmp_path / "y.npz"), split="validation", dimensions=(0,), alpha=(0.0,)))
     assert_nearly(array(tmp_path / "y.npz"), expected[:1])
 
 
@@ -213,11 +213,11 @@ def test_kept_attributes(trained, monkeypatch):
             kept_attributes(trained, attribute, keep)
     monkeypatch.setattr(Drawn, "attributes", ())
     with pytest.raises(UserError, match="--attribute=smile"):
-        verbs.edit(trained, Request(attributes=("smile",)))
+        verbs.edit(trained, Request(attribute=("smile",)))
 
 
 def test_a_traversal_moves_one_dimension(trained, tmp_path):
-    request = Request(output=str(tmp_path / "x.npz"), dimensions=(3, 0), alphas=(-1.0, 0.0, 2.0))
+    request = Request(output=str(tmp_path / "x.npz"), dimensions=(3, 0), alpha=(-1.0, 0.0, 2.0))
     verbs.traverse(trained, request)
     latents = np.tile(trained.moments.mean, (2, 3, 1))
     deviations = np.sqrt(np.diag(trained.moments.covariance))
@@ -259,14 +259,15 @@ def test_codes_as_parquet(trained, tmp_path):
     ("verb", "request_", "mentioned"),
     [
         ("edit", {}, "--attribute"),
-        ("edit", {"attributes": ("smyle",)}, "smyle.* smile"),
-        ("edit", {"attributes": ("SMILE",)}, "SMILE.* smile"),
-        ("edit", {"attributes": ("smile",), "keep": ("gender",)}, "--keep=gender"),
-        ("edit", {"attributes": ("smile",), "keep": ("smile",)}, "--keep=smile"),
-        ("edit", {"attributes": ("smile",), "alphas": (0.0, 40.0)}, "--alpha=40"),
-        ("edit", {"attributes": ("smile",), "alphas": (float("nan"),)}, "--alpha=nan"),
+        ("edit", {"attribute": ("smyle",)}, "smyle.* smile"),
+        ("edit", {"attribute": ("SMILE",)}, "SMILE.* smile"),
+        ("edit", {"attribute": ("smile",), "keep": ("gender",)}, "--keep=gender"),
+        ("edit", {"attribute": ("smile",), "keep": ("smile",)}, "--keep=smile"),
+        ("edit", {"attribute": ("smile",), "alpha": (0.0, 40.0)}, "--alpha=40"),
+        ("edit", {"attribute": ("smile",), "alpha": (float("nan"),)}, "--alpha=nan"),
         ("traverse", {"dimensions": (8,)}, "--dimensions=8"),
         ("reconstruct", {"rows": (37,)}, "--rows=37"),
+        ("reconstruct", {"split": "test", "output": "x.npz"}, "--split='test'"),
         ("reconstruct", {"images": ("/nowhere/x.png",)}, "/nowhere/x.png"),
         ("reconstruct", {"images": (__file__,)}, "test_generate.py"),
         ("morph", {"rows": (0, 1, 2)}, "3"),

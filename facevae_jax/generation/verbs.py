@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
@@ -11,7 +10,7 @@ from jaxtyping import Float32, UInt8
 
 from facevae_jax.core import pictures
 from facevae_jax.core.errors import UserError, expand_home, make_writable_directory
-from facevae_jax.data.sources.photographs import Faces, list_photographs, photograph_blocks, read_faces
+from facevae_jax.data.sources.photographs import list_photographs, photograph_blocks
 from facevae_jax.generation import outputs, sheets
 from facevae_jax.inference import Encoded
 from facevae_jax.latents import paths
@@ -31,14 +30,14 @@ SHOWN_DIMENSIONS = 8
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
-    """The flags of a call; None and () stand for the verb's default."""
+    """The flags of a call by their names; None and () stand for the verb's default."""
 
     output: str | None = None
     format: str | None = None
     count: int | None = None
-    images: tuple[str, ...] = ()
+    images: Sequence[str] = ()
     split: str | None = None
-    rows: tuple[int, ...] = ()
+    rows: Sequence[int] = ()
     prior: str = DEFAULT
     temperature: float = 1.0
     seed: int = 0
@@ -46,12 +45,12 @@ class Request:
     steps: int = 8
     path: paths.Path = "lerp"
     loop: bool = False
-    attributes: tuple[str, ...] = ()
-    keep: tuple[str, ...] = ()
-    method: EditMethod | Literal["curve"] = "mean"
-    alphas: tuple[float, ...] = sheets.ALPHAS
-    dimensions: tuple[int, ...] = ()
-    frames_per_second: float = 12.0
+    attribute: Sequence[str] = ()
+    keep: Sequence[str] = ()
+    direction: EditMethod | Literal["curve"] = "mean"
+    alpha: Sequence[float] = sheets.ALPHAS
+    dimensions: Sequence[int] = ()
+    fps: float = 12.0
 
 
 class Start(NamedTuple):
@@ -75,15 +74,15 @@ def sample(trained: TrainedModel, request: Request) -> str:
 def reconstruct(trained: TrainedModel, request: Request) -> str:
     """Photographs, or images of a split, through the encoder and the decoder."""
     to = outputs.choose(request.output, request.format, verb="reconstruct")
-    if to.format == "grid":
-        faces = _given_faces(trained, request, count=request.count or SHOWN_FACES)
-        outputs.check_room(to, count=2 * len(faces.images), resolution=trained.resolution)
-        reconstructions = trained.decode(_encode(trained, faces.images, request))
-        pairs = pictures.in_pairs(faces.images, reconstructions)
+    grid = to.format == "grid"
+    names, blocks = _given_faces(trained, request, most=SHOWN_FACES if grid else None)
+    if grid:
+        outputs.check_room(to, count=2 * len(names), resolution=trained.resolution)
+        images = np.concatenate(list(blocks))
+        pairs = pictures.in_pairs(images, trained.decode(_encode(trained, images, request)))
         rows, columns = pairs.shape[:2]
         outputs.write_stream(to, pairs, count=rows * columns, columns=columns)
-        return f"{to.path}: {len(faces.images)} faces, each row above its reconstructions"
-    names, blocks = _blocks(trained, request)
+        return f"{to.path}: {len(names)} faces, each row above its reconstructions"
     starts = itertools.count(0, trained.inference.batch_size)
     latents = (_encode(trained, block, request, first=at) for at, block in zip(starts, blocks, strict=False))
     outputs.write_stream(to, trained.inference.decode_stream(latents), count=len(names), names=names)
@@ -157,41 +156,41 @@ def morph(trained: TrainedModel, request: Request) -> str:
     images = sheets.decode_rows(trained, latents)
     if to.format == "grid" and start.originals is not None:
         images = np.concatenate([start.originals[None, :1], images, start.originals[None, 1:]], axis=1)
-    sheet = outputs.Sheet(images, [f"{column:03d}" for column in range(images.shape[1])])
-    outputs.write_sheet(to, sheet, frames_per_second=request.frames_per_second, loop_back=request.loop)
+    names = [f"{column:03d}" for column in range(images.shape[1])]
+    outputs.write_sheet(to, images, names, frames_per_second=request.fps, loop_back=request.loop)
     return f"{to.path}: from {start.names[0]} to {start.names[1]}, {images.shape[1]} pictures"
 
 
 def edit(trained: TrainedModel, request: Request) -> str:
     """w_new = w + alpha x eta: faces with less and more of an attribute, a row for each face and attribute."""
-    if not request.attributes:
+    if not request.attribute:
         raise UserError("--attribute is missing: name what to edit, such as --attribute=smile or Smiling.")
-    check_alphas(request.alphas)
+    check_alphas(request.alpha)
     to = outputs.choose(request.output, request.format, verb="edit")
-    directions = [_edit_of(trained, name, request) for name in request.attributes]
+    directions = [_edit_of(trained, name, request) for name in request.attribute]
     start = _start(trained, request, default=SHOWN_ROWS)
     pairs = list(itertools.product(range(len(start.latents)), directions))
-    _check_room(trained, to, len(pairs) * len(request.alphas))
-    latents = np.stack([direction.edit(start.latents[row], request.alphas) for row, direction in pairs])
+    _check_room(trained, to, len(pairs) * len(request.alpha))
+    latents = np.stack([direction.edit(start.latents[row], request.alpha) for row, direction in pairs])
     names = [
-        f"{start.names[row]}_{direction.attribute}_{alpha:+g}" for row, direction in pairs for alpha in request.alphas
+        f"{start.names[row]}_{direction.attribute}_{alpha:+g}" for row, direction in pairs for alpha in request.alpha
     ]
     _write(trained, to, latents, request, names=names, loop_back=request.loop)
     lines = [direction.describe() for direction in directions]
-    return "\n".join([*lines, f"{to.path}: {len(pairs)} rows, alpha {', '.join(f'{a:g}' for a in request.alphas)}"])
+    return "\n".join([*lines, f"{to.path}: {len(pairs)} rows, alpha {', '.join(f'{a:g}' for a in request.alpha)}"])
 
 
 def traverse(trained: TrainedModel, request: Request) -> str:
     """One latent dimension in each row, by default those that change the face most."""
-    check_alphas(request.alphas)
+    check_alphas(request.alpha)
     to = outputs.choose(request.output, request.format, verb="traverse")
     if wrong := [d for d in request.dimensions if not 0 <= d < trained.code_size]:
         raise UserError(f"--dimensions={wrong[0]}: the latents have dimensions 0 to {trained.code_size - 1}.")
     dimensions = request.dimensions or sheets.strongest_dimensions(trained)[: request.count or SHOWN_DIMENSIONS]
     given = uses_existing_faces(request)
     base = _start(trained, request, default=1).latents[0] if given else trained.moments.mean.astype(np.float32)
-    latents = sheets.traversal(trained, base, dimensions, request.alphas)
-    names = [f"dimension_{dimension:03d}_{alpha:+g}" for dimension in dimensions for alpha in request.alphas]
+    latents = sheets.traversal(trained, base, dimensions, request.alpha)
+    names = [f"dimension_{dimension:03d}_{alpha:+g}" for dimension in dimensions for alpha in request.alpha]
     _write(trained, to, latents, request, names=names, loop_back=request.loop)
     return f"{to.path}: dimensions {', '.join(map(str, dimensions))}, from top to bottom"
 
@@ -211,22 +210,28 @@ def check_alphas(alphas: Sequence[float]) -> None:
 
 def _edit_of(trained: TrainedModel, attribute: str, request: Request) -> Direction | Curve:
     """The direction or curve of an attribute."""
-    if request.method == METHOD:
+    if request.direction == METHOD:
         return curve_of(trained, attribute, keep=request.keep)
-    return direction_of(trained, attribute, method=request.method, keep=request.keep)
+    return direction_of(trained, attribute, method=request.direction, keep=request.keep)
 
 
-def _given_faces(trained: TrainedModel, request: Request, *, count: int) -> Faces:
-    """Photographs, at most `request.count`; or rows of a split: the requested ones, else the first `count`."""
+def _given_faces(
+    trained: TrainedModel, request: Request, *, most: int | None = None
+) -> tuple[tuple[str, ...], Iterator[np.ndarray]]:
+    """Names of the requested photographs or rows of a split, and the images in batches.
+
+    Without `request.rows` the first `request.count` are taken; without that too, all photographs, and of a split the
+    first `most`, or all.
+    """
+    size = trained.inference.batch_size
     if request.images:
-        return read_faces(*list_photographs(request.images)[: request.count], resolution=trained.resolution)
+        files = list_photographs(request.images)[: request.count]
+        names = tuple(file.stem for file in files)
+        return names, photograph_blocks(files, resolution=trained.resolution, size=size)
     split = request.split or trained.dataset.evaluation_split
-    rows = request.rows or range(min(count, trained.dataset.sizes.get(split, 0)))
-    return _read_rows(trained, split, list(rows))
-
-
-def _read_rows(trained: TrainedModel, split: str, rows: list[int]) -> Faces:
-    return Faces(trained.dataset.read_rows(split, rows), tuple(f"{split}_{row}" for row in rows))
+    rows = request.rows or range(len(trained.dataset.images(split)))[: request.count or most]
+    names = tuple(f"{split}_{row}" for row in rows)
+    return names, (trained.dataset.read_rows(split, rows[at : at + size]) for at in range(0, len(rows), size))
 
 
 def uses_existing_faces(request: Request) -> bool:
@@ -241,16 +246,12 @@ def _check_room(trained: TrainedModel, to: outputs.Destination, count: int) -> N
 def _start(trained: TrainedModel, request: Request, *, default: int) -> Start:
     """The requested faces, encoded; without any, `request.count` or `default` new ones."""
     if uses_existing_faces(request):
-        faces = _given_faces(trained, request, count=request.count or max(default, 1))
-        return Start(_encode(trained, faces.images, request), faces.images, stems(faces.names))
+        names, blocks = _given_faces(trained, request, most=max(default, 1))
+        images = np.concatenate(list(blocks))
+        return Start(_encode(trained, images, request), images, names)
     count = request.count or default
     latents = trained.sample_codes(count, prior=request.prior, temperature=request.temperature, seed=request.seed)
     return Start(latents, None, tuple(f"sample_{number}" for number in range(count)))
-
-
-def stems(names: Sequence[str]) -> tuple[str, ...]:
-    """Names of files without folders and extensions."""
-    return tuple(pathlib.PurePosixPath(name).stem for name in names)
 
 
 def _encode(trained: TrainedModel, images: np.ndarray, request: Request, *, first: int = 0) -> np.ndarray:
@@ -259,19 +260,6 @@ def _encode(trained: TrainedModel, images: np.ndarray, request: Request, *, firs
     if request.posterior == "mean":
         return posterior.mean
     return trained.posterior_sample(posterior, seed=request.seed, first=first)
-
-
-def _blocks(trained: TrainedModel, request: Request) -> tuple[tuple[str, ...], Iterator[np.ndarray]]:
-    """Names of the images to reconstruct, and the images in batches."""
-    size = trained.inference.batch_size
-    if request.images:
-        files = list_photographs(request.images)[: request.count]
-        return stems(list(map(str, files))), photograph_blocks(files, resolution=trained.resolution, size=size)
-    split = request.split or trained.dataset.evaluation_split
-    count = request.count or trained.dataset.sizes.get(split, 0)
-    rows = request.rows or range(min(count, trained.dataset.sizes.get(split, 0)))
-    names = tuple(f"{split}_{row}" for row in rows)
-    return names, (trained.dataset.read_rows(split, list(rows[at : at + size])) for at in range(0, len(rows), size))
 
 
 def _write(
@@ -286,9 +274,9 @@ def _write(
     rows, columns = latents.shape[:2]
     names = names or [f"row_{row:03d}_{column:03d}" for row in range(rows) for column in range(columns)]
     if to.format in ("png", "npz"):  # as they are decoded
-        flat, size = latents.reshape(-1, trained.code_size), trained.inference.batch_size
-        faces = trained.inference.decode_stream(flat[at : at + size] for at in range(0, len(flat), size))
+        flat = latents.reshape(-1, trained.code_size)
+        faces = trained.inference.decode_stream(trained.inference.batches(flat))
         outputs.write_stream(to, faces, count=len(flat), names=names)
         return
-    sheet = outputs.Sheet(sheets.decode_rows(trained, latents), names)
-    outputs.write_sheet(to, sheet, frames_per_second=request.frames_per_second, loop_back=loop_back)
+    images = sheets.decode_rows(trained, latents)
+    outputs.write_sheet(to, images, names, frames_per_second=request.fps, loop_back=loop_back)
