@@ -35,7 +35,6 @@ def test_what_is_put_is_read_back(tmp_path):
         found = open_store(tmp_path).get(name)
         np.testing.assert_array_equal(found.arrays["x"], ARRAYS["x"])
         assert (str(found.arrays["name"]), found.facts) == (name, FACTS)
-        assert open_store(tmp_path).has(name)
     assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 4
 
 
@@ -43,7 +42,6 @@ def test_what_is_put_is_read_back(tmp_path):
 def test_another_model_or_other_data_never_meet_it(tmp_path, other):
     open_store(tmp_path).put(NAME, ARRAYS)
     assert open_store(tmp_path, **other).get(NAME) is None
-    assert not open_store(tmp_path, **other).has(NAME)
 
 
 def test_without_the_data_the_newest_of_the_model_is_read(tmp_path):

@@ -5,7 +5,6 @@ import pytest
 import scipy.stats
 
 from facevae_jax.latents.moments import Moments, moments_of
-from facevae_jax.latents.priors import PRIORS, prior_class
 from facevae_jax.latents.priors.base import log_density, sampler
 from facevae_jax.latents.priors.gaussian import GaussianPrior, StandardPrior
 from facevae_jax.latents.priors.mixture import MixturePrior
@@ -116,14 +115,6 @@ def test_a_mixture_finds_its_clusters(mixture):
     again = MixturePrior.from_arrays(found.to_arrays())
     at = draw(mixture, count=16)
     np.testing.assert_allclose(log_density(again, at), log_density(found, at), rtol=1e-5)
-
-
-@pytest.mark.parametrize("name", PRIORS)
-def test_a_registered_prior_says_what_it_is(name):
-    cls = prior_class(name)
-    assert cls.label
-    assert cls.description
-    assert cls.kept == hasattr(cls, "from_arrays")
 
 
 @pytest.mark.slow

@@ -55,10 +55,6 @@ class ArtifactStore:
                     return Artifact(arrays, facts)
         return None
 
-    def has(self, name: str) -> bool:
-        """Whether something is kept under this name, without reading it."""
-        return any(path.is_file() for path in self._candidates(name))
-
     def put(self, name: str, arrays: Mapping[str, Any], facts: Mapping[str, Any] | None = None) -> None:
         """Keeps arrays and facts."""
         described = json.dumps({**(facts or {}), "format": FORMAT, "name": name})

@@ -33,11 +33,17 @@ class CodeTable(NamedTuple):
 
 
 class CodeSource:
-    """The codes of a model's own data; encoded splits and moments are kept as artifacts."""
+    """The codes of a model's own data, which priors are fitted to (`latents.priors.base.FitData`).
 
-    def __init__(self, inference: Inference, dataset: Dataset, artifacts: ArtifactStore) -> None:
+    Nothing is encoded before it is asked for; encoded splits and moments are kept as artifacts.
+    """
+
+    def __init__(
+        self, inference: Inference, dataset: Dataset, artifacts: ArtifactStore, *, moments: Moments | None
+    ) -> None:
+        """Takes the moments of an exported model, which may be used without its data."""
         self.code_size = inference.code_size
-        self._inference, self._dataset, self._artifacts = inference, dataset, artifacts
+        self._inference, self._dataset, self._artifacts, self._moments = inference, dataset, artifacts, moments
 
     def table(self, split: str) -> CodeTable:
         """Posteriors of a split, with its labels.
@@ -51,7 +57,7 @@ class CodeSource:
         """Posteriors of a split."""
         pixels = self._dataset.images(split)
         kept = self._artifacts.get(f"codes-{split}")
-        if kept is not None and kept.arrays["mean"].shape == (len(pixels), self.code_size):
+        if kept is not None:
             return Encoded(kept.arrays["mean"], kept.arrays["log_variance"])
         found = encode_all(self._inference, image_blocks(pixels, self._inference.batch_size), len(pixels))
         self._artifacts.put(f"codes-{split}", found._asdict())
@@ -59,15 +65,15 @@ class CodeSource:
 
     def moments(self) -> Moments:
         """Of the aggregate posterior of the training split, or of its first `MOMENT_IMAGES`."""
-        kept = self._artifacts.get("moments")
-        if kept is not None and kept.arrays["mean"].shape == (self.code_size,):
-            return Moments(kept.arrays["mean"], kept.arrays["covariance"], kept.facts["images"])
-        pixels = self._dataset.images("train")[:MOMENT_IMAGES]
-        blocks = image_blocks(pixels, self._inference.batch_size)
-        found = moments_of(*encode_all(self._inference, blocks, len(pixels)))
-        arrays = {"mean": found.mean, "covariance": found.covariance}
-        self._artifacts.put("moments", arrays, {"images": found.images})
-        return found
+        if self._moments is None and (kept := self._artifacts.get("moments")) is not None:
+            self._moments = Moments(kept.arrays["mean"], kept.arrays["covariance"], kept.facts["images"])
+        if self._moments is None:
+            pixels = self._dataset.images("train")[:MOMENT_IMAGES]
+            blocks = image_blocks(pixels, self._inference.batch_size)
+            self._moments = moments_of(*encode_all(self._inference, blocks, len(pixels)))
+            mean, covariance, images = self._moments
+            self._artifacts.put("moments", {"mean": mean, "covariance": covariance}, {"images": images})
+        return self._moments
 
     def draws(self, split: str, *, at_least: int = 1) -> Float32[np.ndarray, "n z"]:
         """Draws from the posteriors of `train`, or of the `evaluation` split: the same number of each image."""

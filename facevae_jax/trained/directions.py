@@ -33,7 +33,7 @@ def direction_of(
     kept = kept_attributes(trained, attribute, keep)
     name = artifact_name("direction", method, [attribute, *sorted(kept)])
     found = trained.artifacts.get(name)
-    if found is not None and found.arrays["vector"].shape == (trained.code_size,):
+    if found is not None:
         facts = {**found.facts, "kept": tuple(found.facts["kept"]), "counts": tuple(found.facts["counts"])}
         return Direction(vector=found.arrays["vector"], **facts)
     given = labelled_codes(trained, (attribute, *kept))

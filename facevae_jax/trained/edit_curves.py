@@ -32,7 +32,7 @@ def curve_of(trained: TrainedModel, attribute: str, *, keep: Sequence[str] = ())
     names = tuple(sorted([attribute, *kept_attributes(trained, attribute, keep)]))
     artifact = artifact_name("curve", METHOD, names)
     kept = trained.artifacts.get(artifact)
-    if kept is not None and kept.arrays["whitening_mean"].shape == (trained.code_size,):
+    if kept is not None:
         found = _from_arrays(kept.arrays, names, images=kept.facts["images"])
     else:
         given = labelled_codes(trained, names)

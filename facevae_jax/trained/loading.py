@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from facevae_jax.core.errors import UserError, expand_home
 from facevae_jax.trained import weights
 from facevae_jax.trained.model import Restored, TrainedModel
-from facevae_jax.training.checkpoints import DIRECTORY, Checkpoints, DamagedError
+from facevae_jax.training.checkpoints import Checkpoints, DamagedError, has_checkpoint
 from facevae_jax.training.setup import TrainSetup, abstract_state, make_mesh
 from facevae_jax.training.workdir import read_config
 
@@ -49,16 +49,15 @@ def restore_run(workdir: pathlib.Path, mesh: Mesh) -> Restored:
       UserError: no run, no checkpoint, or none that can be read.
     """
     config = read_config(workdir)
-    if not (workdir / DIRECTORY).is_dir():
+    if not has_checkpoint(workdir):
         raise UserError(f"--workdir={str(workdir)!r} has no checkpoint yet: train first, or wait for its first one.")
     with Checkpoints(workdir, read_only=True) as checkpoints:
-        steps = checkpoints.steps()
-        if not steps:
-            raise UserError(f"--workdir={str(workdir)!r} has no checkpoint yet: wait for the run's first one.")
         state = abstract_state(TrainSetup.of(config, mesh))
         names = ("params", "batch_stats") if state.averaged is None else ("averaged",)
         wanted = {name: getattr(state, name) for name in (*names, "decoder_variance")}
-        restored, step = _first_whole(checkpoints, wanted, sorted(steps, key=lambda s: s != checkpoints.best_step()))
+        restored, step = _first_whole(
+            checkpoints, wanted, sorted(checkpoints.steps(), key=lambda s: s != checkpoints.best_step())
+        )
     variables = restored["averaged"] if "averaged" in names else {name: restored[name] for name in names}
     return Restored(config, jax.block_until_ready(variables), restored["decoder_variance"], step)
 

@@ -16,11 +16,11 @@ from jaxtyping import Float, Float32, Shaped, UInt8
 from facevae_jax.config import RunConfig
 from facevae_jax.core.errors import UserError
 from facevae_jax.core.random import named_key
-from facevae_jax.data.dataset import Dataset, open_dataset
+from facevae_jax.data.dataset import open_dataset
 from facevae_jax.inference import Encoded, Inference
 from facevae_jax.latents.moments import Moments
 from facevae_jax.latents.priors import DEFAULT, PRIORS, prior_class
-from facevae_jax.latents.priors.base import Prior, Sampler, sampler
+from facevae_jax.latents.priors.base import Prior, Sampler, is_kept, sampler
 from facevae_jax.trained import codes
 from facevae_jax.trained.artifacts import ArtifactStore, short_hash
 from facevae_jax.training.checksums import checksums
@@ -70,7 +70,9 @@ class TrainedModel:
         # Of the Gaussian p(x | z), pixels in [0, 1].
         self.variance = float(self.likelihood.evaluation_variance(running, self.variables["params"]))
         self.inference = Inference(self.module, self.variables, mesh, batch_size=batch_size)
+        self.dataset = open_dataset(self.config.data)  # need not be on this machine until they are asked for
         self.artifacts = ArtifactStore(folder, model=lambda: self.identity, data=lambda: self.dataset.fingerprint)
+        self.codes = codes.CodeSource(self.inference, self.dataset, self.artifacts, moments=restored.moments)
         self._restored = restored
 
     def __repr__(self) -> str:
@@ -91,16 +93,6 @@ class TrainedModel:
     def code_size(self) -> int:
         """Numbers of a code."""
         return math.prod(self.code_shape)
-
-    @functools.cached_property
-    def dataset(self) -> Dataset:
-        """The run's data, which need not be on this machine until they are asked for."""
-        return open_dataset(self.config.data)
-
-    @functools.cached_property
-    def codes(self) -> codes.CodeSource:
-        """The codes of the run's data."""
-        return codes.CodeSource(self.inference, self.dataset, self.artifacts)
 
     def encode(self, images: Shaped[np.ndarray, "n r r 3"]) -> Encoded:
         """The posteriors q(code | x): `mean` and `log_variance`, each float32 [n, *code_shape].
@@ -183,12 +175,12 @@ class TrainedModel:
         if name not in PRIORS:
             raise UserError(f"prior={name!r} is unknown: choose one of {', '.join(PRIORS)}.")
         cls = prior_class(name)
-        if not cls.kept:
-            return cls.fit(FitData(self))
+        if not is_kept(cls):
+            return cls.fit(self.codes)
         kept = self.artifacts.get(f"prior-{name}")
         if kept is not None:
             return cls.from_arrays(kept.arrays)
-        prior = cls.fit(FitData(self))
+        prior = cls.fit(self.codes)
         self.artifacts.put(f"prior-{name}", prior.to_arrays())
         return prior
 
@@ -196,8 +188,8 @@ class TrainedModel:
         """Names of the priors that need no long fitting: those that the moments suffice for, and those kept before."""
 
         def is_there(name: str) -> bool:
-            if prior_class(name).kept:
-                return self.artifacts.has(f"prior-{name}")
+            if is_kept(prior_class(name)):
+                return self.artifacts.get(f"prior-{name}") is not None
             try:
                 self.prior(name)
             except UserError:  # the data are not on this machine
@@ -206,14 +198,14 @@ class TrainedModel:
 
         return [name for name in PRIORS if is_there(name)]
 
-    @functools.cached_property
+    @property
     def moments(self) -> Moments:
         """Mean and covariance of the aggregate posterior of the training split.
 
         Raises:
           UserError: they were not computed yet, and the data are not on this machine.
         """
-        return self._restored.moments or self.codes.moments()
+        return self.codes.moments()
 
     def keep_moments(self) -> None:
         """Computes the moments, which are kept in the run's folder: samples then need no data."""
@@ -266,18 +258,3 @@ class TrainedModel:
         if not np.isfinite(codes).all():
             raise UserError("codes that are not finite have no picture.")
         return codes.reshape(len(codes), -1).astype(np.float32)
-
-
-class FitData:
-    """What priors are fitted to (`latents.priors.base.FitData`): nothing is encoded before it is asked for."""
-
-    def __init__(self, trained: TrainedModel) -> None:
-        self._trained, self.code_size = trained, trained.code_size
-
-    def moments(self) -> Moments:
-        """Of the training split."""
-        return self._trained.moments
-
-    def draws(self, split: str, *, at_least: int = 1) -> Float32[np.ndarray, "n z"]:
-        """Draws from the posteriors of a split."""
-        return self._trained.codes.draws(split, at_least=at_least)

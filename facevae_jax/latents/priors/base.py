@@ -35,11 +35,14 @@ class FitData(Protocol):
 
 @runtime_checkable
 class Prior(Protocol):
-    """A distribution of flat codes; a pytree of arrays."""
+    """A distribution of flat codes; a pytree of arrays.
+
+    One that is slow to fit has two more methods, `to_arrays(self) -> dict[str, np.ndarray]` and the class method
+    `from_arrays(cls, arrays)`, its inverse: then it is fitted once and kept in the run's folder.
+    """
 
     label: ClassVar[str]  # a few words to show
     description: ClassVar[str]  # one line
-    kept: ClassVar[bool]  # whether it is a `KeptPrior`
 
     @classmethod
     def fit(cls, data: FitData) -> "Prior":
@@ -55,18 +58,9 @@ class Prior(Protocol):
         ...
 
 
-@runtime_checkable
-class KeptPrior(Prior, Protocol):
-    """A prior that is slow to fit, and so kept in the run's folder."""
-
-    def to_arrays(self) -> dict[str, np.ndarray]:
-        """The arrays that `from_arrays` takes."""
-        ...
-
-    @classmethod
-    def from_arrays(cls, arrays: dict[str, np.ndarray]) -> "KeptPrior":
-        """The inverse of `to_arrays`."""
-        ...
+def is_kept(cls: Any) -> bool:
+    """Whether the priors of a class are slow to fit, and so kept in the run's folder."""
+    return hasattr(cls, "from_arrays")
 
 
 def normal_by_index(key: PRNGKeyArray, indices: Indices, size: int) -> Float[Array, "n size"]:

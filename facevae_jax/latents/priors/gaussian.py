@@ -36,7 +36,6 @@ class StandardPrior(Gaussian):
 
     label: ClassVar[str] = "N(0, I)"
     description: ClassVar[str] = "N(0, I), the prior of the training objective"
-    kept: ClassVar[bool] = False
 
     @classmethod
     def of_size(cls, size: int) -> "StandardPrior":
@@ -58,7 +57,6 @@ class GaussianPrior(Gaussian):
 
     label: ClassVar[str] = "Gaussian, fitted to the faces"
     description: ClassVar[str] = "mean and covariance of the posteriors of the training split"
-    kept: ClassVar[bool] = False  # its moments are
 
     @classmethod
     def of(cls, moments: Moments) -> "GaussianPrior":

@@ -28,7 +28,6 @@ class MixturePrior(Mixture):
 
     label: ClassVar[str] = "Mixture of Gaussians"
     description: ClassVar[str] = "a mixture of Gaussians, fitted to the posteriors of the training split"
-    kept: ClassVar[bool] = True
 
     @classmethod
     def fit(cls, data: FitData) -> "MixturePrior":
