@@ -7,8 +7,8 @@ pattern of a filter, Haufe et al. 2014). For a single attribute the two are near
 other attributes.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Float32
@@ -109,14 +109,15 @@ def fit_direction(
     names = ", ".join(other.name for other in keep)
     nothing_left = UserError(f"--keep={names}: nothing is left of the direction of {labels.name!r}: keep fewer.")
     if method == "mean":
-        rest = _residual(values, [other.values[known] for other in keep])
+        # A slope on the residual equals the slope on the label in a regression on all of them (Frisch & Waugh 1933).
+        rest = _residual(values, [np.ones_like(values), *(other.values[known] for other in keep)])
         if rest.std() < SMALLEST_REST * values.std():
             raise nothing_left
         step = _slope(latents[known].astype(np.float64), rest)
     else:
         normal = _normal(whitened, values, labels.binary, method)
         others = [_normal(whitened, other.values[known], other.binary, method) for other in keep]
-        rest = _orthogonalize(normal / np.linalg.norm(normal), others)
+        rest = _residual(normal / np.linalg.norm(normal), others)
         if np.linalg.norm(rest) < SMALLEST_REST:
             raise nothing_left
         step = whitening.root @ rest
@@ -144,26 +145,16 @@ def known_to_all(labels: Sequence[Labels]) -> np.ndarray:
     Raises:
       UserError: too few have one of them, or it is the same for all of these images.
     """
-    known = np.all([_known(label) for label in labels], axis=0)
-    for label in labels:
-        _known(label._replace(values=np.where(known, label.values, np.nan)))
-    return known
-
-
-def _known(labels: Labels) -> np.ndarray:
-    """A mask of the images that have the label.
-
-    Raises:
-      UserError: too few images have it, or it is the same for all.
-    """
-    known = np.isfinite(labels.values)
-    values = labels.values[known]
-    sizes = [int(np.sum(values == value)) for value in (0, 1)] if labels.binary else [len(values)]
-    if min(sizes) < MIN_IMAGES or not np.std(values):
-        raise UserError(
-            f"attribute {labels.name!r}: {' and '.join(map(str, sizes))} images "
-            f"{'without and with it' if labels.binary else 'have the label'}; at least {MIN_IMAGES} are needed."
-        )
+    known_to = [np.isfinite(label.values) for label in labels]
+    known = np.all(known_to, axis=0)
+    for label, mask in [*zip(labels, known_to, strict=True), *((label, known) for label in labels)]:
+        values = label.values[mask]
+        sizes = [int(np.sum(values == value)) for value in (0, 1)] if label.binary else [len(values)]
+        if min(sizes) < MIN_IMAGES or not np.std(values):
+            raise UserError(
+                f"attribute {label.name!r}: {' and '.join(map(str, sizes))} images "
+                f"{'without and with it' if label.binary else 'have the label'}; at least {MIN_IMAGES} are needed."
+            )
     return known
 
 
@@ -186,23 +177,12 @@ def _normal(
     return LogisticRegression(C=1 / RIDGE, class_weight="balanced", max_iter=200).fit(whitened, values).coef_[0]
 
 
-def _residual(values: Float[np.ndarray, " n"], others: Sequence[Float[np.ndarray, " n"]]) -> Float[np.ndarray, " n"]:
-    """The residual of a linear regression of a label on others.
-
-    A slope on it equals the slope on the label in a regression on all of them (Frisch & Waugh 1933).
-    """
-    design = np.stack([np.ones_like(values), *others], axis=1)
-    return values - design @ np.linalg.lstsq(design, values, rcond=None)[0]
-
-
-def _orthogonalize(
-    vector: Float[np.ndarray, " z"], others: Sequence[Float[np.ndarray, " z"]]
-) -> Float[np.ndarray, " z"]:
-    """The vector without its component in the span of the others."""
-    if not others:
-        return vector
-    basis, _ = np.linalg.qr(np.stack(others, axis=1))
-    return vector - basis @ (basis.T @ vector)
+def _residual(target: Float[np.ndarray, " n"], columns: Sequence[Float[np.ndarray, " n"]]) -> Float[np.ndarray, " n"]:
+    """The part of a vector that is orthogonal to some others: the residual of a linear regression on them."""
+    if not columns:
+        return target
+    design = np.stack(columns, axis=1)
+    return target - design @ np.linalg.lstsq(design, target, rcond=None)[0]
 
 
 def cross_validate(
@@ -213,24 +193,16 @@ def cross_validate(
     A binary label is predicted by a threshold halfway between the classes' means, and scored by balanced accuracy; a
     number is predicted by a line, and scored by R².
     """
+    from sklearn.metrics import balanced_accuracy_score, r2_score  # takes a second to import
+
     order = np.random.default_rng(0).permutation(len(values))
-    scored: list[Any] = []
-    score_of: Callable[..., np.ndarray] = _classify if binary else _predict
+    predicted = np.empty(len(values))
     for fold in np.array_split(order, FOLDS):
         rest = np.setdiff1d(order, fold)
-        normal = _normal(whitened[rest], values[rest], binary, method)
-        scored.append(score_of(whitened[rest] @ normal, values[rest], whitened[fold] @ normal, values[fold]))
-    if binary:
-        correct, truth = np.concatenate(scored), values[order]
-        return float(np.mean([correct[truth == value].mean() for value in (0, 1)])), 0.5
-    return float(1 - np.concatenate(scored).mean() / values.var()), 0.0
-
-
-def _classify(fitted: Any, fitted_values: Any, at: Any, values: Any) -> np.ndarray:
-    threshold = (fitted[fitted_values == 0].mean() + fitted[fitted_values == 1].mean()) / 2
-    return (at > threshold) == (values == 1)
-
-
-def _predict(fitted: Any, fitted_values: Any, at: Any, values: Any) -> np.ndarray:
-    slope, intercept = np.polyfit(fitted, fitted_values, 1)
-    return np.square(slope * at + intercept - values)
+        projected = whitened @ _normal(whitened[rest], values[rest], binary, method)
+        if binary:
+            threshold = np.mean([projected[rest][values[rest] == value].mean() for value in (0, 1)])
+            predicted[fold] = projected[fold] > threshold
+        else:
+            predicted[fold] = np.polyval(np.polyfit(projected[rest], values[rest], 1), projected[fold])
+    return (balanced_accuracy_score(values, predicted), 0.5) if binary else (r2_score(values, predicted), 0.0)
