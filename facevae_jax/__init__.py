@@ -29,7 +29,7 @@ __version__ = "0.1.0"
 _MODULES = {
     "RunConfig": "facevae_jax.config",
     "TrainedModel": "facevae_jax.trained.model",
-    "evaluate": "facevae_jax.api",
+    "evaluate": "facevae_jax.metrics.scores",
     "load": "facevae_jax.trained.loading",
     "prepare": "facevae_jax.api",
     "read_faces": "facevae_jax.data.sources.photographs",

@@ -2,14 +2,12 @@
 
 import os
 import pathlib
-from typing import Any
 
 import jax
 
 from facevae_jax.config import DataConfig, RunConfig
 from facevae_jax.core.errors import UserError
 from facevae_jax.data.prepared.builder import Policy
-from facevae_jax.metrics import scores
 from facevae_jax.prepare import prepare as _prepare
 from facevae_jax.trained.loading import load
 from facevae_jax.trained.model import TrainedModel
@@ -87,21 +85,3 @@ def train(config: RunConfig, workdir: str | os.PathLike[str]) -> TrainedModel:
     model = load(workdir)
     model.keep_moments()
     return model
-
-
-def evaluate(model: TrainedModel, split: str = "", **options: Any) -> dict[str, Any]:
-    """Scores of a model on a whole split, as `python -m facevae_jax.evaluate` writes them to JSON.
-
-    Args:
-      model: from `load` or `train`.
-      split: `train`, `validation` or `test`; empty: the one that the run was evaluated on.
-      **options: `draws`, `bound_images` and `priors`, see `metrics.scores.evaluate`.
-
-    Returns:
-      MSE, PSNR, SSIM and MS-SSIM of reconstructions, rate and distortion in nats, the importance-weighted bound, and
-      figures of the codes.
-
-    Raises:
-      UserError: the data are not on this machine, or have no such split.
-    """
-    return scores.evaluate(model, split, **options)

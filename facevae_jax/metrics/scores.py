@@ -59,42 +59,48 @@ def measure(model: Model, variables: Any, given: Given, *, likelihood: GaussianL
 
 
 def evaluate(
-    trained: TrainedModel,
+    model: TrainedModel,
     split: str = "",
     *,
     draws: Sequence[int] = DRAWS,
     bound_images: int = BOUND_IMAGES,
     priors: Sequence[str] = (STANDARD,),
 ) -> dict[str, Any]:
-    """Scores of a model on a whole split; every image counts once, whatever the batch size.
+    """Scores of a model on a whole split, as `python -m facevae_jax.evaluate` writes them to JSON.
+
+    Every image counts once, whatever the batch size.
 
     Args:
-      trained: the model.
+      model: from `load` or `train`.
       split: `train`, `validation` or `test`; empty: the one that the run was evaluated on.
       draws: values of K for the importance-weighted bound, each a multiple of the one before; () for none.
       bound_images: images that it is computed for, the first of the split.
       priors: names of the priors whose rates are computed.
+
+    Returns:
+      MSE, PSNR, SSIM and MS-SSIM of reconstructions, rate and distortion in nats, the importance-weighted bound, and
+      figures of the codes.
 
     Raises:
       UserError: the data cannot be read, or have no such split.
     """
     if draws:
         check_draws(draws)
-    split = split or trained.dataset.evaluation_split
-    pixels = trained.dataset.images(split)
-    measured = _measure_all(trained, pixels)
+    split = split or model.dataset.evaluation_split
+    pixels = model.dataset.images(split)
+    measured = _measure_all(model, pixels)
     posterior = Encoded(*measured.posterior)
     record: dict[str, Any] = {
-        "step": trained.step,
-        "data": trained.dataset.name,
+        "step": model.step,
+        "data": model.dataset.name,
         "split": split,
         "images": len(pixels),
-        "resolution": trained.resolution,
-        "code_shape": list(trained.code_shape),
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(trained.variables["params"])),
+        "resolution": model.resolution,
+        "code_shape": list(model.code_shape),
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(model.variables["params"])),
         "reconstruction": {
             **{name: float(values.mean(dtype=np.float64)) for name, values in measured.scores._asdict().items()},
-            "ms_ssim_scales": images.scales(trained.resolution),
+            "ms_ssim_scales": images.scales(model.resolution),
         },
         "latents": {
             "active_units": latents.active_units(posterior),
@@ -104,12 +110,12 @@ def evaluate(
     if not measured.rates.shape[1]:  # without a KL divergence there is no ELBO
         return record
     record["latents"]["kl_by_dimension"] = latents.kl_by_dimension(posterior).tolist()
-    record["likelihood"] = _elbo(trained, measured)
-    record["rates"] = {name: rate(trained, trained.prior(name), posterior) for name in priors}
+    record["likelihood"] = _elbo(model, measured)
+    record["rates"] = {name: rate(model, model.prior(name), posterior) for name in priors}
     if draws:
         first = gather_rows(pixels, np.arange(min(bound_images, len(pixels))))
         bounds = importance_bounds(
-            trained.inference, first, likelihood=trained.likelihood, variance=trained.variance, draws=draws
+            model.inference, first, likelihood=model.likelihood, variance=model.variance, draws=draws
         )
         means = {str(count): -float(values.mean()) for count, values in bounds.items()}
         record["importance"] = {"images": len(first), "bounds": means}
