@@ -69,37 +69,6 @@ def choose(output: str | None, format: str | None, *, verb: str) -> Destination:
     return Destination(path, format)  # type: ignore[arg-type]
 
 
-def write_sheet(
-    to: Destination,
-    images: UInt8[np.ndarray, "rows columns r r 3"],
-    names: Sequence[str],
-    *,
-    frames_per_second: float,
-    loop_back: bool = False,
-) -> None:
-    """Writes rows of pictures, each a path from left to right; the frames of an animation are the columns.
-
-    Args:
-      to: where and how.
-      images: the pictures.
-      names: of single files, in reading order.
-      frames_per_second: of an animation.
-      loop_back: an animation also plays backwards, so that it repeats without a jump.
-
-    Raises:
-      UserError: more pictures than the format holds, or its library is missing.
-    """
-    rows, columns = images.shape[:2]
-    if to.format in ANIMATED:
-        across = int(np.ceil(np.sqrt(rows)))
-        frames = [pictures.grid(images[:, column], columns=across) for column in range(columns)]
-        back = frames[-2:0:-1] if loop_back else []
-        write_animation(to, [*frames, *back], frames_per_second=frames_per_second)
-        return
-    flat = images.reshape(-1, *images.shape[2:])
-    write_stream(to, [flat], count=len(flat), columns=columns, names=names)
-
-
 def write_stream(
     to: Destination,
     batches: Iterable[UInt8[np.ndarray, "b r r 3"]],
@@ -127,7 +96,8 @@ def write_stream(
         elif to.format == "png":
             _write_files(to.path, counted, unique(names) if names else None)
         elif to.format == "grid":
-            _write_grid(to.path, counted, count, columns or int(np.ceil(np.sqrt(count))))
+            columns = min(columns or int(np.ceil(np.sqrt(count))), count)
+            pictures.write_png(to.path, pictures.grid(np.concatenate(list(counted)), columns=columns))
         else:
             raise UserError(f"--format={to.format}: these pictures have no order to animate: choose grid, png or npz.")
 
@@ -154,10 +124,6 @@ def _counted(batches: Iterable[np.ndarray], progress: Any) -> Iterator[np.ndarra
     for batch in batches:
         yield batch
         progress.update(len(batch))
-
-
-def _write_grid(path: pathlib.Path, batches: Iterable[np.ndarray], count: int, columns: int) -> None:
-    pictures.write_png(path, pictures.grid(np.concatenate(list(batches)), columns=min(columns, count)))
 
 
 def _write_npz(path: pathlib.Path, batches: Iterator[np.ndarray], count: int) -> None:
@@ -214,12 +180,27 @@ def unique(names: Sequence[str]) -> list[str]:
     return result if len(set(result)) == len(result) else [f"{i:06d}_{name}" for i, name in enumerate(result)]
 
 
-def write_animation(to: Destination, frames: Sequence[UInt8[np.ndarray, "h w 3"]], *, frames_per_second: float) -> None:
-    """Writes frames as a GIF or WebP that repeats forever, or as H.264 in an MP4 file.
+def write_animation(
+    to: Destination,
+    images: UInt8[np.ndarray, "rows columns r r 3"],
+    *,
+    frames_per_second: float,
+    loop_back: bool = False,
+) -> None:
+    """Writes rows of pictures, each a path from left to right, as a GIF or WebP that repeats forever, or as an MP4.
+
+    Args:
+      to: where and how.
+      images: the pictures; each column is a frame, with all rows side by side.
+      frames_per_second: of the animation.
+      loop_back: it also plays backwards, so that it repeats without a jump.
 
     Raises:
       UserError: PyAV is not installed; the frames are too large for WebP.
     """
+    across = int(np.ceil(np.sqrt(len(images))))
+    frames = [pictures.grid(column, columns=across) for column in images.swapaxes(0, 1)]
+    frames += frames[-2:0:-1] if loop_back else []
     if to.format == "webp" and max(frames[0].shape) > MAX_WEBP_SIDE:
         side = max(frames[0].shape)
         raise UserError(f"--format=webp: a side of {side:,} pixels is more than {MAX_WEBP_SIDE:,}: choose gif or mp4.")
@@ -241,6 +222,7 @@ def write_animation(to: Destination, frames: Sequence[UInt8[np.ndarray, "h w 3"]
 
 
 def _write_mp4(file: BinaryIO, frames: Sequence[np.ndarray], frames_per_second: float) -> None:
+    """As H.264."""
     try:
         import av
     except ImportError as error:

@@ -128,7 +128,7 @@ def interpolate(trained: TrainedModel, request: Request) -> str:
     pieces = len(stops[0]) - (not request.loop)
     _check_room(trained, to, len(stops) * (pieces * request.steps + (not request.loop)))
     rows = [paths.path(row, request.steps, method=request.path, loop=request.loop) for row in stops]
-    _write(trained, to, np.stack(rows), request, loop_back=False)  # the path itself leads back
+    _write(trained, to, np.stack(rows), request)  # a loop leads back by itself
     return f"{to.path}: {len(rows)} x {len(rows[0])} faces by {request.path}"
 
 
@@ -149,16 +149,19 @@ def morph(trained: TrainedModel, request: Request) -> str:
         else:
             _check_room(trained, to, side**2)
             latents = paths.square(start.latents, rows=side, columns=side, method=request.path)
-        _write(trained, to, latents, request, loop_back=False)
+        _write(trained, to, latents, request)
         return f"{to.path}: {latents.shape[0]} x {latents.shape[1]} faces between four"
     _check_room(trained, to, request.steps + 3)
-    latents = paths.path(start.latents, request.steps, method=request.path)[None]
-    images = sheets.decode_rows(trained, latents)
+    latents = paths.path(start.latents, request.steps, method=request.path)
+    count = len(latents)
     if to.format == "grid" and start.originals is not None:
-        images = np.concatenate([start.originals[None, :1], images, start.originals[None, 1:]], axis=1)
-    names = [f"{column:03d}" for column in range(images.shape[1])]
-    outputs.write_sheet(to, images, names, frames_per_second=request.fps, loop_back=request.loop)
-    return f"{to.path}: from {start.names[0]} to {start.names[1]}, {images.shape[1]} pictures"
+        first, last = start.originals[:, None]
+        count += 2
+        outputs.write_stream(to, [first, trained.decode(latents), last], count=count, columns=count)
+    else:
+        names = [f"{column:03d}" for column in range(count)]
+        _write(trained, to, latents[None], request, names=names, loop_back=request.loop)
+    return f"{to.path}: from {start.names[0]} to {start.names[1]}, {count} pictures"
 
 
 def edit(trained: TrainedModel, request: Request) -> str:
@@ -268,15 +271,14 @@ def _write(
     latents: np.ndarray,
     request: Request,
     *,
-    loop_back: bool,
+    loop_back: bool = False,
     names: Sequence[str] | None = None,
 ) -> None:
     rows, columns = latents.shape[:2]
-    names = names or [f"row_{row:03d}_{column:03d}" for row in range(rows) for column in range(columns)]
-    if to.format in ("png", "npz"):  # as they are decoded
-        flat = latents.reshape(-1, trained.code_size)
-        faces = trained.inference.decode_stream(trained.inference.batches(flat))
-        outputs.write_stream(to, faces, count=len(flat), names=names)
+    if to.format in outputs.ANIMATED:
+        images = sheets.decode_rows(trained, latents)
+        outputs.write_animation(to, images, frames_per_second=request.fps, loop_back=loop_back)
         return
-    images = sheets.decode_rows(trained, latents)
-    outputs.write_sheet(to, images, names, frames_per_second=request.fps, loop_back=loop_back)
+    names = names or [f"row_{row:03d}_{column:03d}" for row in range(rows) for column in range(columns)]
+    faces = trained.inference.decode_stream(trained.inference.batches(latents.reshape(-1, trained.code_size)))
+    outputs.write_stream(to, faces, count=rows * columns, columns=columns, names=names)
