@@ -22,9 +22,8 @@ from facevae_jax.core.files import write_json
 from facevae_jax.data.dataset import Drawn
 from facevae_jax.data.drawn.synthetic import ATTRIBUTES
 from facevae_jax.latents.directions import METHODS, Direction
-from facevae_jax.latents.edit_curves import Curve
 from facevae_jax.trained.directions import direction_of
-from facevae_jax.trained.edit_curves import METHOD, curve_of
+from facevae_jax.trained.edit_curves import METHOD, Curve, curve_of
 from facevae_jax.trained.loading import load
 from facevae_jax.trained.model import TrainedModel
 

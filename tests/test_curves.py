@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 
 from facevae_jax.core.errors import UserError
-from facevae_jax.latents import edit_curves as latent_curves
 from facevae_jax.latents.directions import Labels, Whitening, fit_direction
-from facevae_jax.latents.edit_curves import Curve, fit_attribute_map, fit_perceptron
 from facevae_jax.latents.moments import moments_of
 from facevae_jax.trained import edit_curves
+from facevae_jax.trained.edit_curves import Curve, fit_attribute_map, fit_perceptron
 from tests.explored import random_model
 
 IMAGES = 6_000
@@ -93,7 +92,7 @@ def test_a_curve_is_kept_and_shared(tiny_config, tmp_path, monkeypatch):
         fitted.append(given)
         return fit_attribute_map(*given)
 
-    monkeypatch.setattr(latent_curves, "MAX_EPOCHS", 3)  # how well it is fitted does not matter here
+    monkeypatch.setattr(edit_curves, "MAX_EPOCHS", 3)  # how well it is fitted does not matter here
     monkeypatch.setattr(edit_curves, "fit_attribute_map", fit)
     first = edit_curves.curve_of(trained, "skin_tone", keep=["background"])
     latent = np.zeros(8, np.float32)

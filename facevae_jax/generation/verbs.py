@@ -15,11 +15,10 @@ from facevae_jax.generation import outputs, sheets
 from facevae_jax.inference import Encoded
 from facevae_jax.latents import paths
 from facevae_jax.latents.directions import Direction, EditMethod
-from facevae_jax.latents.edit_curves import Curve
 from facevae_jax.latents.priors import DEFAULT
 from facevae_jax.trained import codes
 from facevae_jax.trained.directions import direction_of
-from facevae_jax.trained.edit_curves import METHOD, curve_of
+from facevae_jax.trained.edit_curves import METHOD, Curve, curve_of
 from facevae_jax.trained.model import TrainedModel
 
 SHOWN_FACES = 24  # reconstructed by default

@@ -1,1 +1,1 @@
-"""Vectors in latent space: priors, paths, attribute directions and curves."""
+"""Vectors in latent space: priors, paths, attribute directions."""
