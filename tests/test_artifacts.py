@@ -12,7 +12,6 @@ from facevae_jax.core.errors import UserError
 from facevae_jax.latents.moments import moments_of
 from facevae_jax.latents.priors import mixture
 from facevae_jax.latents.priors.gaussian import GaussianPrior
-from facevae_jax.latents.priors.mixture import MixturePrior
 from facevae_jax.trained import codes, directions, second_stage
 from facevae_jax.trained.artifacts import DIRECTORY, ArtifactStore
 from tests.conftest import assert_same_trees, change
@@ -177,13 +176,3 @@ def test_encoded_splits_and_directions_are_kept(trained, monkeypatch):
         again = directions.direction_of(trained, "glasses", **options)
     np.testing.assert_array_equal(again.vector, direction.vector)
     assert again._replace(vector=None) == direction._replace(vector=None)
-
-
-def test_a_mixture_survives_its_file(tmp_path):
-    random = np.random.default_rng(0)
-    roots = np.tril(random.normal(size=(3, 4, 4)))
-    prior = MixturePrior.of(np.array([0.2, 0.3, 0.5]), random.normal(size=(3, 4)), roots)
-    open_store(tmp_path).put(NAME, prior.to_arrays())
-    again = MixturePrior.from_arrays(open_store(tmp_path).get(NAME).arrays)
-    np.testing.assert_allclose(np.asarray(again.log_weights), np.asarray(prior.log_weights), rtol=1e-6)
-    assert_same_trees(again.components, prior.components)
