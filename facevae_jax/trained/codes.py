@@ -1,9 +1,10 @@
 """The codes of many faces with their names and labels: of a split of the training data, or of photographs."""
 
 import json
+import math
 import pathlib
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -14,7 +15,6 @@ from facevae_jax.core.progress import progress_bar
 from facevae_jax.core.random import named_key
 from facevae_jax.data.dataset import AttributeTable, Dataset
 from facevae_jax.data.feed import gather_rows
-from facevae_jax.data.layouts.types import Attribute
 from facevae_jax.data.sources.photographs import list_photographs, photograph_blocks
 from facevae_jax.inference import Encoded, Inference
 from facevae_jax.latents.moments import Moments, moments_of
@@ -82,11 +82,11 @@ class CodeSource:
         return np.concatenate([posterior_sample(posterior, seed=seed) for seed in range(times)])
 
 
-def posterior_sample(posterior: Encoded, *, seed: int = 0, first: int = 0) -> Float32[np.ndarray, "n z"]:
+def posterior_sample(posterior: Encoded, *, seed: int = 0, first: int = 0) -> Float32[np.ndarray, "n ..."]:
     """A draw from each posterior; the first one is draw number `first` of the seed."""
-    indices = np.arange(first, first + len(posterior.mean))
-    noise = np.asarray(normal_by_index(named_key(seed, "posterior"), indices, posterior.mean.shape[1]))
-    return posterior.mean + np.exp(0.5 * posterior.log_variance) * noise
+    count, *shape = posterior.mean.shape
+    noise = normal_by_index(named_key(seed, "posterior"), np.arange(first, first + count), math.prod(shape))
+    return posterior.mean + np.exp(0.5 * posterior.log_variance) * np.asarray(noise).reshape(count, *shape)
 
 
 def image_blocks(pixels: UInt8[np.ndarray, "n h w c"], size: int) -> Iterable[UInt8[np.ndarray, "b h w c"]]:
@@ -153,11 +153,7 @@ def write_parquet(path: pathlib.Path, table: CodeTable) -> None:
         raise UserError(f"--output={path.name}: the label {taken.pop()!r} has the name of another column: take .npz.")
     for number, attribute in enumerate(table.labels.attributes):
         columns[attribute.name] = arrow.array(table.labels.values[:, number], from_pandas=True)  # NaN becomes null
-    described = {attribute.name: _describe(attribute) for attribute in table.labels.attributes}
+    described = {name: {"kind": kind, "categories": list(of)} for name, kind, of in table.labels.attributes}
     content = arrow.table(columns).replace_schema_metadata({"attributes": json.dumps(described)})
     with atomic_writer(path) as file:
         parquet.write_table(content, file)
-
-
-def _describe(attribute: Attribute) -> dict[str, Any]:
-    return {"kind": attribute.kind, "categories": list(attribute.categories)}

@@ -64,14 +64,13 @@ def restore_run(workdir: pathlib.Path, mesh: Mesh) -> Restored:
 
 def _first_whole(checkpoints: Checkpoints, wanted: dict[str, Any], steps: list[int]) -> tuple[dict[str, Any], int]:
     """Fields of the first of `steps` that is whole, and which it is."""
-    for number, step in enumerate(steps, start=1):
+    *others, last = steps
+    for step in others:
         try:
             return checkpoints.restore_tree(wanted, step=step), step
         except DamagedError as error:
-            if number == len(steps):
-                raise
             print(f"warning: {error}; the next best is used", file=sys.stderr)
-    raise AssertionError("no steps")
+    return checkpoints.restore_tree(wanted, step=last), last
 
 
 def folder_of(place: pathlib.Path) -> pathlib.Path:

@@ -105,10 +105,7 @@ class TrainedModel:
         posterior = self.inference.encode(self.check_images(images))
         return Encoded(*(field.reshape(-1, *self.code_shape) for field in posterior))
 
-    def posterior_sample(self, posterior: Encoded, *, seed: int = 0, first: int = 0) -> Float32[np.ndarray, "n ..."]:
-        """A draw from each posterior; the first one is draw number `first` of the seed."""
-        flat = Encoded(*(field.reshape(len(field), -1) for field in posterior))
-        return codes.posterior_sample(flat, seed=seed, first=first).reshape(posterior.mean.shape)
+    posterior_sample = staticmethod(codes.posterior_sample)
 
     def decode(self, codes: Float[np.ndarray, "n ..."]) -> UInt8[np.ndarray, "n r r 3"]:
         """Images of codes, [n, *code_shape] or flat.
