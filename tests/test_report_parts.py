@@ -12,7 +12,7 @@ from PIL import Image
 from facevae_jax.data.dataset import AttributeTable
 from facevae_jax.data.layouts.types import Attribute
 from facevae_jax.inference import Encoded
-from facevae_jax.metrics.latents import active_units, kl_by_dimension
+from facevae_jax.metrics.scores import active_units, kl_by_dimension
 from facevae_jax.reporting import curves, latents
 from facevae_jax.reporting.page import Note, Table, drawing, render, sheet
 from facevae_jax.reporting.runs import open_runs, printable, shortened, tell_apart

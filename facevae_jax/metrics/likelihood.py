@@ -62,12 +62,8 @@ def importance_bounds(
       images: rows 0 to n - 1 of a split.
       likelihood: of the decoder.
       variance: of the decoder's Gaussian, if it is one.
-      draws: values of K, each a multiple of the one before.
-
-    Raises:
-      UserError: `draws` is empty, or one is no multiple of the one before.
+      draws: values of K, which `check_draws` accepts.
     """
-    check_draws(draws)
     most, size = draws[-1], min(inference.batch_size, len(images))
     # At most one batch of codes at a time: more pictures would leave the cache before they are compared.
     each = next(count for count in range(inference.batch_size // size, 0, -1) if most % count == 0)

@@ -8,7 +8,6 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, UInt8
@@ -51,21 +50,15 @@ def batch_statistics(restored: Restored, pixels: UInt8[np.ndarray, "n h w c"]) -
     key = named_key(config.train.seed, "recalibrate")
 
     @jax.jit
-    def moments(variables: Any, number: Array, images: Array) -> Any:
+    def statistics(variables: Any, number: Array, images: Array) -> Any:
         keys = image_keys(jax.random.fold_in(key, number), size)
         _, updates = model.apply(variables, images, keys, train=True, mutable=["batch_stats"])
-        statistics = flatten_dict(updates["batch_stats"])
-        # Means and means of squares: the variance over all images is more than the mean of the batches' variances.
-        squares = {path: leaf + jnp.square(statistics[(*path[:-1], "mean")]) for path, leaf in statistics.items()}
-        return {path: squares[path] if path[-1] == "var" else leaf for path, leaf in statistics.items()}
+        return flatten_dict(updates["batch_stats"])
 
-    sums: Any = None
-    for number in range(batches):
-        part = moments(variables, number, gather_rows(pixels, plan.rows(number)[0]))
-        sums = part if sums is None else jax.tree.map(jnp.add, sums, part)
-    means = {path: total / batches for path, total in sums.items()}
-    found = {
-        path: leaf - jnp.square(means[(*path[:-1], "mean")]) if path[-1] == "var" else leaf
-        for path, leaf in means.items()
-    }
+    parts = [statistics(variables, number, gather_rows(pixels, plan.rows(number)[0])) for number in range(batches)]
+    stacked = {path: np.stack([part[path] for part in parts]) for path in parts[0]}
+    found = {path: leaf.mean(axis=0) for path, leaf in stacked.items()}
+    for path in found:
+        if path[-1] == "var":  # over all images, which is more than the mean of the batches' variances
+            found[path] += stacked[(*path[:-1], "mean")].var(axis=0)
     return unflatten_dict(found)

@@ -7,22 +7,23 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, Int, Shaped
+from jaxtyping import Array, ArrayLike, Float, Float32, Int, Shaped
 
 from facevae_jax.core.progress import progress_bar
 from facevae_jax.core.random import keys_of, named_key
 from facevae_jax.data.feed import gather_rows
 from facevae_jax.inference import Encoded, decode_distribution, encode
-from facevae_jax.latents.moments import moments_of
+from facevae_jax.latents.moments import Moments, moments_of
 from facevae_jax.latents.priors import STANDARD
 from facevae_jax.latents.priors.base import Prior, log_density, normal_by_index
-from facevae_jax.metrics import images, latents
+from facevae_jax.metrics import images
 from facevae_jax.metrics.images import ImageScores
 from facevae_jax.metrics.likelihood import SEED, bound_once, check_draws, importance_bounds
 from facevae_jax.models.api import Gaussian, Model, to_unit
 from facevae_jax.models.likelihoods import GaussianLikelihood, PixelTerms
-from facevae_jax.objective import bits_per_dim, image_terms
+from facevae_jax.objective import bits_per_dim, gaussian_kl, image_terms
 from facevae_jax.trained.model import TrainedModel
+from facevae_jax.training.evaluation import ACTIVE_VARIANCE
 
 DRAWS = (1, 10, 100)  # of the importance-weighted bound
 BOUND_IMAGES = 256  # with that bound
@@ -103,13 +104,13 @@ def evaluate(
             "ms_ssim_scales": images.scales(model.resolution),
         },
         "latents": {
-            "active_units": latents.active_units(posterior),
-            "aggregate_kl_to_prior": latents.gaussian_kl_to_prior(moments_of(*posterior)),
+            "active_units": active_units(posterior),
+            "aggregate_kl_to_prior": gaussian_kl_to_prior(moments_of(*posterior)),
         },
     }
     if not measured.rates.shape[1]:  # without a KL divergence there is no ELBO
         return record
-    record["latents"]["kl_by_dimension"] = latents.kl_by_dimension(posterior).tolist()
+    record["latents"]["kl_by_dimension"] = kl_by_dimension(posterior).tolist()
     record["likelihood"] = _elbo(model, measured)
     record["rates"] = {name: rate(model, model.prior(name), posterior) for name in priors}
     if draws:
@@ -120,6 +121,28 @@ def evaluate(
         means = {str(count): -float(values.mean()) for count, values in bounds.items()}
         record["importance"] = {"images": len(first), "bounds": means}
     return record
+
+
+def kl_by_dimension(posterior: Encoded) -> Float32[np.ndarray, " z"]:
+    """KL to N(0, 1) of each number of the code, nats, the mean over images."""
+    kl = gaussian_kl(Gaussian(jnp.asarray(posterior.mean), jnp.asarray(posterior.log_variance)))
+    return np.asarray(kl).mean(axis=0)
+
+
+def active_units(posterior: Encoded) -> int:
+    """Numbers of the code whose posterior means vary over the data by more than `ACTIVE_VARIANCE`."""
+    return int(np.sum(posterior.mean.var(axis=0) > ACTIVE_VARIANCE))
+
+
+def gaussian_kl_to_prior(moments: Moments) -> float:
+    """KL(N(mean, covariance) || N(0, I)), nats: 1/2 (tr C + mᵀm - z - log det C).
+
+    For the moments of the aggregate posterior it is the part of KL(q(z) || N(0, I)) that is due to mean and covariance:
+    a lower bound on how far samples from N(0, I) are from the codes.
+    """
+    mean, covariance, _ = moments
+    _, log_determinant = np.linalg.slogdet(covariance)
+    return float(0.5 * (np.trace(covariance) + mean @ mean - len(mean) - log_determinant))
 
 
 def rate(trained: TrainedModel, prior: Prior, posterior: Encoded) -> float:

@@ -11,8 +11,7 @@ from facevae_jax.data.layouts.types import Attribute
 from facevae_jax.generation.sheets import shown_attributes
 from facevae_jax.inference import Encoded
 from facevae_jax.latents.priors import STANDARD, prior_class
-from facevae_jax.metrics.latents import active_units, kl_by_dimension
-from facevae_jax.metrics.scores import rate
+from facevae_jax.metrics.scores import active_units, kl_by_dimension, rate
 from facevae_jax.reporting.page import (
     COLORS,
     HEIGHT,
