@@ -11,7 +11,7 @@ from facevae_jax.latents.paths import lerp
 from facevae_jax.metrics import inception
 from facevae_jax.metrics.frechet import KERNEL_IMAGES, features_of, frechet_distance, kernel_distance
 from facevae_jax.metrics.likelihood import SEED
-from facevae_jax.trained.codes import image_blocks
+from facevae_jax.trained.codes import encode_all, image_blocks
 from facevae_jax.trained.model import TrainedModel
 
 PATHS, PATH_PICTURES = 100, 9  # between two images, whose smoothness is measured
@@ -47,7 +47,7 @@ def sample_distances(
     count, size = len(pixels), trained.inference.batch_size
     real = features_of(extract, image_blocks(pixels, size))
     made = features_of(extract, trained.sample_stream(count, prior=prior, seed=seed))
-    means = trained.inference.encode(pixels).mean
+    means = encode_all(trained.inference, image_blocks(pixels, size), count).mean
     again = features_of(extract, trained.inference.decode_stream(trained.inference.batches(means)))
     halfway = features_of(extract, _between(trained, means, (0.5,)))
     pairs = min(PATHS, count)

@@ -1,6 +1,6 @@
 """Distances between two sets of images by features of a network: Frechet (as in FID) and kernel (as in KID)."""
 
-import importlib
+import pkgutil
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -19,13 +19,10 @@ def named_extractor(name: str) -> Extractor:
     Raises:
       UserError: there is no such function.
     """
-    module_name, _, attribute = name.partition(":")
     remedy = "give the importable path of a function, such as my_package.my_module:features"
-    if not module_name or not attribute:
-        raise UserError(f"--features={name!r}: {remedy}.")
     try:
-        found: Any = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:  # the last two: relative and empty names
+        found = pkgutil.resolve_name(name)
+    except (ImportError, AttributeError, ValueError) as error:  # the last one: relative and empty names
         raise UserError(f"--features={name!r} cannot be imported ({error}): {remedy}.") from error
     if not callable(found):
         raise UserError(f"--features={name!r} is of type {type(found).__name__}: {remedy}.")

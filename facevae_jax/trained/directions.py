@@ -31,7 +31,7 @@ def direction_of(
       UserError: there is no such attribute, or too few labels; the run's data are not there.
     """
     kept = kept_attributes(trained, attribute, keep)
-    name = artifact_name("direction", method, [attribute, *sorted(kept)])
+    name = f"direction-{method}-{'+'.join([attribute, *sorted(kept)])}"
     found = trained.artifacts.get(name)
     if found is not None:
         facts = {**found.facts, "kept": tuple(found.facts["kept"]), "counts": tuple(found.facts["counts"])}
@@ -41,11 +41,6 @@ def direction_of(
     facts = direction._asdict()
     trained.artifacts.put(name, {"vector": facts.pop("vector")}, facts)
     return direction
-
-
-def artifact_name(kind: str, method: str, attributes: Sequence[str]) -> str:
-    """Names what is fitted to some attributes."""
-    return f"{kind}-{method}-{'+'.join(attributes)}"
 
 
 def kept_attributes(trained: TrainedModel, attribute: str, keep: Sequence[str]) -> list[str]:

@@ -14,7 +14,7 @@ from jaxtyping import Float, Float32
 
 from facevae_jax.core.errors import UserError
 from facevae_jax.latents.directions import READABLE, Labels, Whitening, known_to_all
-from facevae_jax.trained.directions import artifact_name, kept_attributes, labelled_codes
+from facevae_jax.trained.directions import kept_attributes, labelled_codes
 from facevae_jax.trained.model import TrainedModel
 
 METHOD: Literal["curve"] = "curve"
@@ -209,7 +209,7 @@ def curve_of(trained: TrainedModel, attribute: str, *, keep: Sequence[str] = ())
     """
     # In one order: all curves that keep all others share the networks.
     names = tuple(sorted([attribute, *kept_attributes(trained, attribute, keep)]))
-    artifact = artifact_name("curve", METHOD, names)
+    artifact = f"curve-{METHOD}-{'+'.join(names)}"
     kept = trained.artifacts.get(artifact)
     if kept is not None:
         found = _from_arrays(kept.arrays, names, images=kept.facts["images"])

@@ -3,7 +3,7 @@
 Nothing here imports jax, so that a command can check its flags before it does.
 """
 
-import importlib
+import pkgutil
 from typing import Any
 
 PRIORS = {
@@ -17,5 +17,4 @@ STANDARD, DEFAULT = "standard", "gaussian"
 
 def prior_class(name: str) -> Any:
     """The class of a prior, imported when it is asked for."""
-    module, _, attribute = PRIORS[name].partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    return pkgutil.resolve_name(PRIORS[name])
