@@ -63,24 +63,18 @@ def fidelity(
     import torch
     import torch_fidelity
 
-    class Images(torch.utils.data.Dataset[Any]):
-        """uint8 [3, h, w] tensors of a memory-mapped file."""
-
-        def __init__(self, batches: Iterable[np.ndarray], path: pathlib.Path) -> None:
-            self._images = np.lib.format.open_memmap(path, "w+", np.uint8, (count, resolution, resolution, 3))
-            at = 0
-            for batch in batches:
-                self._images[at : at + len(batch)] = batch
-                at += len(batch)
-
-        def __len__(self) -> int:
-            return count
-
-        def __getitem__(self, index: int) -> Any:
-            return torch.from_numpy(self._images[index].transpose(2, 0, 1).copy())
+    def stored(batches: Iterable[np.ndarray], path: pathlib.Path) -> Any:
+        """A dataset of uint8 tensors [3, h, w] in a memory-mapped file."""
+        images = np.lib.format.open_memmap(path, "w+", np.uint8, (count, resolution, resolution, 3))
+        at = 0
+        for batch in batches:
+            images[at : at + len(batch)] = batch
+            at += len(batch)
+        tensors: Any = torch.from_numpy(images).permute(0, 3, 1, 2)
+        return torch.utils.data.Subset(tensors, range(count))
 
     with tempfile.TemporaryDirectory(prefix="facevae-fid-") as folder:
-        sets = [Images(batches, pathlib.Path(folder) / f"{number}.npy") for number, batches in enumerate((made, real))]
+        sets = [stored(batches, pathlib.Path(folder) / f"{number}.npy") for number, batches in enumerate((made, real))]
         try:
             found = torch_fidelity.calculate_metrics(
                 input1=sets[0],

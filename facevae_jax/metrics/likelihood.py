@@ -3,7 +3,7 @@
 import functools
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -67,23 +67,17 @@ def importance_bounds(
     most, size = draws[-1], min(inference.batch_size, len(images))
     # At most one batch of codes at a time: more pictures would leave the cache before they are compared.
     each = next(count for count in range(inference.batch_size // size, 0, -1) if most % count == 0)
-    numbers = range(0, most, each)
-
-    def batches() -> Iterator[Draws]:
-        for at, first in itertools.product(range(0, len(images), size), numbers):
-            rows = np.arange(at, min(at + size, len(images)))
-            yield Draws(images[rows], rows, np.full(len(rows), first), np.full(len(rows), variance, np.float32))
-
+    weigh = bound_once(log_weights, count=each, likelihood=likelihood)
     found: list[Any] = []
     with progress_bar(total=len(images) * most, description="importance", unit="draw") as progress:
-        part: list[np.ndarray] = []
-        weigh = bound_once(log_weights, count=each, likelihood=likelihood)
-        for weights in inference.map_stream(weigh, batches()):
-            part.append(weights)
-            progress.update(weights.size)
-            if len(part) == len(numbers):
-                found.append(_bounds(np.concatenate(part, axis=1), draws))
-                part = []
+        for rows in np.split(np.arange(len(images)), range(size, len(images), size)):
+            given, variances = images[rows], np.full(len(rows), variance, np.float32)
+            batches = (Draws(given, rows, np.full(len(rows), first), variances) for first in range(0, most, each))
+            parts = []
+            for weights in inference.map_stream(weigh, batches):
+                parts.append(weights)
+                progress.update(weights.size)
+            found.append(_bounds(np.concatenate(parts, axis=1), draws))
     return {count: np.concatenate([bounds[count] for bounds in found]) for count in draws}
 
 
