@@ -1,7 +1,5 @@
 """Writes pictures as one grid, a folder of PNG files, an .npz array or an animation."""
 
-import concurrent.futures
-import contextlib
 import itertools
 import pathlib
 import re
@@ -18,7 +16,7 @@ from PIL import Image
 from facevae_jax.core import pictures
 from facevae_jax.core.errors import UserError, expand_home, make_writable_directory
 from facevae_jax.core.files import atomic_writer
-from facevae_jax.core.parallel import available_cpus
+from facevae_jax.core.parallel import available_cpus, map_in_order
 from facevae_jax.core.progress import progress_bar
 from facevae_jax.data.sources.images import encode_png
 
@@ -144,25 +142,17 @@ def _write_files(folder: pathlib.Path, batches: Iterator[np.ndarray], names: Seq
     """A folder with all its files, or none; threads compress them, which releases the GIL."""
     temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}.tmp")
     temporary.mkdir()
-    threads = available_cpus()
 
-    def write(number: int, image: np.ndarray) -> None:
+    def write(numbered: tuple[int, np.ndarray]) -> None:
+        number, image = numbered
         name = names[number] if names else f"{number:06d}"
         (temporary / f"{name}.png").write_bytes(encode_png(image))
 
     try:
-        with concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix="png") as executor:
-            number, running = 0, list[concurrent.futures.Future[None]]()
-            for batch in batches:
-                for future in running:  # of the previous batch: at most two are in memory
-                    future.result()
-                running = [executor.submit(write, number + i, image) for i, image in enumerate(batch)]
-                number += len(batch)
-            for future in running:
-                future.result()
-        with contextlib.suppress(OSError):
-            folder.rmdir()  # an empty folder may exist
-        temporary.replace(folder)
+        images = enumerate(itertools.chain.from_iterable(batches))
+        for _ in map_in_order(write, images, threads=available_cpus()):
+            pass
+        temporary.replace(folder)  # an empty folder may exist
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
