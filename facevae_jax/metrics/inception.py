@@ -1,6 +1,5 @@
 """FID and KID by torch-fidelity, the field's reference; needs the extra `fid`."""
 
-import hashlib
 import pathlib
 import tempfile
 from collections.abc import Iterable
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from facevae_jax.core.errors import UserError
+from facevae_jax.core.files import file_sha256
 
 EXTRACTOR = "inception-v3-compat"  # TensorFlow's weights of 2015, and its resizing, bilinear to 299x299
 WEIGHTS_SHA256 = "6726825d"  # its first digits, as in the file's published name
@@ -26,8 +26,7 @@ def check_installed() -> None:
 def check_weights(path: pathlib.Path) -> None:
     """Raises a UserError unless the file is the one that torch-fidelity downloads: a pickle could run any code."""
     try:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = file_sha256(path)
     except OSError as error:
         raise UserError(f"--inception_weights={str(path)!r} cannot be read: {error.strerror}.") from error
     if not found.startswith(WEIGHTS_SHA256):

@@ -20,6 +20,7 @@ from jaxtyping import Shaped
 
 from facevae_jax.config import RunConfig
 from facevae_jax.core.errors import UserError, some
+from facevae_jax.core.files import reason
 from facevae_jax.core.settings import flatten
 from facevae_jax.latents.moments import Moments
 from facevae_jax.trained.model import Restored
@@ -74,8 +75,7 @@ def read_model(path: pathlib.Path) -> Restored:
             _check_format(path, metadata)
             tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
     except (OSError, safetensors.SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} cannot be read ({reason}): it is damaged, or no safetensors file.") from error
+        raise UserError(f"{path} cannot be read ({reason(error)}): it is damaged, or no safetensors file.") from error
     config, step = _read_metadata(path, metadata)
     tree = _abstract_tree(config)
     _check_tensors(path, tensors, _named(tree))
