@@ -154,9 +154,9 @@ def morph(trained: TrainedModel, request: Request) -> str:
     latents = paths.path(start.latents, request.steps, method=request.path)
     count = len(latents)
     if to.format == "grid" and start.originals is not None:
-        first, last = start.originals[:, None]
-        count += 2
-        outputs.write_stream(to, [first, trained.decode(latents), last], count=count, columns=count)
+        faces = np.concatenate([start.originals[:1], trained.decode(latents), start.originals[1:]])
+        count = len(faces)
+        outputs.write_stream(to, [faces], count=count, columns=count)
     else:
         names = [f"{column:03d}" for column in range(count)]
         _write(trained, to, latents[None], request, names=names, loop_back=request.loop)

@@ -2,7 +2,6 @@
 
 import difflib
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float32
@@ -36,8 +35,8 @@ def direction_of(
     if found is not None:
         facts = {**found.facts, "kept": tuple(found.facts["kept"]), "counts": tuple(found.facts["counts"])}
         return Direction(vector=found.arrays["vector"], **facts)
-    given = labelled_codes(trained, (attribute, *kept))
-    direction = fit_direction(given.draws, given.whitening, given.labels[0], given.labels[1:], method=method)
+    draws, whitening, (edited, *others) = labelled_codes(trained, (attribute, *kept))
+    direction = fit_direction(draws, whitening, edited, others, method=method)
     facts = direction._asdict()
     trained.artifacts.put(name, {"vector": facts.pop("vector")}, facts)
     return direction
@@ -61,24 +60,18 @@ def kept_attributes(trained: TrainedModel, attribute: str, keep: Sequence[str]) 
     return kept
 
 
-class LabelledCodes(NamedTuple):
-    """What directions and curves are fitted to."""
-
-    draws: Float32[np.ndarray, "n z"]  # one from the posterior of each training image
-    whitening: Whitening
-    labels: tuple[Labels, ...]
-
-
-def labelled_codes(trained: TrainedModel, attributes: Sequence[str]) -> LabelledCodes:
-    """The training split's codes and labels.
+def labelled_codes(
+    trained: TrainedModel, attributes: Sequence[str]
+) -> tuple[Float32[np.ndarray, "n z"], Whitening, list[Labels]]:
+    """What directions and curves are fitted to: a draw from the posterior of each training image, and its labels.
 
     Raises:
       UserError: the run's data are not there.
     """
     table = trained.codes.table("train")
     kinds = {attribute.name: attribute.kind for attribute in table.labels.attributes}
-    labels = tuple(Labels(name, kinds[name] == "binary", table.labels.column(name)) for name in attributes)
-    return LabelledCodes(posterior_sample(table.posterior), Whitening.of(moments_of(*table.posterior)), labels)
+    labels = [Labels(name, kinds[name] == "binary", table.labels.column(name)) for name in attributes]
+    return posterior_sample(table.posterior), Whitening.of(moments_of(*table.posterior)), labels
 
 
 def check_name(name: str, names: Sequence[str], *, flag: str) -> None:

@@ -214,8 +214,7 @@ def curve_of(trained: TrainedModel, attribute: str, *, keep: Sequence[str] = ())
     if kept is not None:
         found = _from_arrays(kept.arrays, names, images=kept.facts["images"])
     else:
-        given = labelled_codes(trained, names)
-        found = fit_attribute_map(given.draws, given.whitening, given.labels)
+        found = fit_attribute_map(*labelled_codes(trained, names))
         trained.artifacts.put(artifact, _to_arrays(found), {"images": found.images})
     if not found.gains[names.index(attribute)]:
         raise UserError(f"--attribute={attribute}: the codes do not show it: use --direction=mean, or train longer.")

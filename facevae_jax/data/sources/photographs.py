@@ -22,10 +22,10 @@ SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 
 class Faces(NamedTuple):
-    """Images and where they come from."""
+    """Photographs and where they come from."""
 
     images: UInt8[np.ndarray, "n r r 3"]
-    names: tuple[str, ...]  # of the files, or of the rows of a split
+    names: tuple[str, ...]  # of the files
 
 
 def read_faces(*paths: str | os.PathLike[str], resolution: int) -> Faces:
