@@ -18,7 +18,7 @@ from PIL import Image
 from facevae_jax.core.errors import UserError
 from facevae_jax.core.files import file_sha256
 from facevae_jax.data.layouts.folder import folder_layout
-from facevae_jax.data.prepared import beam, builder, conversion, reading
+from facevae_jax.data.prepared import beam, builder, conversion, reading, records
 from facevae_jax.data.sources import images
 from facevae_jax.data.sources.images import CENTER_SQUARE
 from tests.conftest import REPOSITORY, assert_one_line_error, run_module
@@ -50,16 +50,16 @@ def test_the_bytes_are_those_of_one_machine(source, expected, tmp_path, options)
 
 
 def test_a_run_that_failed_resumes(source, expected, tmp_path, converted, monkeypatch):
-    begun, write_shard = [], conversion.write_shard
+    begun, writer = [], records.writer
 
-    def fail(*arguments, **options):
-        begun.append(arguments)
+    def fail(path):
+        begun.append(path)
         if len(begun) == 3:
             raise OSError(errno.ENOSPC, "No space left on device")
-        return write_shard(*arguments, **options)
+        return writer(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(conversion, "write_shard", fail)
+        patch.setattr(records, "writer", fail)
         with pytest.raises(UserError, match=r"the pipeline failed \(OSError: .*No space left on device\)") as caught:
             run(source, tmp_path)
     assert "\n" not in str(caught.value)
@@ -80,16 +80,15 @@ def test_a_worker_that_is_killed_leaves_nothing_behind(source, expected, tmp_pat
 def test_two_workers_with_the_same_shard(source, tmp_path):
     """A runner may give a shard away twice: each writes aside, and the last that is whole has the name."""
     shard = next(iter(conversion.plan_shards(folder_layout(source), resolution=RESOLUTION)))
-    folders = {"folder": str(tmp_path / "out"), "manifests": str(tmp_path / "manifests")}
-    for folder in folders.values():
-        pathlib.Path(folder).mkdir()
-    (tmp_path / "manifests" / "shard.list").write_bytes(pickle.dumps(shard._replace(members=list(shard.members))))
-    job = beam.Job(task=images.Task(CENTER_SQUARE, RESOLUTION), attributes=[], threads=1, **folders)
+    task, folder, manifests = images.Task(CENTER_SQUARE, RESOLUTION), tmp_path / "out", tmp_path / "manifests"
+    job, file = conversion.Job("toy", task, [], folder, manifests, threads=1), shard.file_name("toy")
+    for path in (folder, manifests):
+        path.mkdir()
+    beam.list_of(file, job).write_bytes(pickle.dumps(shard._replace(members=list(shard.members))))
     with concurrent.futures.ThreadPoolExecutor(4) as executor:
-        list(executor.map(beam.convert_shard, ["shard"] * 4, [job] * 4))
-    manifest = conversion.read_manifest(tmp_path / "manifests" / "shard.json")
-    assert manifest.sha256 == file_sha256(tmp_path / "out" / "shard")
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["shard"]
+        list(executor.map(beam.convert_shard, [file] * 4, [job] * 4))
+    assert conversion.read_manifest(job.manifest(shard)).sha256 == file_sha256(folder / file)
+    assert [path.name for path in folder.iterdir()] == [file]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import importlib.metadata
 import os
 import pathlib
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
@@ -21,7 +22,7 @@ from facevae_jax.core.files import AnyPath, locked, reason, write_json
 from facevae_jax.core.settings import CHANNELS
 from facevae_jax.data.layouts.types import TRAIN, Layout
 from facevae_jax.data.prepared import reading, records
-from facevae_jax.data.prepared.conversion import Manifest, Outcome, convert_layout
+from facevae_jax.data.prepared.conversion import Job, Manifest, Outcome, convert_layout
 from facevae_jax.data.prepared.locations import is_remote, make_writable, remove_folder, uploading
 from facevae_jax.data.sources import images
 
@@ -50,7 +51,7 @@ def prepare_dataset(
     resolution: int,
     workers: int,
     on_bad_image: Policy = "error",
-    convert: Callable[..., Outcome] = convert_layout,
+    convert: Callable[[Layout, Job], Outcome] = convert_layout,
 ) -> Prepared:
     """Converts every image of `layout` and writes the dataset; an existing one is replaced at the end.
 
@@ -59,7 +60,7 @@ def prepare_dataset(
     converted.
 
     In an object store under `data_dir` an existing dataset is never replaced. If an image cannot be used, the policy
-    `error` publishes nothing, and `skip` lists it in bad_images.jsonl. `convert` has the arguments of `convert_layout`.
+    `error` publishes nothing, and `skip` lists it in bad_images.jsonl.
 
     Raises UserError: images cannot be used, `data_dir` cannot be written to, or another process prepares this dataset.
     """
@@ -68,16 +69,19 @@ def prepare_dataset(
     make_writable(incomplete, data_dir, name="--data_dir")
     if remote and reading.is_published(target):
         raise UserError(f"{target} is prepared already, and others may read it: delete it first, or use --name=NAME.")
-    task = images.Task(layout.crop, resolution)
     made = target if remote else incomplete / target.name
+    task, attributes = images.Task(layout.crop, resolution), [attribute.name for attribute in layout.attributes]
+    job = Job(name, task, attributes, folder=made, manifests=incomplete / "manifests", threads=workers)
     # Each object store's library raises its own kinds; RuntimeError is array_record's.
     failures: tuple[type[Exception], ...] = (Exception,) if remote else (OSError, RuntimeError)
     try:
         with contextlib.nullcontext() if remote else _resuming(incomplete, target):
-            outcome = convert(layout, task, folder=made, manifests=incomplete / "manifests", name=name, workers=workers)
+            started = time.monotonic()
+            outcome = convert(layout, job)
+            seconds = time.monotonic() - started
             if not outcome.counts.get(TRAIN) or (outcome.bad and on_bad_image == "error"):
                 raise _bad_images(outcome, layout, incomplete / BAD_IMAGES)
-            _finish(made, outcome, layout, task, name=name)
+            _finish(outcome, layout, job)
             if not remote:
                 _publish(made, target, old=incomplete / "old")
             remove_folder(incomplete)
@@ -90,7 +94,7 @@ def prepare_dataset(
         ) from error
     counts = {split: count for split, count in outcome.counts.items() if count}
     enlarged = sum(manifest.enlarged for _, manifest in outcome.shards)
-    speed = (sum(counts.values()) - outcome.reused) / max(outcome.seconds, 1e-9)
+    speed = (sum(counts.values()) - outcome.reused) / max(seconds, 1e-9)
     return Prepared(target, counts, len(outcome.bad), enlarged, outcome.reused, speed)
 
 
@@ -107,6 +111,8 @@ def _resuming(incomplete: AnyPath, target: AnyPath) -> Iterator[None]:
             remove_folder(old) if target.exists() else old.rename(target)
         for folder in (incomplete / target.name, incomplete / "manifests"):
             folder.mkdir(exist_ok=True)
+            for unfinished in folder.glob(".*.tmp"):
+                unfinished.unlink()
         yield
 
 
@@ -123,56 +129,54 @@ def _bad_images(outcome: Outcome, layout: Layout, listed: AnyPath) -> UserError:
     )
 
 
-def _finish(folder: AnyPath, outcome: Outcome, layout: Layout, task: images.Task, *, name: str) -> None:
+def _finish(outcome: Outcome, layout: Layout, job: Job) -> None:
     """Leaves in the folder the shards of splits with images and the metadata, dataset_info.json last."""
     counts = outcome.counts
-    shards = {shard.file_name(name): (shard.split, found) for shard, found in outcome.shards if counts[shard.split]}
-    for path in list(folder.iterdir()):
+    shards = {shard.file_name(job.name): (shard.split, found) for shard, found in outcome.shards if counts[shard.split]}
+    for path in list(job.folder.iterdir()):
         if path.name not in shards:
             path.unlink()
     with tempfile.TemporaryDirectory(prefix="facevae-") as metadata:
         made = pathlib.Path(metadata)
         if outcome.bad:
             (made / BAD_IMAGES).write_text(outcome.list_of_bad)
-        _write_info(made, shards, layout, task, name=name)
+        _write_info(made, shards, layout, job)
         checksums = {file: {"bytes": found.size, "sha256": found.sha256} for file, (_, found) in sorted(shards.items())}
         write_json(made / reading.CHECKSUMS, checksums)
         for file in sorted(made.iterdir(), key=lambda file: (file.name == records.INFO_FILE, file.name)):
-            (folder / file.name).write_bytes(file.read_bytes())
+            (job.folder / file.name).write_bytes(file.read_bytes())
 
 
-def _write_info(
-    folder: AnyPath, shards: dict[str, tuple[str, Manifest]], layout: Layout, task: images.Task, *, name: str
-) -> None:
+def _write_info(folder: AnyPath, shards: dict[str, tuple[str, Manifest]], layout: Layout, job: Job) -> None:
     """Writes TFDS's description of shards, which are given by file name with their split and manifest."""
-    tfds = records.import_tfds()
+    tfds, resolution = records.import_tfds(), job.task.resolution
     splits: dict[str, list[Manifest]] = {}
     for split, manifest in shards.values():
         splits.setdefault(split, []).append(manifest)
     features: dict[str, Any] = {
-        "image": tfds.features.Image(shape=(task.resolution, task.resolution, CHANNELS), encoding_format="png"),
+        "image": tfds.features.Image(shape=(resolution, resolution, CHANNELS), encoding_format="png"),
         "name": tfds.features.Text(doc="path of the source file"),
     }
     if layout.attributes:
         features["attributes"] = {attribute.name: np.float32 for attribute in layout.attributes}
     info = tfds.core.DatasetInfo(
         builder=tfds.core.dataset_info.DatasetIdentity(
-            name=name,
+            name=job.name,
             version=tfds.core.Version(reading.VERSION),
             data_dir=os.fspath(folder),
             module_name=__name__,
-            config_name=str(task.resolution),
+            config_name=str(resolution),
             config_description=layout.crop.description,
         ),
-        description=f"{layout.source}: {layout.crop.description}, {task.resolution}x{task.resolution} pixels.",
+        description=f"{layout.source}: {layout.crop.description}, {resolution}x{resolution} pixels.",
         features=tfds.features.FeaturesDict(features),
-        metadata=tfds.core.MetadataDict(_provenance(layout, task.resolution)),
+        metadata=tfds.core.MetadataDict(_provenance(layout, resolution)),
         disable_shuffling=True,
     )
     info.set_file_format("array_record")
     template = tfds.core.ShardedFileTemplate(
         data_dir=folder,
-        dataset_name=name,
+        dataset_name=job.name,
         filetype_suffix="array_record",
         template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
     )

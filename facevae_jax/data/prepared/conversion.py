@@ -9,13 +9,11 @@ import dataclasses
 import hashlib
 import json
 import os
-import time
 import zlib
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import PIL
-from tqdm import tqdm
 
 import facevae_jax
 from facevae_jax.core.files import AnyPath, file_sha256, write_json
@@ -23,6 +21,7 @@ from facevae_jax.core.progress import progress_bar
 from facevae_jax.core.settings import CHANNELS
 from facevae_jax.data.layouts.types import Layout, SourceImage
 from facevae_jax.data.prepared import records
+from facevae_jax.data.prepared.locations import uploading
 from facevae_jax.data.sources import images
 
 SHARD_BYTES = 2**28  # of decoded pixels
@@ -59,13 +58,27 @@ class Manifest(NamedTuple):
     bad: tuple[BadImage, ...]
 
 
+class Job(NamedTuple):
+    """What everyone who converts a shard must know; it can be sent to other machines."""
+
+    name: str  # of the dataset
+    task: images.Task
+    attributes: list[str]
+    folder: AnyPath  # of the shards
+    manifests: AnyPath  # the folder of the manifests
+    threads: int
+
+    def manifest(self, shard: Shard) -> AnyPath:
+        """Where the manifest of a shard is."""
+        return self.manifests / f"{shard.file_name(self.name)}.json"
+
+
 @dataclasses.dataclass
 class Outcome:
     """The result of a run."""
 
     shards: list[tuple[Shard, Manifest]]  # in the order of the layout
     reused: int = 0  # images that an earlier run converted
-    seconds: float = 0.0
 
     @property
     def bad(self) -> list[BadImage]:
@@ -95,62 +108,49 @@ def plan_shards(layout: Layout, *, resolution: int) -> Iterator[Shard]:
             yield Shard(split, number, len(starts), members[start : start + size])
 
 
-def convert_layout(
-    layout: Layout, task: images.Task, *, folder: AnyPath, manifests: AnyPath, name: str, workers: int
-) -> Outcome:
-    """Writes the shards of the dataset `name` into `folder`, and their manifests into `manifests`."""
+def convert_layout(layout: Layout, job: Job) -> Outcome:
+    """Writes all shards and their manifests."""
     records.import_for_writing()
-    attributes = [attribute.name for attribute in layout.attributes]
-    outcome = Outcome([])
-    found: list[tuple[Shard, str, Manifest | None]] = []
-    for shard in plan_shards(layout, resolution=task.resolution):
-        mark, file = fingerprint(shard, task, attributes), folder / shard.file_name(name)
-        found.append((shard, mark, read_finished(file, manifests / f"{file.name}.json", mark)))
-    files = (image.file for shard, _, manifest in found if manifest is None for image in shard.members)
-    started, written = time.monotonic(), 0
-    with (
-        images.converting(files, task, threads=workers) as stream,
-        progress_bar(total=sum(map(len, layout.splits.values()))) as progress,
-    ):
-        for shard, mark, manifest in found:
-            if manifest is not None:
-                outcome.reused += manifest.images
-                progress.update(len(shard.members))
-            else:
-                file = folder / shard.file_name(name)
-                manifest = write_shard(file, shard, stream, mark=mark, attributes=attributes, progress=progress)
-                write_json(manifests / f"{file.name}.json", manifest._asdict())
-            outcome.shards.append((shard, manifest))
-            written += manifest.size
+    outcome, written = Outcome([]), 0
+    with progress_bar(total=sum(map(len, layout.splits.values()))) as progress:
+        for shard in plan_shards(layout, resolution=job.task.resolution):
+            made, reused = convert_shard(shard, job, advance=progress.update)
+            outcome.shards.append((shard, made))
+            outcome.reused += made.images if reused else 0
+            written += made.size
             progress.set_postfix_str(f"{written / 1e6:,.0f} MB, {len(outcome.bad)} bad", refresh=False)
-    outcome.seconds = time.monotonic() - started
     return outcome
 
 
-def write_shard(
-    file: AnyPath,
-    shard: Shard,
-    stream: Iterator[images.Converted],
-    *,
-    mark: str,
-    attributes: list[str],
-    progress: tqdm | None = None,
-) -> Manifest:
-    """Takes the images of the shard from the stream and writes them."""
-    bad, written, enlarged = [], 0, 0
-    with records.writer(file) as write:
-        for image in shard.members:
-            result = next(stream)
-            if progress is not None:
-                progress.update()
-            if result.failure:
-                bad.append(BadImage(image.name, result.failure))
-                continue
-            values = dict(zip(attributes, image.attributes, strict=True))
-            write(records.encode_example(result.png, name=os.fsencode(image.name), attributes=values))
-            written += 1
-            enlarged += result.enlarged
-    return Manifest(mark, file_sha256(file), file.stat().st_size, written, enlarged, tuple(bad))
+def convert_shard(
+    shard: Shard, job: Job, *, advance: Callable[[int], Any] = lambda images: None
+) -> tuple[Manifest, bool]:
+    """Writes the images of the shard into its file, and then its manifest, unless an earlier run has done that.
+
+    `advance` is called with numbers of images that are done. Returns the manifest, and whether the file is that of an
+    earlier run.
+    """
+    target, mark = job.folder / shard.file_name(job.name), fingerprint(shard, job.task, job.attributes)
+    if finished := read_finished(target, job.manifest(shard), mark):
+        advance(len(shard.members))
+        return finished, True
+    bad, enlarged = [], 0
+    with uploading(target) as local:
+        files = (image.file for image in shard.members)
+        with records.writer(local) as write, images.converting(files, job.task, threads=job.threads) as stream:
+            for image, result in zip(shard.members, stream, strict=True):
+                advance(1)
+                if result.failure:
+                    bad.append(BadImage(image.name, result.failure))
+                    continue
+                values = dict(zip(job.attributes, image.attributes, strict=True))
+                write(records.encode_example(result.png, name=os.fsencode(image.name), attributes=values))
+                enlarged += result.enlarged
+        count = len(shard.members) - len(bad)
+        made = Manifest(mark, file_sha256(local), local.stat().st_size, count, enlarged, tuple(bad))
+    with uploading(job.manifest(shard)) as local:
+        write_json(local, made._asdict())
+    return made, False
 
 
 def fingerprint(shard: Shard, task: images.Task, attributes: list[str]) -> str:
