@@ -5,34 +5,16 @@ import shutil
 import fsspec
 import numpy as np
 import pytest
-from etils import epath
-from fsspec.implementations.local import LocalFileSystem
 
 from facevae_jax.config import DataConfig
 from facevae_jax.core.errors import UserError
 from facevae_jax.data.dataset import open_dataset
 from facevae_jax.data.prepared import cache, conversion, reading
+from tests.bucket import Bucket, bucket
 from tests.test_conversion import PER_SHARD, RESOLUTION, prepare, write_images
 
+__all__ = ["bucket"]
 URL = "s3://bucket/tfds"
-
-
-class Bucket(LocalFileSystem):
-    """The file system behind s3:// for epath, on a local folder; it records what is read."""
-
-    protocol = "s3"
-    cachable = False
-    root = ""
-    opened: list[str] = []  # noqa: RUF012 - of all instances: epath makes its own
-
-    @classmethod
-    def _strip_protocol(cls, path):
-        path = str(path)
-        return cls.root + "/" + path.removeprefix("s3://") if path.startswith("s3://") else path
-
-    def _open(self, path, mode="rb", **options):
-        Bucket.opened.append(path.rpartition("/")[2])
-        return super()._open(path, mode, **options)
 
 
 @pytest.fixture(scope="module")
@@ -46,25 +28,19 @@ def prepared(tmp_path_factory):
 
 
 @pytest.fixture
-def bucket(prepared, tmp_path, monkeypatch):
-    """The folder that is behind the URL, and the config of its dataset."""
-    fsspec.register_implementation("s3", Bucket, clobber=True)
-    backend = epath.backend.fsspec_backend
-    type(backend)._get_filesystem.cache_clear()
-    monkeypatch.setattr(Bucket, "root", str(tmp_path / "remote"))
-    monkeypatch.setattr(Bucket, "opened", [])
-    shutil.copytree(prepared, tmp_path / "remote" / "bucket" / "tfds")
-    yield tmp_path / "remote" / "bucket" / "tfds" / "toy" / str(RESOLUTION) / "1.0.0"
-    type(backend)._get_filesystem.cache_clear()
+def remote(prepared, bucket):
+    """The folder that is behind the dataset's URL."""
+    shutil.copytree(prepared, bucket / "tfds")
+    return bucket / "tfds" / "toy" / str(RESOLUTION) / "1.0.0"
 
 
 @pytest.fixture
-def config(tmp_path, bucket):
+def config(tmp_path, remote):
     return DataConfig(name="toy", resolution=RESOLUTION, data_dir=URL, cache_dir=str(tmp_path / "cache"))
 
 
 def records_read() -> list[str]:
-    return sorted(name for name in Bucket.opened if ".array_record-" in name)
+    return sorted(name for path in Bucket.read if ".array_record-" in (name := path.rpartition("/")[2]))
 
 
 def test_a_remote_dataset_is_the_local_one_and_fetched_once(config, prepared):
@@ -84,7 +60,7 @@ def test_files_of_other_splits_are_fetched_when_they_are_needed(config):
     assert len(records_read()) == len(set(records_read())) >= 5
 
 
-def test_an_interrupted_fetch_resumes(config, bucket, monkeypatch):
+def test_an_interrupted_fetch_resumes(config, remote, monkeypatch):
     fetch, left = cache._fetch, [2]
 
     def stop(*arguments):
@@ -101,46 +77,45 @@ def test_an_interrupted_fetch_resumes(config, bucket, monkeypatch):
     assert len(records_read()) == 2
     directory = cache.local_dataset(config)
     assert len(records_read()) == len(set(records_read()))
-    for path in (path for path in bucket.iterdir() if path.is_file()):
+    for path in (path for path in remote.iterdir() if path.is_file()):
         assert (directory / path.name).read_bytes() == path.read_bytes()
 
 
-def test_a_dataset_that_was_replaced_is_fetched_again_without_its_store(config, bucket):
+def test_a_dataset_that_was_replaced_is_fetched_again_without_its_store(config, remote):
     directory = cache.local_dataset(config)
     open_dataset(config).images("train")
     assert (directory / "pixels" / "train.npy").exists()
-    info = bucket / "dataset_info.json"
+    info = remote / "dataset_info.json"
     info.write_text(info.read_text().replace('"description": "', '"description": "new '))
-    Bucket.opened.clear()
+    Bucket.read.clear()
     cache.local_dataset(config)
     assert len(records_read()) >= 5
     assert not (directory / "pixels").exists()
 
 
-def test_a_damaged_file_is_refused_by_name(config, bucket):
-    path = sorted(bucket.glob("*train.array_record-*"))[1]
+def test_a_damaged_file_is_refused_by_name(config, remote):
+    path = sorted(remote.glob("*train.array_record-*"))[1]
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
     with pytest.raises(UserError, match=f"{path.name} is damaged"):
         open_dataset(config).images("train")
-    assert not list((bucket.parent.parent).rglob("*.tmp"))
+    assert not list((remote.parent.parent).rglob("*.tmp"))
 
 
 def fetch_and_count(arguments):
     config, root = arguments
     fsspec.register_implementation("s3", Bucket, clobber=True)
     Bucket.root = root
-    Bucket.opened = []
     cache.local_dataset(config)
     return len(records_read())
 
 
 @pytest.mark.slow
-def test_two_processes_of_a_host_fetch_once(config, bucket):
+def test_two_processes_of_a_host_fetch_once(config, remote):
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         counts = pool.map(fetch_and_count, [(config, Bucket.root)] * 2, chunksize=1)
-    assert sorted(counts) == [0, len(list(bucket.glob("*.array_record-*")))]
+    assert sorted(counts) == [0, len(list(remote.glob("*.array_record-*")))]
 
 
 @pytest.mark.parametrize(
@@ -190,8 +165,8 @@ def test_damaged_records_are_one_line(prepared, tmp_path, damage):
         list(reading.read_images(directory, "train"))
 
 
-def test_the_list_of_checksums_is_not_needed(config, bucket):
-    (bucket / reading.CHECKSUMS).unlink()
+def test_the_list_of_checksums_is_not_needed(config, remote):
+    (remote / reading.CHECKSUMS).unlink()
     directory = cache.local_dataset(config)
     cache.local_dataset(config)
     assert len(records_read()) == len(set(records_read())) == len(list(directory.glob("*.array_record-*")))
