@@ -5,11 +5,12 @@ interrupted fetch resumes where it stopped.
 """
 
 import contextlib
+import functools
 import json
 import shutil
 import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any
 
 from facevae_jax.config import DataConfig
 from facevae_jax.core.errors import UserError, make_writable_directory
@@ -24,20 +25,6 @@ THREADS = 8  # that fetch; they wait for the network, not for the processor
 TRAINED = ("train", "validation")  # splits that a run reads
 
 
-class RecordFile(NamedTuple):
-    """One ArrayRecord file of a dataset."""
-
-    remote: AnyPath
-    local: AnyPath
-    size: int
-    sha256: str | None  # None: written by a version without checksums
-
-    @property
-    def is_there(self) -> bool:
-        """Whether it was fetched before."""
-        return self.local.exists() and (self.sha256 is None or self.local.stat().st_size == self.size)
-
-
 def local_dataset(config: DataConfig, splits: Sequence[str] = TRAINED) -> AnyPath:
     """The directory of the configured dataset on this machine. From a bucket, missing files of `splits` are fetched.
 
@@ -47,10 +34,9 @@ def local_dataset(config: DataConfig, splits: Sequence[str] = TRAINED) -> AnyPat
         return reading.find_dataset(config.data_dir, name=config.name, resolution=config.resolution)
     with _explained(config):
         remote = reading.find_dataset(config.data_dir, name=config.name, resolution=config.resolution)
-        files = {path.name: path for path in remote.iterdir()}
-        small = {
-            name: path.read_bytes() for name, path in files.items() if ".array_record-" not in name and "." in name
-        }
+        names = [path.name for path in remote.iterdir()]
+        small = {name: (remote / name).read_bytes() for name in names if ".array_record-" not in name and "." in name}
+    files = _record_files(config, names, small, splits)
     home = make_writable_directory(config.cache_dir, name="config.data.cache_dir")
     parent = home / urllib.parse.quote(config.data_dir, safe="") / config.name / str(config.resolution)
     make_writable_directory(parent, name="config.data.cache_dir")
@@ -59,8 +45,11 @@ def local_dataset(config: DataConfig, splits: Sequence[str] = TRAINED) -> AnyPat
         if not _agrees(directory, small):  # the dataset was replaced: its files and pixel stores are of no use
             shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(exist_ok=True)
-        missing = [file for file in _record_files(config, remote, directory, small, splits) if not file.is_there]
-        free, needed = shutil.disk_usage(directory).free, sum(file.size for file in missing)
+        held = {path.name: path.stat().st_size for path in directory.iterdir()}
+        missing = [
+            name for name, known in files.items() if name not in held or held[name] != known.get("bytes", held[name])
+        ]
+        free, needed = shutil.disk_usage(directory).free, sum(files[name].get("bytes", 0) for name in missing)
         if needed > free:
             raise UserError(
                 f"config.data.cache_dir={config.cache_dir!r}: {config.data_dir} takes {needed / 1e9:,.1f} GB more, "
@@ -70,8 +59,9 @@ def local_dataset(config: DataConfig, splits: Sequence[str] = TRAINED) -> AnyPat
             _explained(config),
             progress_bar(total=needed, description=f"fetching {config.name}", unit="B", scale=True) as progress,
         ):
-            for file in map_in_order(_fetch, missing, threads=THREADS):
-                progress.update(file.size)
+            fetch = functools.partial(_fetch, remote, directory, files)
+            for name in map_in_order(fetch, missing, threads=THREADS):
+                progress.update(files[name].get("bytes", 0))
         for name in sorted(small, key=lambda name: name == INFO_FILE):  # which makes a folder a dataset, comes last
             with replacing(directory / name) as temporary:
                 temporary.write_bytes(small[name])
@@ -98,28 +88,24 @@ def _agrees(directory: AnyPath, small: Mapping[str, bytes]) -> bool:
 
 
 def _record_files(
-    config: DataConfig, remote: AnyPath, directory: AnyPath, small: Mapping[str, bytes], splits: Sequence[str]
-) -> Iterator[RecordFile]:
-    """The record files of some splits."""
+    config: DataConfig, names: Sequence[str], small: Mapping[str, bytes], splits: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """The record files of some splits, with their bytes and SHA-256; without, if an older version made the dataset."""
     try:
-        lengths = {split["name"]: len(split["shardLengths"]) for split in json.loads(small[INFO_FILE])["splits"]}
-        checksums = json.loads(small.get(reading.CHECKSUMS, b"{}"))
-        for split in (split for split in splits if split in lengths):
-            for number in range(lengths[split]):
-                file = f"{config.name}-{split}.array_record-{number:05d}-of-{lengths[split]:05d}"
-                known = checksums.get(file, {})
-                yield RecordFile(remote / file, directory / file, known.get("bytes", 0), known.get("sha256"))
-    except (ValueError, KeyError, TypeError) as error:
+        known = json.loads(small[reading.CHECKSUMS]) if reading.CHECKSUMS in small else {name: {} for name in names}
+    except ValueError as error:
         raise UserError(
             f"config.data.data_dir={config.data_dir!r}: {config.name!r} is damaged: copy it again."
         ) from error
+    prefixes = tuple(f"{config.name}-{split}.array_record-" for split in splits)
+    return {name: entry for name, entry in known.items() if name.startswith(prefixes)}
 
 
-def _fetch(file: RecordFile) -> RecordFile:
+def _fetch(remote: AnyPath, directory: AnyPath, files: Mapping[str, dict[str, Any]], name: str) -> str:
     """Copies one file and verifies its checksum."""
-    with replacing(file.local) as temporary:
-        with file.remote.open("rb") as source, temporary.open("wb") as target:
+    with replacing(directory / name) as temporary:
+        with (remote / name).open("rb") as source, temporary.open("wb") as target:
             shutil.copyfileobj(source, target, 2**22)
-        if file.sha256 not in (None, file_sha256(temporary)):
-            raise UserError(f"{file.remote} is damaged (see {reading.CHECKSUMS}): copy it there again.")
-    return file
+        if files[name].get("sha256") not in (None, file_sha256(temporary)):
+            raise UserError(f"{remote / name} is damaged (see {reading.CHECKSUMS}): copy it there again.")
+    return name
