@@ -12,9 +12,8 @@ from facevae_jax.core.errors import UserError
 from facevae_jax.core.parallel import map_in_order
 from facevae_jax.data.layouts import types
 from facevae_jax.data.prepared import builder, conversion, reading
-from facevae_jax.data.sources.images import converting
 from tests.conftest import REPOSITORY
-from tests.test_images import RESOLUTION, SQUARE, pixels
+from tests.test_images import RESOLUTION
 
 ATTRIBUTES = (types.Attribute("binary_one", "binary"), types.Attribute("age", "continuous"))
 
@@ -97,21 +96,6 @@ def test_workers_and_shards_do_not_change_the_rows(layout, prepared, tmp_path, m
     )
 
 
-def test_bad_images_are_all_named_and_nothing_is_published(layout, tmp_path):
-    good = layout.splits["train"][0]
-    truncated = tmp_path / "truncated.png"
-    truncated.write_bytes(good.file.read_bytes()[:-400])
-    text = tmp_path / "text.jpg"
-    text.write_text("not an image")
-    files = [good, *(types.SourceImage(path.name, path, (0.0, 0.0)) for path in (text, truncated)), good]
-    broken = types.Layout(kind="folder", source="s", splits={"train": files}, attributes=ATTRIBUTES)
-    for workers in (1, 2):
-        with pytest.raises(UserError, match=r"2 of 4 .* \(text\.jpg: .*truncated\.png: .*truncated"):
-            builder.prepare_dataset(broken, data_dir=tmp_path / "out", name="bad", resolution=32, workers=workers)
-    with pytest.raises(UserError, match="no dataset is prepared there"):
-        reading.find_dataset(tmp_path / "out", name="bad", resolution=32)
-
-
 def test_overwriting_keeps_the_old_dataset_until_the_new_one_is_whole(layout, tmp_path):
     def prepare(images: list[types.SourceImage]) -> builder.Prepared:
         part = types.Layout(kind="folder", source="s", splits={"train": images})
@@ -162,19 +146,6 @@ def test_damaged_datasets_are_named(prepared, tmp_path):
     (copy / "dataset_info.json").write_text("{")
     with pytest.raises(UserError, match="is not a readable dataset"):
         reading.split_sizes(copy)
-
-
-def test_files_are_taken_a_few_at_a_time_and_come_in_order(layout):
-    taken = []
-
-    def files():
-        for image in layout.splits["train"] * 5:
-            taken.append(image)
-            yield image.file
-
-    with converting(files(), SQUARE, threads=2) as results:
-        np.testing.assert_array_equal([pixels(next(results)) for _ in range(3)], [gradient(i) for i in range(3)])
-        assert len(taken) < 150  # of 330: memory is flat
 
 
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path):

@@ -192,10 +192,12 @@ def test_celeba_lists_that_do_not_fit(tmp_path):
 def test_folder_finds_images_only(tmp_path):
     for name in ("b/x.JPG", "a.png", "b/c/y.webp", ".hidden/z.png", "b/._x.jpg", ".DS.png"):
         save(tmp_path / name)
-    (tmp_path / "notes.txt").write_text("not an image")
+    (tmp_path / "README").write_text("not an image")
     (tmp_path / "b" / "c" / "up").symlink_to(tmp_path)  # must not be walked for ever
-    found = names(folder_layout(tmp_path))
+    layout = folder_layout(tmp_path)
+    found = names(layout)
     assert sorted(found["train"] + found["validation"]) == ["a.png", "b/c/y.webp", "b/x.JPG"]
+    assert layout.notes[0].startswith("4 other files were ignored (2 .png, 1 no extension, 1 .jpg)")
 
 
 def test_hash_split_is_a_tenth_and_depends_on_names_only():
@@ -221,7 +223,6 @@ def test_wrong_folders_are_explained_in_one_line(tmp_path):
     for open_layout, path, pattern in [
         (folder_layout, tmp_path / "missing" / "deep", "does not exist; .*found: empty/, faces/ .2 entries."),
         (folder_layout, empty, "found: nothing .0 entries."),
-        (folder_layout, faces / "list_attr_celeba.txt", "cannot be read .*: give a folder, or a .zip"),
         (functools.partial(ffhq.ffhq_layout, resolution=64), faces, "thumbnails128x128/ .*--layout=celeba --source="),
         (celeba.celeba_layout, faces / "img_align_celeba", "expected img_align_celeba/, found: .*--layout=folder"),
     ]:

@@ -161,12 +161,3 @@ def test_a_pipe_is_a_bad_image_and_does_not_hang(tmp_path):
     (tmp_path / "device.png").symlink_to("/dev/zero")
     for name in ("pipe.png", "device.png"):
         assert convert(tmp_path / name, TASK).failure == "not a regular file"
-
-
-def test_ignored_files_are_counted_by_kind(tmp_path):
-    for name in ("a.png", ".b.png", "c.gif", "d.gif", "x/.hidden/e.png", "README", "._a.png"):
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(png(0))
-    (note,) = folder_layout(tmp_path).notes
-    assert note.startswith("6 other files were ignored (3 .png, 2 .gif, 1 no extension)")
