@@ -9,6 +9,7 @@ import contextlib
 import importlib.metadata
 import os
 import pathlib
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ from facevae_jax.core.settings import CHANNELS
 from facevae_jax.data.layouts.types import TRAIN, Layout
 from facevae_jax.data.prepared import reading, records
 from facevae_jax.data.prepared.conversion import Job, Manifest, Outcome, convert_layout
-from facevae_jax.data.prepared.locations import is_remote, make_writable, remove_folder, uploading
+from facevae_jax.data.prepared.locations import is_remote, make_writable, uploading
 from facevae_jax.data.sources import images
 
 BAD_IMAGES = "bad_images.jsonl"
@@ -84,7 +85,7 @@ def prepare_dataset(
             _finish(outcome, layout, job)
             if not remote:
                 _publish(made, target, old=incomplete / "old")
-            remove_folder(incomplete)
+            incomplete.rmtree() if remote else shutil.rmtree(incomplete)  # type: ignore[union-attr]
     except UserError:
         raise
     except failures as error:
@@ -108,7 +109,7 @@ def _resuming(incomplete: AnyPath, target: AnyPath) -> Iterator[None]:
             raise UserError(f"{incomplete}: another process is preparing this dataset: wait until it ends.") from error
         old = incomplete / "old"
         if old.exists():  # a run was killed while the new dataset took the place of the old one
-            remove_folder(old) if target.exists() else old.rename(target)
+            shutil.rmtree(old) if target.exists() else old.rename(target)
         for folder in (incomplete / target.name, incomplete / "manifests"):
             folder.mkdir(exist_ok=True)
             for unfinished in folder.glob(".*.tmp"):

@@ -4,12 +4,11 @@ A file gets its name in the cache when it is complete and has the checksum that 
 interrupted fetch resumes where it stopped.
 """
 
-import contextlib
 import functools
 import json
 import shutil
 import urllib.parse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from facevae_jax.config import DataConfig
@@ -18,7 +17,7 @@ from facevae_jax.core.files import AnyPath, file_sha256, locked, replacing
 from facevae_jax.core.parallel import map_in_order
 from facevae_jax.core.progress import progress_bar
 from facevae_jax.data.prepared import reading
-from facevae_jax.data.prepared.locations import is_remote, unreachable
+from facevae_jax.data.prepared.locations import is_remote, reaching
 from facevae_jax.data.prepared.records import INFO_FILE
 
 THREADS = 8  # that fetch; they wait for the network, not for the processor
@@ -32,7 +31,7 @@ def local_dataset(config: DataConfig, splits: Sequence[str] = TRAINED) -> AnyPat
     """
     if not is_remote(config.data_dir):
         return reading.find_dataset(config.data_dir, name=config.name, resolution=config.resolution)
-    with _explained(config):
+    with reaching(config.data_dir, name="config.data.data_dir"):
         remote = reading.find_dataset(config.data_dir, name=config.name, resolution=config.resolution)
         names = [path.name for path in remote.iterdir()]
         small = {name: (remote / name).read_bytes() for name in names if ".array_record-" not in name and "." in name}
@@ -56,7 +55,7 @@ def local_dataset(config: DataConfig, splits: Sequence[str] = TRAINED) -> AnyPat
                 f"{free / 1e9:,.1f} GB are free: choose another --config.data.cache_dir."
             )
         with (
-            _explained(config),
+            reaching(config.data_dir, name="config.data.data_dir"),
             progress_bar(total=needed, description=f"fetching {config.name}", unit="B", scale=True) as progress,
         ):
             fetch = functools.partial(_fetch, remote, directory, files)
@@ -66,17 +65,6 @@ def local_dataset(config: DataConfig, splits: Sequence[str] = TRAINED) -> AnyPat
             with replacing(directory / name) as temporary:
                 temporary.write_bytes(small[name])
     return directory
-
-
-@contextlib.contextmanager
-def _explained(config: DataConfig) -> Iterator[None]:
-    """Turns whatever an object store's library raises into one line."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        raise unreachable(error, config.data_dir, name="config.data.data_dir") from error
 
 
 def _agrees(directory: AnyPath, small: Mapping[str, bytes]) -> bool:

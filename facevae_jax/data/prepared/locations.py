@@ -31,11 +31,18 @@ def location(path: str | os.PathLike[str], *, name: str) -> AnyPath:
         raise UserError(f"{name}={str(path)!r}: use a local folder or one of {known}.") from error
 
 
-def unreachable(error: Exception, path: str | os.PathLike[str], *, name: str) -> UserError:
-    """The error for a URL that cannot be used; each object store's library raises its own kinds."""
-    library = LIBRARIES.get(os.fspath(path).partition("://")[0], "fsspec")
-    remedy = f"pip install {library}" if isinstance(error, ImportError) else "check its name, the network, your rights"
-    return UserError(f"{name}={str(path)!r} cannot be used ({reason(error)}): {remedy}.")
+@contextlib.contextmanager
+def reaching(path: str | os.PathLike[str], *, name: str) -> Iterator[None]:
+    """Raises a UserError about a folder or URL for whatever an object store's library raises in the block."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        library = LIBRARIES.get(os.fspath(path).partition("://")[0], "fsspec")
+        missing = isinstance(error, ImportError)
+        remedy = f"pip install {library}" if missing else "check its name, the network, your rights"
+        raise UserError(f"{name}={str(path)!r} cannot be used ({reason(error)}): {remedy}.") from error
 
 
 def make_writable(folder: AnyPath, path: str | os.PathLike[str], *, name: str) -> None:
@@ -44,19 +51,9 @@ def make_writable(folder: AnyPath, path: str | os.PathLike[str], *, name: str) -
         make_writable_directory(folder, name=name)
         return
     probe = folder / f"writable-{os.getpid()}"
-    try:
+    with reaching(path, name=name):
         probe.write_bytes(b"")
         probe.unlink()
-    except Exception as error:
-        raise unreachable(error, path, name=name) from error
-
-
-def remove_folder(folder: AnyPath) -> None:
-    """Deletes a folder with everything in it."""
-    if is_remote(folder):
-        folder.rmtree()  # type: ignore[union-attr]
-    else:
-        shutil.rmtree(folder)
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from facevae_jax.core.errors import UserError
 from facevae_jax.core.files import AnyPath, reason
 from facevae_jax.core.parallel import map_in_order
 from facevae_jax.data.prepared import records
-from facevae_jax.data.prepared.locations import location, unreachable
+from facevae_jax.data.prepared.locations import location, reaching
 
 VERSION = "1.0.0"
 CHECKSUMS = "checksums.json"  # of the dataset: bytes and SHA-256 of every ArrayRecord file, by name
@@ -33,10 +33,8 @@ def dataset_directory(data_dir: str | os.PathLike[str], *, name: str, resolution
 
 def is_published(directory: AnyPath) -> bool:
     """Whether there is a dataset. Raises UserError: the folder or URL cannot be read."""
-    try:
+    with reaching(directory, name="--data_dir"):
         return (directory / records.INFO_FILE).is_file()
-    except Exception as error:
-        raise unreachable(error, directory, name="--data_dir") from error
 
 
 def prepared_datasets(data_dir: AnyPath) -> dict[str, dict[int, AnyPath]]:
