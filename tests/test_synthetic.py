@@ -59,25 +59,12 @@ def test_no_pixel_ever_changes():
     assert digest == "db806df824ada6ff5aa8970fbbfef4d4870e0b709ae1cf20ee6fc73b665a6074"
 
 
-def test_attribute_values_never_drift():
-    values = synthetic.attributes(np.array([0, 1, 2, 2**40 - 1]))
-    stored = {
-        "skin_tone": [0.89367795, 0.32181418, 0.67349774, 0.37122613],
-        "smile": [-0.85303056, -0.14975953, -0.8350427, -0.8727535],
-        "turn": [8.877182, 14.328682, 16.461517, 4.0102024],
-        "glasses": [0.0, 0.0, 0.0, 0.0],
-        "beard": [0.0, 1.0, 0.0, 0.0],
-    }
-    for name, expected in stored.items():
-        np.testing.assert_array_equal(values[name], np.array(expected, np.float32), err_msg=name)
-
-
-def test_attributes_depend_on_seed_index_and_name_only():
+def test_attributes_depend_on_index_and_name_only():
     indices = np.arange(1000)
     values = synthetic.attributes(indices)
     order = np.random.default_rng(0).permutation(1000)
     shuffled = synthetic.attributes(indices[order])
-    other = synthetic.attributes(indices, seed=1)
+    other = synthetic.attributes(indices + 1000)
     for name in NAMES:
         np.testing.assert_array_equal(shuffled[name], values[name][order])
         assert np.mean(other[name] == values[name]) < 0.75  # binary ones agree by chance
@@ -135,8 +122,6 @@ def test_turned_faces_mirror_each_other(change):
 def test_no_faces_and_values_and_requests_out_of_range():
     np.testing.assert_array_equal(*draw_variants({"skin_tone": 6}, {"skin_tone": 1}))
     assert synthetic.faces(np.array([], np.int64), resolution=32).shape == (0, 32, 32, 3)
-    with pytest.raises(ValueError, match="resolution=2048"):
-        synthetic.faces(np.arange(1), resolution=2048)
     values = synthetic.attributes(np.arange(1))
     with pytest.raises(ValueError, match="smiel"):
         synthetic.draw({**values, "smiel": values["smile"]}, resolution=32)

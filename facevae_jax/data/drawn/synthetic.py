@@ -3,7 +3,7 @@
     images = faces(np.arange(8192), resolution=64)     # uint8 [8192, 64, 64, 3]
     labels = attributes(np.arange(8192))               # {"smile": float32 [8192], ...}
 
-A picture is a pure function of its attributes, and an attribute is a pure function of (seed, index, name). Attributes
+A picture is a pure function of its attributes, and an attribute is a pure function of (index, name). Attributes
 are independent of each other, and pictures vary smoothly in them.
 """
 
@@ -18,7 +18,6 @@ from facevae_jax.data.drawn.portrait import Portrait
 from facevae_jax.data.hashing import splitmix64
 
 VERSION = "1.0.0"  # of the drawing: a change of any pixel is another dataset, kept in another directory
-RESOLUTIONS = (32, 1024)  # smallest and largest
 HALF_WIDTH, MIDDLE = 0.84, 0.03  # of the square that is shown: from hair to collar, as FFHQ is cropped
 PIXELS_AT_ONCE = 32 * 64**2  # measured: fewer pay for numpy calls, more do not fit the processor's cache
 
@@ -65,15 +64,15 @@ ATTRIBUTES: tuple[Attribute, ...] = (
 )
 
 
-def attributes(indices: Int[np.ndarray, " n"], *, seed: int = 0) -> dict[str, Float32[np.ndarray, " n"]]:
+def attributes(indices: Int[np.ndarray, " n"]) -> dict[str, Float32[np.ndarray, " n"]]:
     """The attributes of the faces `indices` (0 to 2**63 - 1), by name, in the units and ranges of `ATTRIBUTES`.
 
-    A face does not depend on the other indices. Other seeds give other faces.
+    A face does not depend on the other indices.
     """
     index = np.asarray(indices).astype(np.uint64)
     values = {}
     for attribute in ATTRIBUTES:
-        key = splitmix64(splitmix64(np.array([seed % 2**64], np.uint64)) ^ _name_hash(attribute.name))
+        key = splitmix64(splitmix64(np.zeros(1, np.uint64)) ^ _name_hash(attribute.name))
         bits = splitmix64(splitmix64(index) ^ key) >> np.uint64(40)
         uniform = bits.astype(np.float32) * np.float32(2**-24)  # 24 bits: exact in float32, and below 1
         if attribute.frequency is None:
@@ -84,9 +83,9 @@ def attributes(indices: Int[np.ndarray, " n"], *, seed: int = 0) -> dict[str, Fl
     return values
 
 
-def faces(indices: Int[np.ndarray, " n"], *, resolution: int, seed: int = 0) -> UInt8[np.ndarray, "n r r 3"]:
-    """Draws the faces `indices`: `draw(attributes(indices, seed=seed), resolution=resolution)`."""
-    return draw(attributes(indices, seed=seed), resolution=resolution)
+def faces(indices: Int[np.ndarray, " n"], *, resolution: int) -> UInt8[np.ndarray, "n r r 3"]:
+    """Draws the faces `indices`: `draw(attributes(indices), resolution=resolution)`."""
+    return draw(attributes(indices), resolution=resolution)
 
 
 def draw(attributes: Mapping[str, np.ndarray], *, resolution: int) -> UInt8[np.ndarray, "n r r 3"]:
@@ -95,10 +94,8 @@ def draw(attributes: Mapping[str, np.ndarray], *, resolution: int) -> UInt8[np.n
     Each is float [n]; values outside an attribute's range are clipped to it. The picture is the same at every
     resolution, 32 to 1024 pixels, but for its sharpness.
 
-    Raises ValueError: a resolution that is out of range, or names other than those of `ATTRIBUTES`.
+    Raises ValueError: names other than those of `ATTRIBUTES`.
     """
-    if not RESOLUTIONS[0] <= resolution <= RESOLUTIONS[1]:
-        raise ValueError(f"resolution={resolution}: faces are drawn at {RESOLUTIONS[0]} to {RESOLUTIONS[1]} pixels")
     names = {attribute.name for attribute in ATTRIBUTES}
     if names != set(attributes):
         raise ValueError(f"attributes: {sorted(names ^ set(attributes))} missing or unknown; have {sorted(names)}")
