@@ -125,10 +125,6 @@ class Report:
             *(f"note: {note}" for note in self.notes),
         ]
 
-    def add(self, file: str, wrong: str) -> None:
-        """Adds what is wrong with a file to what was found before."""
-        self.files[file] = "; ".join(filter(None, (self.files.get(file), wrong)))
-
 
 def verify_dataset(directory: pathlib.Path, *, output: str | os.PathLike[str], threads: int) -> Report:
     """Checks a prepared dataset, and writes the report, the list of duplicates and a contact sheet for every split.
@@ -146,9 +142,7 @@ def verify_dataset(directory: pathlib.Path, *, output: str | os.PathLike[str], t
     names = sorted(info.splits, key=lambda name: (*(name != known for known in SPLITS), name))
     readers = {split: SplitReader(info.splits[split], resolution=resolution) for split in names}
     for reader in readers.values():
-        for name, failure in reader.failures.items():
-            if failure != report.files.get(name):
-                report.add(name, failure)
+        report.files |= {name: failure for name, failure in reader.failures.items() if not report.files.get(name)}
     try:
         with atomic_writer(folder / DUPLICATES) as listed:
             digests = {
@@ -171,7 +165,7 @@ def _check_files(directory: pathlib.Path, report: Report, *, threads: int) -> No
     try:
         reading.read_metadata(directory)
     except UserError:
-        report.add("metadata.json", "cannot be read")
+        report.files["metadata.json"] = "cannot be read"
     found = {path.name: path for path in sorted(directory.glob("*.array_record-*"))}
     report.files.update(dict.fromkeys(found, ""))
     path = directory / reading.CHECKSUMS
@@ -181,7 +175,7 @@ def _check_files(directory: pathlib.Path, report: Report, *, threads: int) -> No
     try:
         expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in json.loads(path.read_bytes()).items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        report.add(path.name, "cannot be read")
+        report.files[path.name] = "cannot be read"
         return
     report.checksums = True
 
@@ -199,8 +193,7 @@ def _check_files(directory: pathlib.Path, report: Report, *, threads: int) -> No
         except OSError as error:
             return name, reason(error)
 
-    for name, wrong in map_in_order(compare, sorted(found.keys() | expected.keys()), threads=threads):
-        report.add(name, wrong)
+    report.files |= map_in_order(compare, sorted(found.keys() | expected.keys()), threads=threads)
 
 
 def _check_split(
