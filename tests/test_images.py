@@ -181,7 +181,8 @@ def test_a_zoo_of_files(tmp_path):
         mutant = (good[:position] + change + good[position + 1 :], good[:position], good[position:])[i % 3]
         (folder / f"mutant{i:04d}.png").write_bytes(mutant)
     (folder / "broken_link.png").symlink_to(folder / "gone.png")
-    os.mkfifo(folder / "pipe.png")
+    os.mkfifo(folder / "pipe.png")  # which would never end, like the device
+    (folder / "device.png").symlink_to("/dev/zero")
     (folder / "._alpha.png").write_bytes(b"AppleDouble")
     (folder / "folder.png").mkdir()
     options = {"name": "toy", "resolution": RESOLUTION, "workers": 2, "on_bad_image": "skip"}
@@ -189,8 +190,8 @@ def test_a_zoo_of_files(tmp_path):
     reported = [json.loads(line) for line in (result.directory / builder.BAD_IMAGES).read_text().splitlines()]
     names = {entry["path"] for entry in reported}
     assert len(reported) == result.bad == len(names)
-    assert sum(result.images.values()) + len(names) == len(odd) + len(bad) + 1000 + 2
-    assert names >= {*bad, "broken_link.png", "pipe.png"}
+    assert sum(result.images.values()) + len(names) == len(odd) + len(bad) + 1000 + 3
+    assert names >= {*bad, "broken_link.png", "pipe.png", "device.png"}
     assert not names & {*odd}
     assert all(entry["reason"] and "0x" not in entry["reason"] for entry in reported)
     for split, members in folder_layout(folder).splits.items():

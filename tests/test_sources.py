@@ -154,10 +154,3 @@ def test_archives_that_cannot_be_read(tmp_path, damage):
     with pytest.raises(UserError, match=f"--source='{path}' cannot be read") as caught:
         folder_layout(path)
     assert "\n" not in str(caught.value)
-
-
-def test_a_pipe_is_a_bad_image_and_does_not_hang(tmp_path):
-    os.mkfifo(tmp_path / "pipe.png")
-    (tmp_path / "device.png").symlink_to("/dev/zero")
-    for name in ("pipe.png", "device.png"):
-        assert convert(tmp_path / name, TASK).failure == "not a regular file"

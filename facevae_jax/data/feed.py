@@ -167,17 +167,13 @@ class StreamedFeed:
         self._executor.shutdown(cancel_futures=True)
 
 
-def free_device_memory() -> int:
-    """Free bytes of one device; devices that do not report memory (CPU) share that of the machine."""
-    stats = jax.local_devices()[0].memory_stats()
-    if stats and "bytes_limit" in stats:
-        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
-    return psutil.virtual_memory().available // jax.local_device_count()
-
-
 def device_memory_budget() -> int:
-    """Bytes of one device that a split may take: half of what is free, since the step needs memory too."""
-    budget = free_device_memory() // 2
-    if jax.default_backend() == "cpu":
-        budget = min(budget, MAX_MAPPED_BYTES_ON_CPU // jax.local_device_count())
-    return budget
+    """Bytes of one device that a split may take: half of what is free, since the step needs memory too.
+
+    Devices that do not report memory (CPU) share that of the machine.
+    """
+    stats, devices = jax.local_devices()[0].memory_stats(), jax.local_device_count()
+    if stats and "bytes_limit" in stats:
+        return (stats["bytes_limit"] - stats.get("bytes_in_use", 0)) // 2
+    budget = psutil.virtual_memory().available // devices // 2
+    return min(budget, MAX_MAPPED_BYTES_ON_CPU // devices) if jax.default_backend() == "cpu" else budget

@@ -11,9 +11,9 @@ import numpy as np
 from facevae_jax.core.errors import UserError, some
 from facevae_jax.data.layouts import types
 from facevae_jax.data.sources.images import CELEBA_CROP
-from facevae_jax.data.sources.opening import Listing, Source, list_files, open_source
+from facevae_jax.data.sources.opening import CELEBA_FOLDERS, Listing, Source, list_files, open_source
 
-IMAGES, ATTRIBUTES, PARTITION = types.CELEBA_FOLDERS[0], "list_attr_celeba", "list_eval_partition"
+IMAGES, ATTRIBUTES, PARTITION = CELEBA_FOLDERS[0], "list_attr_celeba", "list_eval_partition"
 SPLIT_NAMES = {"0": types.TRAIN, "1": types.VALIDATION, "2": types.TEST}
 LABELS = {"1": 1.0, "-1": 0.0}
 
@@ -61,7 +61,7 @@ def celeba_layout(path: pathlib.Path) -> types.Layout:
 
 def _images(source: Source) -> tuple[Listing, pathlib.Path]:
     """The image files, and the folder or .zip file that they are in."""
-    for name in types.CELEBA_FOLDERS:
+    for name in CELEBA_FOLDERS:
         archive = source.path / f"{name}.zip"
         if source.has_folder(name):
             listing, where = list_files(source, name), source.path / name

@@ -10,7 +10,7 @@ from jaxtyping import Float32, Int
 
 from facevae_jax.core.errors import UserError
 from facevae_jax.data.layouts import types
-from facevae_jax.data.sources.opening import Listing, Source, list_files, open_source
+from facevae_jax.data.sources.opening import FFHQ_FOLDERS, Listing, Source, list_files, open_source
 
 FEATURES = "ffhq-features-dataset"
 THUMBNAIL_RESOLUTION = 128
@@ -28,12 +28,12 @@ def ffhq_layout(path: pathlib.Path, *, resolution: int, attributes: pathlib.Path
     Raises UserError: the source is not FFHQ, or the attributes cannot be read.
     """
     source = open_source(path)
-    if path.name in types.FFHQ_FOLDERS:
+    if path.name in FFHQ_FOLDERS:
         folder, listing = path.name, list_files(source)
         beside = path.parent / FEATURES
         features = open_source(beside) if beside.is_dir() else source
     else:
-        wanted = types.FFHQ_FOLDERS if resolution <= THUMBNAIL_RESOLUTION else types.FFHQ_FOLDERS[::-1]
+        wanted = FFHQ_FOLDERS if resolution <= THUMBNAIL_RESOLUTION else FFHQ_FOLDERS[::-1]
         folder = next((name for name in wanted if source.has_folder(name)), "")
         if not folder:
             raise types.wrong_source(source, expected="thumbnails128x128/ or images1024x1024/", layout="ffhq")

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -11,13 +11,10 @@ from jaxtyping import Float32, Int
 
 from facevae_jax.core.errors import UserError
 from facevae_jax.data.sources.images import CENTER_SQUARE, Crop
-from facevae_jax.data.sources.opening import File, Listing, Source
+from facevae_jax.data.sources.opening import CELEBA_FOLDERS, FFHQ_FOLDERS, File, Listing, Source
 
 SPLITS = TRAIN, VALIDATION, TEST = "train", "validation", "test"
 UNKNOWN = math.nan  # value of an attribute without a label
-
-FFHQ_FOLDERS = ("thumbnails128x128", "images1024x1024")
-CELEBA_FOLDERS = ("img_align_celeba", "Img/img_align_celeba")
 
 
 class Attribute(NamedTuple):
@@ -50,9 +47,6 @@ class Images(Sequence[SourceImage]):
         if isinstance(index, slice):
             return Images(self._rows[index], self._make)
         return self._make(int(self._rows[index]))
-
-    def __iter__(self) -> Iterator[SourceImage]:
-        return map(self._make, map(int, self._rows))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

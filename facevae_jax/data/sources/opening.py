@@ -1,6 +1,5 @@
 """Where images are read from: a folder, or a .zip file that is not unpacked."""
 
-import bisect
 import collections
 import contextlib
 import functools
@@ -17,7 +16,8 @@ from jaxtyping import Int64
 from facevae_jax.core.errors import UserError, describe_entries, some
 from facevae_jax.core.files import reason
 
-LAYOUT_FOLDERS = ("thumbnails128x128", "images1024x1024", "img_align_celeba")  # which layouts know by their names
+FFHQ_FOLDERS = ("thumbnails128x128", "images1024x1024")  # layouts know them by their names
+CELEBA_FOLDERS = ("img_align_celeba", "Img/img_align_celeba")
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp")
 MAX_FILE_BYTES = 2**29  # no picture of an accepted size is larger
 
@@ -156,16 +156,13 @@ class Archive:
         self.notes: tuple[str, ...] = (note,) if repeated else ()
         self._names = sorted(self._stored)
         self._top = ""  # what is left out of the names
-        while self._names and (top := _only_folder(self._names)) and top not in LAYOUT_FOLDERS:
+        while self._names and (top := _only_folder(self._names)) and top not in (*FFHQ_FOLDERS, *CELEBA_FOLDERS):
             self._names = [name[len(top) + 1 :] for name in self._names]
             self._top += f"{top}/"
 
     def names(self, folder: str = "") -> list[str]:  # noqa: D102
-        if not folder:
-            return self._names
-        start = bisect.bisect_left(self._names, f"{folder}/")
-        end = bisect.bisect_left(self._names, f"{folder}0")  # 0 comes after /
-        return [name[len(folder) + 1 :] for name in self._names[start:end]]
+        prefix = f"{folder}/" if folder else ""
+        return [name[len(prefix) :] for name in self._names if name.startswith(prefix)]
 
     def file(self, name: str) -> ZipMember:  # noqa: D102
         return ZipMember(str(self.path), self._stored[self._top + name])
