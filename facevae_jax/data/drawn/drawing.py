@@ -70,18 +70,12 @@ class Canvas:
         return Region(rows, columns, cosine * x + sine * y, cosine * y + level - sine * x)
 
     def coverage(self, distance: Plane) -> Plane:
-        """The share of each pixel that lies inside the edge. `distance` is signed, negative inside, and overwritten."""
-        distance *= -1 / self.pixel
-        distance += 0.5
-        np.maximum(distance, 0, out=distance)
-        return np.minimum(distance, 1, out=distance)
+        """The share of each pixel that lies inside the edge. `distance` is signed, negative inside."""
+        return np.minimum(np.maximum(distance * (-1 / self.pixel) + 0.5, 0), 1)
 
     def between(self, v: Plane, upper: Value, lower: Value) -> Plane:
         """The share of each pixel with upper < v < lower; right for strips thinner than a pixel too."""
-        share = self.coverage(upper - v)
-        share += self.coverage(v - lower)
-        share -= 1
-        return np.maximum(share, 0, out=share)
+        return np.maximum(self.coverage(upper - v) + self.coverage(v - lower) - 1, 0)
 
     def paint(
         self, region: Region, opacity: Plane, color: Color, *, towards: Color | None = None, amount: Plane | None = None
@@ -89,24 +83,15 @@ class Canvas:
         """Lays `color` over the region, or color + amount * (towards - color) where these two are given."""
         for channel in range(3):
             under = self._planes[channel, :, region.rows, region.columns]
-            if towards is None or amount is None:
-                change = color[channel] - under
-            else:
-                change = amount * (towards[channel] - color[channel])
-                change += color[channel]
-                change -= under
-            change *= opacity
-            under += change
+            over = color[channel]
+            if towards is not None and amount is not None:
+                over = amount * (towards[channel] - over) + over
+            under += (over - under) * opacity
 
     def to_bytes(self, out: UInt8[np.ndarray, "n r r 3"]) -> None:
         """Rounds the pictures into `out`."""
-        planes = self._planes
-        planes *= 255
-        planes += 0.5
-        np.maximum(planes, 0, out=planes)
-        np.minimum(planes, 255, out=planes)
-        for channel in range(3):
-            np.copyto(out[..., channel], planes[channel], casting="unsafe")
+        for plane, channel in zip(self._planes, np.moveaxis(out, -1, 0), strict=True):
+            np.copyto(channel, np.minimum(np.maximum(plane * 255 + 0.5, 0), 255), casting="unsafe")
 
     def _span(self, low: Value, high: Value, *, start: float) -> slice:
         # One pixel more on each side: an edge that touches the box still fades out over half a pixel.
@@ -119,37 +104,18 @@ class Canvas:
 def ellipse(u: Plane, v: Plane, half_width: Value, half_height: Value) -> Plane:
     """The signed distance to an ellipse around (0, 0), exact to first order at its edge."""
     across, along = u / half_width, v / half_height
-    radius = across * across + along * along  # not in place: x and y may still be a row and a column
-    radius -= 1
-    across /= half_width
-    along /= half_height
-    across *= across
-    along *= along
-    across = across + along
-    across += 1e-6  # the slope vanishes at the center
-    np.sqrt(across, out=across)
-    across *= 2
-    radius /= across
-    return radius
+    slope = np.sqrt(np.square(across / half_width) + np.square(along / half_height) + 1e-6)  # it vanishes at the center
+    return (across * across + along * along - 1) / (slope * 2)
 
 
 def blob(u: Plane, v: Plane, half_width: Value, half_height: Value) -> Plane:
     """A soft spot: 1 at (0, 0), falling smoothly to 0 at the ellipse."""
-    across, along = u / half_width, v / half_height
-    across *= across
-    along *= along
-    across = across + along
-    np.subtract(1, across, out=across)
-    np.maximum(across, 0, out=across)
-    across *= across
-    return across
+    return np.square(np.maximum(1 - (np.square(u / half_width) + np.square(v / half_height)), 0))
 
 
 def arch(u: Plane, half_width: Value) -> Plane:
     """1 at u = 0, falling as a parabola through 0 at |u| = half_width."""
-    height = u / half_width
-    height *= height
-    return np.subtract(1, height, out=height)
+    return 1 - np.square(u / half_width)
 
 
 def wave(phase: np.ndarray) -> np.ndarray:
@@ -162,10 +128,8 @@ def rounded_box(u: Plane, v: Plane, half_width: Value, half_height: Value, corne
     """The signed distance to a box around (0, 0) with rounded corners."""
     across = np.abs(u) - (half_width - corner)
     along = np.abs(v) - (half_height - corner)
-    inside = np.minimum(np.maximum(across, along), 0)
-    np.maximum(across, 0, out=across)
-    np.maximum(along, 0, out=along)
-    return np.sqrt(across * across + along * along) + inside - corner
+    outside = np.sqrt(np.square(np.maximum(across, 0)) + np.square(np.maximum(along, 0)))
+    return outside + np.minimum(np.maximum(across, along), 0) - corner
 
 
 def rise(value: np.ndarray, low: float, high: float) -> np.ndarray:

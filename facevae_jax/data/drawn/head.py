@@ -55,7 +55,7 @@ class Head:
         u = region.u - 0.02 * self.turn
         wide = self.width + 0.035 + 0.075 * self.volume + (0.05 * curl) * self.volume
         wide = wide * (1 + 0.10 * low) + (0.022 * curl) * np.minimum(low * 4, 1) * wave(2.6 * region.v)
-        u /= wide
+        u = u / wide
         tall = 0.545 + 0.075 * self.volume + 0.03 * curl
         reach = np.maximum(self.hair_end + 0.14, 0.12)
         square = np.square(low / reach)
@@ -69,10 +69,8 @@ class Head:
         region = self._hair_region()
         edge, u, v = self._hull(region)
         # Inside the outline of the hair in front: two half-covered edges on one line add up to a bolder one.
-        edge += 0.02 * (1 - rise(region.v - self.hair_end, -0.45, -0.1))
-        inner = 1 - u * u - v * v
-        np.maximum(inner, 0, out=inner)
-        inner = np.minimum(inner * 2, 1, out=inner)
+        edge = edge + 0.02 * (1 - rise(region.v - self.hair_end, -0.45, -0.1))
+        inner = np.minimum(np.maximum(1 - u * u - v * v, 0) * 2, 1)
         dark = self.hair * flat("9c8474")
         self.canvas.paint(region, self.canvas.coverage(edge), self.hair, towards=dark, amount=inner)
 
@@ -95,8 +93,7 @@ class Head:
         opening = ellipse(np.abs(apart) + point * side, np.minimum(v, 0), side * (1 + point), 0.62 - 0.30 * fringe)
         cast = rise(opening, -0.11, 0.01) * coverage * (0.5 - 0.5 * rise(region.v, -0.3, 0.0))
         self.canvas.paint(region, cast, self.shadow * 0.9)
-        coverage *= 1 - self.canvas.coverage(opening)
-        coverage *= self.canvas.coverage(region.v - (0.04 + 1.6 * long))
+        coverage = coverage * (1 - self.canvas.coverage(opening)) * self.canvas.coverage(region.v - (0.04 + 1.6 * long))
         round_ = np.sqrt(np.maximum(1 - hull_v * hull_v, 0.08))
         strand = (hull_u - 0.4 * self.values["parting"]) / round_
         strand = wave(strand * (2.7 + 0.45 * self.values["hair_curl"] * wave(2.6 * region.v)) + 0.25)

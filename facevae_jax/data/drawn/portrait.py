@@ -38,8 +38,7 @@ class Portrait(Head):
         region = self.canvas.region(-1, 1, 0.6, 1)
         color = palette(self.values["shirt"], "2d4263", "2f7d80", "6f9a55", "e3b448", "cc5f45", "84446f")
         v = region.v
-        edge = ellipse(region.u, v - 1.30, 0.92, 0.56)
-        coverage = self.canvas.coverage(edge)
+        coverage = self.canvas.coverage(ellipse(region.u, v - 1.30, 0.92, 0.56))
         shade = 0.3 - 0.5 * self.light * region.u + 0.3 * (v - 0.8)
         self.canvas.paint(region, coverage, color, towards=color * 0.6, amount=shade)
         collar = self.canvas.coverage(ellipse(region.u, v - 0.715, 0.27, 0.172)) * coverage
@@ -63,8 +62,7 @@ class Portrait(Head):
             u = side * (self.width - 0.005) - 0.05 * self.turn
             region = self.canvas.posed_region(self.pose, u, 0.08, 0.085, 0.14)
             ear_u, ear_v = region.u - u, region.v - 0.08
-            shade = blob(ear_u, ear_v, 0.065, 0.10)
-            shade += 0.25 - 0.45 * side * self.light
+            shade = blob(ear_u, ear_v, 0.065, 0.10) + (0.25 - 0.45 * side * self.light)
             coverage = self.canvas.coverage(ellipse(ear_u + (0.1 * side) * ear_v, ear_v, 0.08, 0.13))
             self.canvas.paint(region, coverage, self.skin, towards=self.shadow, amount=shade)
 
@@ -73,16 +71,13 @@ class Portrait(Head):
         low = np.maximum(region.v, 0) ** 2
         jaw = 0.62 - 0.40 * self.values["jaw"]
         u = region.u - 0.06 * self.turn - (0.28 * self.turn) * low
-        u /= self.width * (1 - jaw * low)
-        return u, (region.v + 0.02) / 0.64
+        return u / (self.width * (1 - jaw * low)), (region.v + 0.02) / 0.64
 
     def _head(self) -> None:
         region = self.canvas.posed_region(self.pose, 0.08 * self.turn, -0.02, self.width + 0.09, 0.65)
         u, v = self._face(region)
         coverage = self.canvas.coverage(ellipse(u, v, 1, 1) * 0.52)
-        shade = u * (-0.55 * self.light)
-        shade += 0.25 * u * u
-        shade += 0.14 * v
+        shade = u * (-0.55 * self.light) + 0.25 * u * u + 0.14 * v
         self.canvas.paint(region, coverage, self.skin, towards=self.shadow, amount=shade)
         for side in (-1, 1):
             at, narrow = self.around(0.48, 0.23 * side)
@@ -102,9 +97,7 @@ class Portrait(Head):
         cheek = ellipse(cheek_u - 0.17, region.v - 0.07, self.width - 0.24, 0.25)
         coverage *= 1 - self.canvas.coverage(cheek)
         lip = ellipse(region.u - at, region.v - 0.12, 0.16, 0.15)
-        coverage *= 1 - self.canvas.coverage(lip)
-        coverage *= rise(region.v, 0.05, 0.2)
-        coverage *= opacity * 0.94
+        coverage = coverage * (1 - self.canvas.coverage(lip)) * rise(region.v, 0.05, 0.2) * (opacity * 0.94)
         shade = 0.3 - u * (0.4 * self.light)
         dark = self.hair * 0.9
         self.canvas.paint(region, coverage, dark, towards=dark * 0.6, amount=shade)
@@ -117,8 +110,7 @@ class Portrait(Head):
         v = region.v
         u = region.u - bridge - (tip - bridge) * rise(v, -0.05, 0.22)
         dark = blob(u + (0.9 * self.light + 1.6 * self.turn) * width, v - 0.11, width * 1.3, 0.19)
-        dark *= 0.30 * np.abs(self.light) + 0.18
-        self.canvas.paint(region, dark, self.shadow)
+        self.canvas.paint(region, dark * (0.30 * np.abs(self.light) + 0.18), self.shadow)
         bright = blob(u - 0.3 * self.light * width, v - 0.12, width * 0.7, 0.15) * 0.35
         self.canvas.paint(region, bright, mix(self.skin, WHITE, 0.4))
         hump = arch(u, width)
@@ -138,7 +130,7 @@ class Portrait(Head):
         v = region.v - 0.39
         hump = arch(u, half)
         line = (hump - 0.5) * (0.080 * smile)
-        np.maximum(hump, 0, out=hump)
+        hump = np.maximum(hump, 0)
         gap = self.values["mouth_open"] * hump
         upper = line - 0.018 * gap
         lower = line + 0.070 * gap
@@ -159,8 +151,7 @@ class Portrait(Head):
         region = self.canvas.posed_region(self.pose, at, -0.02, 0.16, 0.14)
         u, v = region.u - at, region.v
         self.canvas.paint(region, blob(u, v + 0.04, 0.16, 0.11) * 0.4, self.shadow)  # socket
-        hump = arch(u, half)
-        np.maximum(hump, 0, out=hump)
+        hump = np.maximum(arch(u, half), 0)
         height = 0.6 + 0.6 * self.values["eye_open"]
         upper = hump * (-0.068 * height)
         lower = hump * (0.045 * height)
@@ -203,27 +194,20 @@ class Portrait(Head):
             u, v = region.u - at, region.v - 0.005
             edge = rounded_box(u, v, half, 0.125, 0.08)
             lens = self.canvas.coverage(edge + 0.012)
-            rim = self.canvas.coverage(edge - 0.012)
-            rim -= lens
-            rim *= opacity
-            glare = lens * (rise(side * u - v, -0.02, 0.10) * 0.12 + 0.08)
-            glare *= opacity
+            rim = (self.canvas.coverage(edge - 0.012) - lens) * opacity
+            glare = lens * (rise(side * u - v, -0.02, 0.10) * 0.12 + 0.08) * opacity
             self.canvas.paint(region, glare, WHITE)
             self.canvas.paint(region, rim, frame)
             outer = side * self.width + 0.06 * self.turn
             joint = at + side * half
             arm = self.canvas.posed_region(self.pose, (outer + joint) / 2, -0.03, np.abs(outer - joint) / 2, 0.03)
             bar = self.canvas.coverage(side * (joint - arm.u)) * self.canvas.coverage(side * (arm.u - outer))
-            bar *= self.canvas.between(arm.v, -0.048, -0.022)
-            bar *= opacity
-            self.canvas.paint(arm, bar, frame)
+            self.canvas.paint(arm, bar * self.canvas.between(arm.v, -0.048, -0.022) * opacity, frame)
         left, left_narrow = self.around(0.53, -0.205)
         right, right_narrow = self.around(0.53, 0.205)
         left, right = left + 0.155 * left_narrow, right - 0.155 * right_narrow
         region = self.canvas.posed_region(self.pose, (left + right) / 2, -0.02, 0.1, 0.06)
         hump = arch(region.u - (left + right) / 2, (right - left) / 2 + 0.02)
         bridge = self.canvas.between(region.v, -0.03 * hump, -0.03 * hump + 0.022)
-        bridge *= self.canvas.coverage(left - region.u)
-        bridge *= self.canvas.coverage(region.u - right)
-        bridge *= opacity
-        self.canvas.paint(region, bridge, frame)
+        within = self.canvas.coverage(left - region.u), self.canvas.coverage(region.u - right)
+        self.canvas.paint(region, bridge * within[0] * within[1] * opacity, frame)

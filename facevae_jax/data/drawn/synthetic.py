@@ -19,7 +19,7 @@ from facevae_jax.data.hashing import splitmix64
 
 VERSION = "1.0.0"  # of the drawing: a change of any pixel is another dataset, kept in another directory
 HALF_WIDTH, MIDDLE = 0.84, 0.03  # of the square that is shown: from hair to collar, as FFHQ is cropped
-PIXELS_AT_ONCE = 32 * 64**2  # measured: fewer pay for numpy calls, more do not fit the processor's cache
+PIXELS_AT_ONCE = 24 * 64**2  # measured: fewer pay for numpy calls, more do not fit the processor's cache
 
 
 class Attribute(NamedTuple):
