@@ -1,4 +1,7 @@
-"""Preparation by Beam gives the bytes that one machine gives, whatever the workers, and publishes last."""
+"""Preparation by Beam gives the bytes that one machine gives, whatever the workers, and publishes last.
+
+In an object store nothing is renamed, and the description is written last.
+"""
 
 import concurrent.futures
 import errno
@@ -21,10 +24,13 @@ from facevae_jax.data.layouts.folder import folder_layout
 from facevae_jax.data.prepared import beam, builder, conversion, reading, records
 from facevae_jax.data.sources import images
 from facevae_jax.data.sources.images import CENTER_SQUARE
+from facevae_jax.prepare import prepare
+from tests.bucket import Bucket, bucket
 from tests.conftest import REPOSITORY, assert_one_line_error, run_module
-from tests.test_conversion import RESOLUTION, _small_shards, content, converted, expected, source
+from tests.test_conversion import PER_SHARD, RESOLUTION, _small_shards, content, converted, expected, source
 
-__all__ = ["_small_shards", "converted", "expected", "source"]  # fixtures
+__all__ = ["_small_shards", "bucket", "converted", "expected", "source"]  # fixtures
+URL = "s3://bucket/data"
 PROCESSES = "--runner=DirectRunner --direct_num_workers=2 --direct_running_mode=multi_processing"
 
 pytestmark = [
@@ -156,3 +162,79 @@ def test_an_interrupt_ends_cleanly(tmp_path, options):
     assert (process.returncode, output) == (130, "")
     assert error == "stopped: the same command resumes from what is done.\n"
     assert not reading.prepared_datasets(tmp_path)
+
+
+@pytest.fixture
+def directory(bucket):
+    """Behind the URL, where the dataset will be."""
+    return bucket / "data" / "toy" / str(RESOLUTION) / reading.VERSION
+
+
+def test_a_dataset_in_an_object_store(source, expected, directory):
+    result = run(source, URL)
+    assert content(directory) == expected
+    assert str(result.directory) == f"{URL}/toy/{RESOLUTION}/{reading.VERSION}"
+    assert Bucket.written[-1] == str(directory / records.INFO_FILE)
+    assert Bucket.written.count(Bucket.written[-1]) == 1
+    assert all(reading.VERSION not in path for path in Bucket.deleted)
+    assert [path.name for path in directory.parent.iterdir()] == [reading.VERSION]
+    assert list(reading.split_sizes(result.directory)) == ["train", "validation"]
+
+
+def test_a_store_that_refuses_the_metadata(source, expected, directory, converted):
+    Bucket.refused = "features.json"
+    with pytest.raises(UserError, match=rf"--data_dir='{URL}': .*cannot be written \(Permission denied\)"):
+        run(source, URL)
+    assert not (directory / records.INFO_FILE).exists()
+    Bucket.refused = ""
+    converted.clear()
+    run(source, URL)
+    assert not converted
+    assert content(directory) == expected
+
+
+def test_a_store_is_cleared_of_another_run_and_a_damaged_shard(source, expected, directory, converted):
+    with pytest.raises(UserError, match="2 of 60 images"):
+        run(source, URL, on_bad_image="error")
+    assert (directory.parent / builder.INCOMPLETE / builder.BAD_IMAGES).exists()
+    (directory / "toy-train.array_record-00000-of-00099").write_bytes(b"of a run over more images")
+    damaged = next(directory.glob("*train.array_record-00001*"))
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    converted.clear()
+    run(source, URL)
+    assert len(converted) == PER_SHARD
+    assert content(directory) == expected
+
+
+def test_what_is_published_in_a_store_is_not_overwritten(source, bucket):
+    run(source, URL)
+    before = content(bucket)
+    with pytest.raises(UserError, match="is prepared already"):
+        run(source, URL)
+    assert content(bucket) == before
+
+
+def test_locations_that_cannot_be_written(source, bucket):
+    Bucket.refused = "bucket"
+    for data_dir, message in [
+        (URL, r"--data_dir='s3://bucket/data' cannot be used \(Permission denied\)"),
+        ("az://container/data", "--data_dir='az://container/data' cannot be used .*pip install adlfs"),
+        (__file__, "cannot be written to"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            run(source, data_dir)
+
+
+def test_the_command_with_an_object_store(source, bucket, capsys):
+    given = {"layout": "folder", "source": str(source), "resolution": RESOLUTION, "data_dir": URL}
+    with pytest.raises(UserError, match="is not a folder of this machine: choose one, or add --beam_options="):
+        prepare(**given)
+    with pytest.raises(UserError, match="--layout=tfds reads its source there"):
+        prepare(**given | {"layout": "tfds", "source": "lfw"}, beam_options="")
+    prepare(**given, beam_options="", on_bad_image="skip")
+    *_, prepared, following = capsys.readouterr().out.splitlines()
+    assert prepared.startswith(f"prepared: {URL}/folder/{RESOLUTION}/1.0.0 (")
+    assert "python -m facevae_jax.main" in following
+    assert f"--config.data.data_dir={URL}" in following
+    prepare(**given, beam_options="")
+    assert capsys.readouterr().out.startswith("already prepared: ")

@@ -138,11 +138,8 @@ def test_tfds_layout(catalogue, capsys):
     assert "note: toy has no validation split" in capsys.readouterr().out
     directory = reading.find_dataset(catalogue, name="toy", resolution=32)
     assert reading.split_sizes(directory) == {"train": 5, "validation": 1, "test": 6}
-    attributes = reading.read_attributes(directory, "test")
-    assert {name: values.tolist() for name, values in attributes.items()} == {
-        "depth": [0.0, 0.5, 1.0, 1.5, 2.0, 2.5],
-        "smiling": [0.0, 0.0, 0.0, 1.0, 1.0, 1.0],
-    }
+    depth, smiling = reading.read_attributes(directory, "test", ["depth", "smiling"]).T.tolist()
+    assert (depth, smiling) == ([0.0, 0.5, 1.0, 1.5, 2.0, 2.5], [0.0, 0.0, 0.0, 1.0, 1.0, 1.0])
     kinds = reading.read_metadata(directory)["attributes"]
     assert kinds == [{"name": "depth", "kind": "continuous"}, {"name": "smiling", "kind": "binary"}]
     assert [tuple(image[0, 0]) for image in reading.read_images(directory, "test")] == [

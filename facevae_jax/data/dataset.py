@@ -189,10 +189,9 @@ class Prepared(Dataset):
         return open_store(directory / "pixels" / f"{split}.npy", size, decode, verb="decoding")
 
     def labels(self, split: str) -> AttributeTable:  # noqa: D102
-        columns = reading.read_attributes(self._directory_with(split), split)
-        values = [columns[attribute.name] for attribute in self.attributes]
-        table = np.stack(values, axis=1) if values else np.empty((self._size(split), 0))
-        return AttributeTable(self.attributes, table.astype(np.float32))
+        names, directory = [attribute.name for attribute in self.attributes], self._directory_with(split)
+        none = np.empty((self._size(split), 0), np.float32)
+        return AttributeTable(self.attributes, reading.read_attributes(directory, split, names) if names else none)
 
     def names(self, split: str) -> tuple[str, ...]:  # noqa: D102
         return tuple(reading.read_names(self._directory_with(split), split))

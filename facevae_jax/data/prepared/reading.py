@@ -9,7 +9,7 @@ import itertools
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -128,22 +128,17 @@ def _read(directory: AnyPath, split: str, decode: Callable[[bytes], Any]) -> Ite
     return itertools.chain.from_iterable(blocks)
 
 
-def read_attributes(directory: AnyPath, split: str) -> dict[str, Float32[np.ndarray, " n"]]:
-    """The attributes of a split by name, in row order; NaN where unknown. Empty if the dataset has none.
+def read_attributes(directory: AnyPath, split: str, names: Sequence[str]) -> Float32[np.ndarray, "n a"]:
+    """Some attributes of a split, one or more, in row order; NaN where unknown.
 
     Raises UserError: the split is not there, or cannot be read.
     """
-    names = [attribute["name"] for attribute in read_metadata(directory)["attributes"]]
-    if not names:
-        return {}
 
     def values(example: bytes) -> list[float]:
         features = records.features_of(example)
         return [features[f"attributes/{name}"].float_list.value[0] for name in names]
 
-    table = np.fromiter(itertools.chain.from_iterable(_read(directory, split, values)), np.float32)
-    columns = table.reshape(-1, len(names)).T.copy()
-    return dict(zip(names, columns, strict=True))
+    return np.fromiter(_read(directory, split, values), np.dtype((np.float32, (len(names),))))
 
 
 def read_names(directory: AnyPath, split: str) -> list[str]:
