@@ -222,7 +222,8 @@ def _check_split(
             digests[row] = int.from_bytes(hashlib.blake2b(read.pixels.tobytes(), digest_size=8).digest(), "little")
             differs[row] = pixels is not None and not np.array_equal(pixels[row], read.pixels)
             if row in tiles:
-                tiles[row] = _tile(read.pixels)
+                tile = Image.fromarray(read.pixels).resize((side, side), Image.Resampling.LANCZOS)
+                tiles[row] = np.asarray(tile)
         return len(rows)
 
     size = max(1, min(images.CHUNK_IMAGES, images.CHUNK_BYTES // (CHANNELS * resolution**2)))
@@ -245,12 +246,6 @@ def _check_split(
         pictures.write_png(sheet, pictures.grid(np.stack(list(tiles.values())), columns=SHEET_COLUMNS))
         report.sheets.append(str(sheet))
     return digests
-
-
-def _tile(pixels: UInt8[np.ndarray, "r r 3"]) -> UInt8[np.ndarray, "s s 3"]:
-    if len(pixels) <= SHEET_SIDE:
-        return pixels
-    return np.asarray(Image.fromarray(pixels).resize((SHEET_SIDE, SHEET_SIDE), Image.Resampling.LANCZOS))
 
 
 def _duplicates(
