@@ -11,7 +11,7 @@ from facevae_jax.core.errors import UserError
 from facevae_jax.data.dataset import open_dataset
 from facevae_jax.data.prepared import cache, conversion, reading
 from tests.bucket import Bucket, bucket
-from tests.test_conversion import PER_SHARD, RESOLUTION, prepare, write_images
+from tests.test_conversion import PER_SHARD, RESOLUTION, flip, prepare, write_images
 
 __all__ = ["bucket"]
 URL = "s3://bucket/tfds"
@@ -95,9 +95,7 @@ def test_a_dataset_that_was_replaced_is_fetched_again_without_its_store(config, 
 
 def test_a_damaged_file_is_refused_by_name(config, remote):
     path = sorted(remote.glob("*train.array_record-*"))[1]
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
+    flip(path)
     with pytest.raises(UserError, match=f"{path.name} is damaged"):
         open_dataset(config).images("train")
     assert not list((remote.parent.parent).rglob("*.tmp"))
@@ -122,7 +120,6 @@ def test_two_processes_of_a_host_fetch_once(config, remote):
     ("changes", "message"),
     [
         ({"name": "toys"}, r"config\.data\.name='toys'.* is not prepared in config\.data\.data_dir='s3:"),
-        ({"resolution": 64}, "'toy' is prepared in .* at 32"),
         ({"data_dir": "ftp://bucket/tfds"}, "use a local folder or one of gs://, s3://"),
         ({"data_dir": "gs://bucket/tfds"}, "data_dir='gs://bucket/tfds' .*pip install gcsfs"),
     ],

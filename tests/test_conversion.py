@@ -55,6 +55,13 @@ def content(directory: pathlib.Path) -> dict[str, str]:
     return {str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
+def flip(path: pathlib.Path, position: int | None = None) -> None:
+    """Changes a bit of a file, by default in the middle."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 if position is None else position] ^= 1
+    path.write_bytes(data)
+
+
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """60 images, two of them bad: seven or so shards."""
@@ -150,9 +157,7 @@ def test_damaged_and_outdated_shards_are_converted_again(source, expected, tmp_p
     if damage == "cut":
         os.truncate(shard, shard.stat().st_size // 2)
     elif damage == "flip":
-        data = bytearray(shard.read_bytes())
-        data[len(data) // 2] ^= 1
-        shard.write_bytes(data)
+        flip(shard)
     elif damage == "note":
         next(incomplete.rglob("*train.array_record-00002-of-*.json")).write_text('{"fingerprint": ')
     else:

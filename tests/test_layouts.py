@@ -223,6 +223,7 @@ def test_wrong_folders_are_explained_in_one_line(tmp_path):
     for open_layout, path, pattern in [
         (folder_layout, tmp_path / "missing" / "deep", "does not exist; .*found: empty/, faces/ .2 entries."),
         (folder_layout, empty, "found: nothing .0 entries."),
+        (folder_layout, faces / "list_attr_celeba.txt", "cannot be read .*: give a folder, or a .zip"),
         (functools.partial(ffhq.ffhq_layout, resolution=64), faces, "thumbnails128x128/ .*--layout=celeba --source="),
         (celeba.celeba_layout, faces / "img_align_celeba", "expected img_align_celeba/, found: .*--layout=folder"),
     ]:

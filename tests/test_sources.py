@@ -144,13 +144,9 @@ def test_an_empty_archive(tmp_path, layout):
         layout(archive(tmp_path / "a.zip", []))
 
 
-@pytest.mark.parametrize("damage", ["cut", "text"])
-def test_archives_that_cannot_be_read(tmp_path, damage):
+def test_an_archive_that_is_cut_cannot_be_read(tmp_path):
     path = archive(tmp_path / "a.zip", [(f"{i}.png", png(i)) for i in range(5)])
-    if damage == "cut":
-        os.truncate(path, path.stat().st_size // 3)
-    else:
-        path.write_text("not an archive")
+    os.truncate(path, path.stat().st_size // 3)
     with pytest.raises(UserError, match=f"--source='{path}' cannot be read") as caught:
         folder_layout(path)
     assert "\n" not in str(caught.value)

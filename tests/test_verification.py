@@ -21,6 +21,7 @@ from facevae_jax.data.prepared import builder, reading, records, verification
 from facevae_jax.data.sources.images import encode_png
 from facevae_jax.prepare import verify as verify_command
 from tests.conftest import assert_one_line_error, run_module
+from tests.test_conversion import flip
 
 MODULE = "facevae_jax.prepare"
 R = 64
@@ -98,12 +99,6 @@ def test_duplicates_and_leakage(toy):
     leakage = {"train/validation": 1, "train/test": 2, "validation/test": 2}
     assert (report.duplicates, report.leakage) == ({"train": 1, "test": 1} | leakage, leakage)
     assert any("2 of 3 test images are in train too" in line for line in report.summary)
-
-
-def flip(path: pathlib.Path, position: int) -> None:
-    data = bytearray(path.read_bytes())
-    data[position] ^= 1
-    path.write_bytes(data)
 
 
 def test_a_flipped_byte_costs_one_image(toy):

@@ -12,7 +12,7 @@ import pathlib
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -76,7 +76,9 @@ def prepare_dataset(
     # Each object store's library raises its own kinds; RuntimeError is array_record's.
     failures: tuple[type[Exception], ...] = (Exception,) if remote else (OSError, RuntimeError)
     try:
-        with contextlib.nullcontext() if remote else _resuming(incomplete, target):
+        with contextlib.nullcontext() if remote else locked(incomplete / "lock", wait=False):
+            if not remote:
+                _repair(incomplete, target)
             started = time.monotonic()
             outcome = convert(layout, job)
             seconds = time.monotonic() - started
@@ -88,6 +90,8 @@ def prepare_dataset(
             incomplete.rmtree() if remote else shutil.rmtree(incomplete)  # type: ignore[union-attr]
     except UserError:
         raise
+    except BlockingIOError as error:
+        raise UserError(f"{incomplete}: another process is preparing this dataset: wait until it ends.") from error
     except failures as error:
         raise UserError(
             f"--data_dir={str(data_dir)!r}: {target} cannot be written ({reason(error)}): fix that and run the same "
@@ -99,22 +103,15 @@ def prepare_dataset(
     return Prepared(target, counts, len(outcome.bad), enlarged, outcome.reused, speed)
 
 
-@contextlib.contextmanager
-def _resuming(incomplete: AnyPath, target: AnyPath) -> Iterator[None]:
-    """Holds the folder `incomplete` for this process, and repairs what a killed run has left."""
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(locked(incomplete / "lock", wait=False))
-        except BlockingIOError as error:
-            raise UserError(f"{incomplete}: another process is preparing this dataset: wait until it ends.") from error
-        old = incomplete / "old"
-        if old.exists():  # a run was killed while the new dataset took the place of the old one
-            shutil.rmtree(old) if target.exists() else old.rename(target)
-        for folder in (incomplete / target.name, incomplete / "manifests"):
-            folder.mkdir(exist_ok=True)
-            for unfinished in folder.glob(".*.tmp"):
-                unfinished.unlink()
-        yield
+def _repair(incomplete: AnyPath, target: AnyPath) -> None:
+    """Makes the folder `incomplete` ready, whatever a killed run has left there."""
+    old = incomplete / "old"
+    if old.exists():  # a run was killed while the new dataset took the place of the old one
+        shutil.rmtree(old) if target.exists() else old.rename(target)
+    for folder in (incomplete / target.name, incomplete / "manifests"):
+        folder.mkdir(exist_ok=True)
+        for unfinished in folder.glob(".*.tmp"):
+            unfinished.unlink()
 
 
 def _bad_images(outcome: Outcome, layout: Layout, listed: AnyPath) -> UserError:
