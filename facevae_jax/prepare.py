@@ -144,7 +144,7 @@ def prepare(
         raise UserError(f"--name={name!r}: use a-z, 0-9 and _, a letter first, and not {DataConfig.name!r}.")
     if workers is not None and workers < 1:
         raise UserError(f"--workers={workers}: choose at least 1.")
-    if attributes and layout != "ffhq" and not is_table(attributes):
+    if attributes and layout != "ffhq" and not attributes.lower().endswith(SUFFIXES):
         raise UserError(f"--attributes={attributes!r}: give a file {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}.")
     if is_remote(data_dir) and beam_options is None:
         raise UserError(f"--data_dir={data_dir!r} is not a folder of this machine: choose one, or add --beam_options=")
@@ -212,14 +212,9 @@ def open_layout(
     Raises UserError: they are not what the layout expects, or the attributes cannot be read.
     """
     labels = _path(attributes, name="--attributes") if attributes else None
-    joined = attributes is not None and is_table(attributes)
+    joined = attributes is not None and attributes.lower().endswith(SUFFIXES)  # otherwise the ffhq-features-dataset
     found = LAYOUTS[layout](source, Options(resolution, data_dir, features=None if joined else labels))
     return join_table(found, labels) if labels and joined else found
-
-
-def is_table(attributes: str) -> bool:
-    """Whether the flag --attributes names a table of labels, and not the ffhq-features-dataset."""
-    return attributes.lower().endswith(SUFFIXES)
 
 
 def _path(given: str, *, name: str = "--source") -> pathlib.Path:

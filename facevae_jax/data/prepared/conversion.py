@@ -5,6 +5,7 @@ same files, sizes and times, and its file has the bytes that were written; it co
 """
 
 import collections
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -131,9 +132,11 @@ def convert_shard(
     earlier run.
     """
     target, mark = job.folder / shard.file_name(job.name), fingerprint(shard, job.task, job.attributes)
-    if finished := read_finished(target, job.manifest(shard), mark):
-        advance(len(shard.members))
-        return finished, True
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # there is none, or it is damaged
+        finished = read_manifest(job.manifest(shard))
+        if finished.fingerprint == mark and finished.sha256 == file_sha256(target):
+            advance(len(shard.members))
+            return finished, True
     bad, enlarged = [], 0
     with uploading(target) as local:
         files = (image.file for image in shard.members)
@@ -160,15 +163,6 @@ def fingerprint(shard: Shard, task: images.Task, attributes: list[str]) -> str:
     for image in shard.members:
         digest.update(repr((image.name, image.attributes, images.stamp(image.file))).encode())
     return digest.hexdigest()
-
-
-def read_finished(file: AnyPath, manifest: AnyPath, mark: str) -> Manifest | None:
-    """The manifest of a shard that an earlier run has written; None if there is none, or it does not fit."""
-    try:
-        read = read_manifest(manifest)
-        return read if read.fingerprint == mark and file_sha256(file) == read.sha256 else None
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
 
 
 def read_manifest(path: AnyPath) -> Manifest:
