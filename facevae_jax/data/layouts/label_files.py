@@ -48,7 +48,7 @@ def join_table(layout: Layout, path: pathlib.Path) -> Layout:
       UserError: the table cannot be read, no row fits an image, one fits several, or the layout has an attribute of the
         same name already.
     """
-    table, flag = read_table(path), _flag(path)
+    table, flag = read_table(path), f"--attributes={str(path)!r}"
     taken = {attribute.name for attribute in layout.attributes}
     if twice := [attribute.name for attribute in table.attributes if attribute.name in taken]:
         raise UserError(f"{flag}: the images have an attribute {twice[0]!r} already: rename the column.")
@@ -97,7 +97,7 @@ def read_table(path: pathlib.Path) -> Table:
 
     Raises UserError: the file cannot be read, names an image twice, or has no attribute.
     """
-    flag = _flag(path)
+    flag = f"--attributes={str(path)!r}"
     try:
         entries = _entries(path.read_bytes().decode("utf-8-sig"), path.suffix.lower())
     except (OSError, ValueError, TypeError, csv.Error, RecursionError) as error:
@@ -124,10 +124,6 @@ def read_table(path: pathlib.Path) -> Table:
         raise UserError(f"{flag} has no attributes: give a column for each beside the files' names.")
     rows = {name: row for row, (name, _) in enumerate(entries)}
     return Table(tuple(attributes), rows, np.stack(values, axis=1), tuple(notes))
-
-
-def _flag(path: pathlib.Path) -> str:
-    return f"--attributes={str(path)!r}"
 
 
 def _entries(text: str, suffix: str) -> list[Entry]:
