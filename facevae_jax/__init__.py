@@ -31,7 +31,7 @@ _MODULES = {
     "TrainedModel": "facevae_jax.trained.model",
     "evaluate": "facevae_jax.metrics.scores",
     "load": "facevae_jax.trained.loading",
-    "prepare": "facevae_jax.api",
+    "prepare": "facevae_jax.prepare",
     "read_faces": "facevae_jax.data.sources.photographs",
     "train": "facevae_jax.api",
 }

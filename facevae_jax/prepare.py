@@ -56,9 +56,9 @@ LAYOUTS: dict[str, Callable[[str, Options], Layout]] = {
 
 def define_flags() -> None:
     """Defines the flags; not at import, so that a test or a benchmark may import this module."""
-    flags.DEFINE_string("layout", None, f"what the source looks like: {', '.join(LAYOUTS)}")
-    flags.DEFINE_string("source", None, "the folder or .zip file of the images, or the name of the TFDS dataset")
-    flags.DEFINE_integer("resolution", None, "pixels along one side: a power of two from 32 to 1024")
+    flags.DEFINE_string("layout", "", f"what the source looks like: {', '.join(LAYOUTS)}")
+    flags.DEFINE_string("source", "", "the folder or .zip file of the images, or the name of the TFDS dataset")
+    flags.DEFINE_integer("resolution", 0, "pixels along one side: a power of two from 32 to 1024")
     flags.DEFINE_string("data_dir", DEFAULT_DATA_DIR, "where prepared datasets are")
     flags.DEFINE_string("name", None, "name of the dataset; by default that of the layout, or of the TFDS dataset")
     flags.DEFINE_integer("workers", None, "threads that convert images; by default one more than there are CPU cores")
@@ -86,13 +86,13 @@ def main(arguments: list[str]) -> int | None:
     return None
 
 
-def verify(*, name: str | None, resolution: int | None, data_dir: str, output: str | None = None) -> None:
+def verify(*, name: str | None, resolution: int, data_dir: str, output: str | None = None) -> None:
     """Checks a prepared dataset and prints what was found. The arguments are the flags.
 
     Raises UserError: there is no such dataset, something is wrong with it, or `output` cannot be written to.
     """
     datasets = reading.prepared_datasets(expand_home(data_dir, name="--data_dir"))
-    directory = datasets.get(name or "", {}).get(resolution or 0)
+    directory = datasets.get(name or "", {}).get(resolution)
     if directory is None:
         known = ", ".join(f"--name={name} --resolution={size}" for name, sizes in datasets.items() for size in sizes)
         raise UserError(
@@ -116,29 +116,52 @@ def verify(*, name: str | None, resolution: int | None, data_dir: str, output: s
 
 
 def prepare(
+    source: str | os.PathLike[str],
     *,
-    layout: str | None,
-    source: str | None,
-    resolution: int | None,
-    data_dir: str = DEFAULT_DATA_DIR,
+    layout: str,
+    resolution: int,
     name: str | None = None,
-    workers: int | None = None,
+    data_dir: str | os.PathLike[str] = DEFAULT_DATA_DIR,
+    attributes: str | os.PathLike[str] | None = None,
     on_bad_image: builder.Policy = "error",
     overwrite: bool = False,
-    attributes: str | None = None,
+    workers: int | None = None,
     beam_options: str | None = None,
 ) -> AnyPath:
-    """Prepares a dataset, prints what to type next, and returns the dataset's folder. The arguments are the flags.
+    """Makes a dataset from images, like `python -m facevae_jax.prepare`, and prints what it did.
 
-    Raises UserError: a flag is missing or impossible, or the images are not what the layout expects.
+    An interrupted call resumes where it stopped when it is made again; a finished one returns at once.
+
+    Args:
+      source: the folder or .zip file of the images; for the layout `tfds` the name of the dataset.
+      layout: what the source looks like: `ffhq`, `celeba`, `folder` or `tfds`.
+      resolution: R, pixels along one side: a power of two from 32 to 1024. Images are stored as uint8 [R, R, 3].
+      name: of the dataset, for `config.data.name`; that of the layout or of the TFDS dataset by default.
+      data_dir: the folder of all prepared datasets, for `config.data.data_dir`.
+      attributes: a CSV or JSON file of labels, joined by file name; for `ffhq` also the ffhq-features-dataset.
+      on_bad_image: what to do with images that cannot be read: `error` writes no dataset, `skip` leaves them out and
+        lists them in the dataset's bad_images.jsonl.
+      overwrite: replace a dataset that exists already.
+      workers: threads that convert images; one more than there are CPU cores by default.
+      beam_options: convert by Apache Beam with these options instead of threads; "" for Beam's defaults.
+
+    Returns:
+      The folder of the dataset.
+
+    Raises:
+      UserError: an argument is impossible, the images are not what the layout expects, or they cannot be used; the
+        message names arguments by their flags, such as --layout.
     """
+    source, data_dir = os.fspath(source), os.fspath(data_dir)
+    attributes = None if attributes is None else os.fspath(attributes)
     if layout not in LAYOUTS:
-        raise UserError(f"--layout={layout or ''}: choose one of {', '.join(LAYOUTS)}.")
+        raise UserError(f"--layout={layout}: choose one of {', '.join(LAYOUTS)}.")
     if not source:
         raise UserError("--source is missing: give the folder or .zip file of the images, or the TFDS dataset's name.")
-    if resolution is None or resolution & (resolution - 1) or not MIN_RESOLUTION <= resolution <= MAX_RESOLUTION:
-        given = "" if resolution is None else resolution
-        raise UserError(f"--resolution={given}: choose a power of two from {MIN_RESOLUTION} to {MAX_RESOLUTION}.")
+    if resolution & (resolution - 1) or not MIN_RESOLUTION <= resolution <= MAX_RESOLUTION:
+        raise UserError(
+            f"--resolution={resolution or ''}: choose a power of two from {MIN_RESOLUTION} to {MAX_RESOLUTION}."
+        )
     name = name or (source.partition("/")[0] if layout == "tfds" else layout)
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name == DataConfig.name:  # of the drawn faces
         raise UserError(f"--name={name!r}: use a-z, 0-9 and _, a letter first, and not {DataConfig.name!r}.")

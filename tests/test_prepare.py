@@ -76,10 +76,10 @@ def test_command_from_images_to_the_next_command(faces, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        *(({"resolution": size}, "--resolution=.*from 32 to 1024") for size in (None, 0, -64, 16, 48, 2048)),
-        ({"layout": None}, "--layout="),
+        *(({"resolution": size}, "--resolution=.*from 32 to 1024") for size in (0, -64, 16, 48, 2048)),
+        ({"layout": ""}, "--layout="),
         ({"layout": "imagenet"}, "--layout=imagenet.*ffhq, celeba, folder, tfds"),
-        ({"source": None}, "--source is missing"),
+        ({"source": ""}, "--source is missing"),
         ({"source": "/nowhere/at/all"}, "/nowhere/at/all.*does not exist"),
         ({"data_dir": __file__}, "--data_dir="),
         ({"name": "../up"}, "--name='../up'"),
