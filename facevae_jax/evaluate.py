@@ -12,13 +12,13 @@ from typing import Any
 from absl import flags
 
 from facevae_jax.core import command_line, startup
-from facevae_jax.core.errors import UserError, expand_home, make_writable_directory
+from facevae_jax.core.errors import expand_home, writable_file
 from facevae_jax.latents.priors import DEFAULT, PRIORS, STANDARD
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run, or of an exported model.")
+flags.DEFINE_string("workdir", None, "Directory of the run, or of an exported model.")
 _SPLIT = flags.DEFINE_enum("split", None, ["train", "validation", "test"], "Which images; as the run by default.")
 _JSON = flags.DEFINE_string("json", None, "File to write; WORKDIR/evaluation_SPLIT.json by default.")
-_IMPORTANCE = flags.DEFINE_list("importance_samples", ["1", "10", "100"], "Draws of the bound; empty for no bound.")
+flags.DEFINE_list("importance_samples", ["1", "10", "100"], "Draws of the bound; empty for no bound.")
 _IMPORTANCE_IMAGES = flags.DEFINE_integer("importance_images", 256, "Images that it is computed for.", lower_bound=1)
 _RECALIBRATE = flags.DEFINE_boolean("recalibrate", False, "Recompute batch normalization's statistics without dropout.")
 _PRIOR = flags.DEFINE_enum("prior", DEFAULT, list(PRIORS), "What samples are drawn from.")
@@ -32,15 +32,7 @@ _BATCH_SIZE = flags.DEFINE_integer("batch_size", 0, "Images at a time; 0: what s
 
 def main(arguments: list[str]) -> None:
     """Evaluates, prints and writes."""
-    if arguments:
-        raise UserError(f"{arguments[0]!r} is not understood: flags look like --name=value.")
-    if not _WORKDIR.value:
-        raise UserError("--workdir is missing: give the directory of a training run.")
-    workdir = expand_home(_WORKDIR.value, name="--workdir")
-    try:
-        draws = [int(text) for text in _IMPORTANCE.value if text]
-    except ValueError as error:
-        raise UserError(f"--importance_samples={','.join(_IMPORTANCE.value)!r} must be whole numbers.") from error
+    workdir, draws = command_line.workdir_of(arguments), command_line.numbers("importance_samples", int)
 
     from facevae_jax.core.files import write_json  # after the flags are checked: jax takes seconds to import
     from facevae_jax.metrics import comparison, frechet, inception, likelihood, recalibration, scores
@@ -62,9 +54,7 @@ def main(arguments: list[str]) -> None:
     trained = TrainedModel(restored, folder=folder_of(workdir), mesh=mesh, batch_size=_BATCH_SIZE.value)
     split = _SPLIT.value or trained.dataset.evaluation_split
     output = expand_home(_JSON.value or str(trained.folder / f"evaluation_{split}.json"), name="--json")
-    if output.is_dir():
-        raise UserError(f"--json={str(output)!r} is a folder: give the name of a file.")
-    make_writable_directory(output.parent, name="--json's directory")
+    writable_file(output, name="--json")
     prior = _PRIOR.value
     if _FID.value:
         inception.check_installed()

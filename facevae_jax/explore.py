@@ -5,19 +5,20 @@ python -m facevae_jax.explore --workdir=/tmp/quickstart
 Prints the page's address, which only this machine can reach. Ctrl-C stops it. Photographs stay in memory.
 """
 
+import pathlib
 import sys
 from typing import Any
 
 from absl import flags
 
 from facevae_jax.core import command_line, startup
-from facevae_jax.core.errors import UserError, expand_home
+from facevae_jax.core.errors import UserError
 from facevae_jax.latents.priors import DEFAULT, PRIORS, STANDARD
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run, or of an exported model.")
+flags.DEFINE_string("workdir", None, "Directory of the run, or of an exported model.")
 _PORT = flags.DEFINE_integer("port", 0, "Where to listen on 127.0.0.1; 0: any free port.", 0, 65535)
 _ATTRIBUTE = flags.DEFINE_list("attribute", [], "Attributes with a slider; by default a few of those with labels.")
-_DIMENSIONS = flags.DEFINE_list("dimensions", [], "Latent dimensions with a slider; by default the strongest.")
+flags.DEFINE_list("dimensions", [], "Latent dimensions with a slider; by default the strongest.")
 _PRIOR = flags.DEFINE_list(
     "prior", [], f"Priors to draw new faces from: {', '.join(PRIORS)}; by default the first two."
 )
@@ -25,31 +26,23 @@ _PRIOR = flags.DEFINE_list(
 
 def main(arguments: list[str]) -> int:
     """Serves the page until Ctrl-C."""
-    if arguments:
-        raise UserError(f"{arguments[0]!r} is not a flag: flags look like --name=value.")
-    if _WORKDIR.value is None:
-        raise UserError("--workdir is missing: give the directory of a training run.")
+    workdir, dimensions = command_line.workdir_of(arguments), command_line.numbers("dimensions", int)
     if wrong := [name for name in _PRIOR.value if name not in PRIORS]:
         raise UserError(f"--prior={wrong[0]!r} is not one of {', '.join(PRIORS)}.")
-    dimensions = [int(text) if text.isdecimal() else -1 for text in _DIMENSIONS.value]
-    if -1 in dimensions:
-        raise UserError(f"--dimensions={','.join(_DIMENSIONS.value)!r} must be whole numbers with commas between them.")
     try:
-        serve(dimensions)
+        serve(workdir, dimensions)
     except KeyboardInterrupt:
         print("stopped.", file=sys.stderr)
         return 130
     return 0
 
 
-def serve(dimensions: list[int]) -> None:
+def serve(workdir: pathlib.Path, dimensions: tuple[int, ...]) -> None:
     """Loads the model, makes its sliders and serves the page until Ctrl-C.
 
     Raises:
       UserError: the port is in use, there is no model, or it has no such attribute, dimension or prior.
     """
-    workdir = expand_home(str(_WORKDIR.value), name="--workdir")
-
     from facevae_jax.data.sources import photographs
     from facevae_jax.exploring import server, sliders  # after the flags are checked: importing jax takes seconds
     from facevae_jax.exploring.explorer import Explorer

@@ -14,17 +14,17 @@ from absl import flags
 from facevae_jax.core import command_line, startup
 from facevae_jax.core.errors import UserError, expand_home
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run, or of an exported model.")
+flags.DEFINE_string("workdir", None, "Directory of the run, or of an exported model.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write; it must not exist yet, or be empty.")
 _ONNX = flags.DEFINE_boolean("onnx", False, "Write ONNX graphs too; needs the extra `onnx`.")
 
 
 def main(arguments: list[str]) -> None:
     """Writes the folder and says how far each program in it is from the model."""
-    if arguments:
-        raise UserError(f"{' '.join(arguments)!r} is not understood: give --workdir, --output and --onnx alone.")
-    workdir = expand_home(_given(_WORKDIR), name="--workdir")
-    output = expand_home(_given(_OUTPUT), name="--output")
+    workdir = command_line.workdir_of(arguments)
+    if not _OUTPUT.value:
+        raise UserError("--output is missing: give the folder to write.")
+    output = expand_home(_OUTPUT.value, name="--output")
 
     from facevae_jax.exporting import publishing  # after the flags are checked: jax takes seconds to import
     from facevae_jax.trained import weights
@@ -42,13 +42,6 @@ def main(arguments: list[str]) -> None:
         difference = differences.get(path.name)
         checked = f"  at most {difference.largest:.1e} from the model" if difference else ""
         print(f"  {path.name:17} {path.stat().st_size / 1e6:8.2f} MB{checked}")
-
-
-def _given(flag: flags.FlagHolder) -> str:
-    """Its value; raises a UserError where it was not given."""
-    if not flag.value:
-        raise UserError(f"--{flag.name} is missing: give --workdir=RUN --output=FOLDER.")
-    return flag.value
 
 
 if __name__ == "__main__":

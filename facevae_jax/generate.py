@@ -16,17 +16,19 @@ are animations, and no ending is a folder of single PNG files; or say --format.
 
 import dataclasses
 import math
+from typing import Any
 
 from absl import flags
 
 from facevae_jax.core import command_line, startup
-from facevae_jax.core.errors import UserError, expand_home
+from facevae_jax.core.errors import UserError
 from facevae_jax.generation.outputs import FORMATS
 from facevae_jax.latents.priors import DEFAULT, PRIORS
 
+NUMBERS = {"rows": int, "dimensions": int, "alpha": float}  # flags that take several
 VERB_NAMES = ("sample", "reconstruct", "interpolate", "morph", "edit", "traverse", "encode")
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run, or of an exported model.")
+flags.DEFINE_string("workdir", None, "Directory of the run, or of an exported model.")
 flags.DEFINE_string("output", None, "File or folder to write; VERB.png by default.")
 flags.DEFINE_enum("format", None, FORMATS, "How to write it; by default as --output ends.")
 flags.DEFINE_integer("count", None, "Faces, rows or dimensions.", lower_bound=1, upper_bound=10**8)
@@ -56,27 +58,22 @@ flags.DEFINE_enum(
     ["mean", "regression", "curve"],
     "Difference of means (the paper's), logistic or ridge regression, or a way that bends with the means.",
 )
-_ALPHA = flags.DEFINE_list("alpha", ["-3", "-2", "-1", "0", "1", "2", "3"], "How far, in standard deviations.")
-_DIMENSIONS = flags.DEFINE_list(
-    "dimensions", [], "Latent dimensions, by number; those that change the face most by default."
-)
+flags.DEFINE_list("alpha", ["-3", "-2", "-1", "0", "1", "2", "3"], "How far, in standard deviations.")
+flags.DEFINE_list("dimensions", [], "Latent dimensions, by number; those that change the face most by default.")
 
 
 def main(arguments: list[str]) -> None:
     """Runs one verb."""
     if len(arguments) != 1 or arguments[0] not in VERB_NAMES:
         raise UserError(f"{' '.join(arguments)!r} is not understood: give one of {', '.join(VERB_NAMES)}, then flags.")
-    if _WORKDIR.value is None:
-        raise UserError("--workdir is missing: give the directory of a training run.")
-    rows, dimensions = numbers(_ROWS.value, "rows", int), numbers(_DIMENSIONS.value, "dimensions", int)
-    alphas = numbers(_ALPHA.value, "alpha", float)
+    workdir = command_line.workdir_of(arguments[1:])
+    numbers = {name: command_line.numbers(name, kind) for name, kind in NUMBERS.items()}
     if math.isnan(_FPS.value):
         raise UserError("--fps=nan must be a number.")
     if (of_split := _SPLIT.value or _ROWS.value) and _IMAGES.value:
         raise UserError("--images beside --split or --rows: give the one or the other.")
     if arguments == ["sample"] and (_IMAGES.value or of_split):
         raise UserError("sample draws from a prior: leave --images, --split and --rows out, or take reconstruct.")
-    workdir = expand_home(_WORKDIR.value, name="--workdir")
 
     from facevae_jax.data.sources import photographs  # after the flags are checked: jax takes seconds to import
     from facevae_jax.generation import verbs
@@ -84,22 +81,9 @@ def main(arguments: list[str]) -> None:
 
     startup.keep_compiled_programs()
     photographs.ignore_bomb_warnings()
-    given = {field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(verbs.Request)}
-    request = verbs.Request(**given | {"rows": rows, "dimensions": dimensions, "alpha": alphas})
+    given: dict[str, Any] = {field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(verbs.Request)}
+    request = verbs.Request(**given | numbers)
     print(verbs.VERBS[arguments[0]](load(workdir, batch_size=_BATCH_SIZE.value), request))
-
-
-def numbers(texts: list[str], name: str, kind: type) -> tuple:
-    """The values of a flag that takes several numbers.
-
-    Raises:
-      UserError: one of them is not a number.
-    """
-    try:
-        return tuple(kind(text) for text in texts)
-    except ValueError as error:
-        what = "whole numbers" if kind is int else "numbers"
-        raise UserError(f"--{name}={','.join(texts)!r} must be {what} with commas between them.") from error
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What all commands share: parsing flags, and printing errors in one line with exit code 2."""
 
+import pathlib
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -7,7 +8,7 @@ from typing import NoReturn
 from absl import flags, logging
 
 from facevae_jax.core import named_configs
-from facevae_jax.core.errors import UserError
+from facevae_jax.core.errors import UserError, expand_home
 
 
 def run(
@@ -55,6 +56,33 @@ def parse_flags(argv: list[str], check_arguments: Callable[[list[str]], None]) -
                 f"{typed[0]}: {given} has no such setting; a model's depend on config.model.kind."
             ) from error
         raise UserError(f"{given}: {type(error).__name__}: {one_line(error)}") from error
+
+
+def workdir_of(arguments: list[str]) -> pathlib.Path:
+    """The value of `--workdir`, of a command that takes flags alone.
+
+    Raises:
+      UserError: there are positional arguments, or it is missing.
+    """
+    if arguments:
+        raise UserError(f"{arguments[0]!r} is not a flag: flags look like --name=value.")
+    if not flags.FLAGS.workdir:
+        raise UserError("--workdir is missing: give the directory of a training run.")
+    return expand_home(flags.FLAGS.workdir, name="--workdir")
+
+
+def numbers(name: str, kind: type) -> tuple:
+    """The values of a flag that takes several numbers, int or float.
+
+    Raises:
+      UserError: one of them is not a number.
+    """
+    texts = [text for text in flags.FLAGS[name].value if text]
+    try:
+        return tuple(kind(text) for text in texts)
+    except ValueError as error:
+        what = "whole numbers" if kind is int else "numbers"
+        raise UserError(f"--{name}={','.join(texts)!r} must be {what} with commas between them.") from error
 
 
 def one_line(error: BaseException) -> str:

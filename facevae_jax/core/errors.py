@@ -37,6 +37,18 @@ def expand_home(path: str | os.PathLike[str], *, name: str) -> pathlib.Path:
     return found
 
 
+def writable_file(path: pathlib.Path, *, name: str) -> pathlib.Path:
+    """The path, where a file can be written.
+
+    Raises:
+      UserError: it is a folder, or its folder cannot be written to.
+    """
+    if path.is_dir():
+        raise UserError(f"{name}={str(path)!r} is a folder: give the name of a file in it.")
+    make_writable_directory(path.parent, name=f"{name}'s directory")
+    return path
+
+
 def make_writable_directory(path: str | os.PathLike[str], *, name: str) -> pathlib.Path:
     """Creates the directory `path`, checks that files can be written there, and returns it.
 

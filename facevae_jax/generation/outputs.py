@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from facevae_jax.core import pictures
-from facevae_jax.core.errors import UserError, expand_home, make_writable_directory
+from facevae_jax.core.errors import UserError, expand_home, make_writable_directory, writable_file
 from facevae_jax.core.files import atomic_writer
 from facevae_jax.core.parallel import available_cpus, map_in_order
 from facevae_jax.core.progress import progress_bar
@@ -61,9 +61,10 @@ def choose(output: str | None, format: str | None, *, verb: str) -> Destination:
         raise UserError(f"--output={str(path)!r} already has files: give a new folder.")
     if path.name in ("", ".."):
         raise UserError(f"--output={output!r} must be the name of a new file or folder.")
-    if format != "png" and path.is_dir():
-        raise UserError(f"--output={str(path)!r} is a folder: give the name of a {ending} file.")
-    make_writable_directory(path.parent, name="--output's directory")
+    if format == "png":
+        make_writable_directory(path.parent, name="--output's directory")
+    else:
+        writable_file(path, name="--output")
     return Destination(path, format)  # type: ignore[arg-type]
 
 

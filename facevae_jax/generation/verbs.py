@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from facevae_jax.core import pictures
-from facevae_jax.core.errors import UserError, expand_home, make_writable_directory
+from facevae_jax.core.errors import UserError, expand_home, writable_file
 from facevae_jax.data.sources.photographs import list_photographs, photograph_blocks
 from facevae_jax.generation import outputs, sheets
 from facevae_jax.inference import Encoded
@@ -93,9 +93,7 @@ def encode(trained: TrainedModel, request: Request) -> str:
     output = expand_home(request.output or "latents.npz", name="--output")
     if output.suffix not in (".npz", ".parquet"):
         raise UserError(f"--output={str(output)!r} must end in .npz or .parquet.")
-    if output.is_dir():
-        raise UserError(f"--output={str(output)!r} is a folder: give the name of a {output.suffix} file.")
-    make_writable_directory(output.parent, name="--output's directory")
+    writable_file(output, name="--output")
     if request.images:
         table = codes.encode_photographs(trained.inference, request.images, resolution=trained.resolution)
     else:
