@@ -9,14 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from facevae_jax.models import blocks, vae
+from facevae_jax.config import DataConfig, ObjectiveConfig, RunConfig
+from facevae_jax.models import autoencoder, blocks, vae
 from facevae_jax.models.api import Execution, image_keys, to_unit
 from facevae_jax.models.blocks import apply_layer, block_size
-from facevae_jax.models.likelihoods import GaussianLikelihood
-from facevae_jax.models.vae import VAE
 from facevae_jax.objective import image_terms
-
-LIKELIHOOD = GaussianLikelihood(32 * 32 * 3)
+from facevae_jax.training.setup import make_model
 
 
 def layer(shared, x, extras):
@@ -58,40 +56,47 @@ def test_a_block_divides_the_batch_and_fits(batch, image_bytes):
     assert not [s for s in range(size + 1, batch + 1) if batch % s == 0 and s * image_bytes <= blocks.BLOCK_BYTES]
 
 
-@pytest.mark.parametrize("normalization", ["batch", "group", "none"])
-def test_forms_agree_in_loss_and_gradients(normalization, monkeypatch):
-    """The whole model, with dropout, several blocks a layer, a kernel of 4, and pixels as they are stored."""
+@pytest.mark.parametrize(
+    "model",
+    [
+        # A smooth activation: rounding moves no value across a kink, where the gradient jumps.
+        *(
+            vae.Config(activation="silu", normalization=n, dropout_rate=0.2, kernel_size=4, filters=(16, 32))
+            for n in ("batch", "group", "none")
+        ),
+        *(autoencoder.Config(latent_channels=2, width=8, downsampling=d) for d in (4, 8)),
+    ],
+    ids=["batch", "group", "none", "spatial, 4", "spatial, 8"],
+)
+def test_forms_agree_in_loss_and_gradients(model, monkeypatch):
+    """Whole models, with dropout, several blocks a layer, a kernel of 4, and pixels as they are stored."""
     monkeypatch.setattr(blocks, "BLOCK_BYTES", 2**16)
-    # A smooth activation: rounding moves no value across a kink, where the gradient jumps.
-    smooth = {"activation": "silu", "dropout_rate": 0.2, "kernel_size": 4, "filters": (16, 32)}
-    config = vae.Config(latent_dim=4, normalization=normalization, **smooth)
+    config = RunConfig(data=DataConfig(resolution=32), model=model, objective=ObjectiveConfig(likelihood="gaussian"))
     pixels = jax.random.randint(jax.random.key(0), (6, 32, 32, 3), 0, 256).astype(jnp.uint8)
     images = to_unit(pixels)
     key = jax.random.key(1)
     keys = image_keys(key, 6)
-    variables = VAE(config, 32, LIKELIHOOD).init(key, images, keys, train=False)
+    variables = make_model(config)[0].init(key, images, keys, train=False)
     # Away from the exact zeros and ones of a fresh model.
     variables = jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(key, leaf.shape), variables)
-    if normalization == "batch":
+    if "batch_stats" in variables:
         variables["batch_stats"] = jax.tree.map(jnp.abs, variables["batch_stats"])
 
-    @functools.partial(jax.jit, static_argnames="execution")
-    def losses(params, execution):
+    @functools.partial(jax.jit, static_argnames="form")
+    def losses(params, form):
+        module, likelihood = make_model(config, Execution(form))
+
         def loss(params):
-            given = images if execution.form == "plain" else pixels
-            model = VAE(config, 32, LIKELIHOOD, execution)
-            output, updates = model.apply(
+            given = images if form == "plain" else pixels
+            output, updates = module.apply(
                 {**variables, "params": params}, given, keys, train=True, mutable=["batch_stats"]
             )
-            terms = image_terms(images, output, LIKELIHOOD)
+            terms = image_terms(images, output, likelihood)
             return 100 * jnp.mean(terms.pixels.squared_error) + jnp.mean(terms.kl[0]), updates
 
         return jax.value_and_grad(loss, has_aux=True)(params)
 
-    plain = losses(variables["params"], Execution("plain"))
-    cut = losses(variables["params"], Execution("matmul"))
-
     def close(actual, expected):
         np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5 * float(jnp.abs(expected).max() + 1))
 
-    jax.tree.map(close, cut, plain)
+    jax.tree.map(close, losses(variables["params"], "matmul"), losses(variables["params"], "plain"))

@@ -15,7 +15,7 @@ from facevae_jax.inference import Inference
 from facevae_jax.metrics import comparison, recalibration, scores
 from facevae_jax.metrics.frechet import frechet_distance
 from facevae_jax.metrics.images import image_scores
-from facevae_jax.models.convolution import strided_convolution
+from facevae_jax.models.convolution import convolution
 from facevae_jax.trained import loading
 from facevae_jax.trained.model import TrainedModel
 from facevae_jax.training.setup import make_mesh
@@ -98,7 +98,7 @@ def test_recalibrated_statistics_are_those_of_batches_without_dropout(tiny_confi
     assert jax.tree.structure(found) == jax.tree.structure(state.batch_stats)
     rows = BatchPlan(tiny_config.train.seed, len(pixels), tiny_config.train.batch_size).rows(0, 10)
     layer = state.params["encoder"]["StridedConvolution_0"]
-    seen = strided_convolution(jnp.asarray(pixels[rows.ravel()] / np.float32(255)), layer["kernel"], form="plain")
+    seen = convolution(jnp.asarray(pixels[rows.ravel()] / np.float32(255)), layer["kernel"], stride=2, form="plain")
     statistics = found["encoder"]["Stage_0"]["BatchNorm_0"]
     np.testing.assert_allclose(statistics["mean"], np.mean(seen, axis=(0, 1, 2)) + layer["bias"], rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(statistics["var"], np.var(seen, axis=(0, 1, 2)), rtol=1e-3, atol=1e-7)

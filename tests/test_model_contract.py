@@ -1,11 +1,11 @@
-"""A hierarchical model, written here, with nothing but `models.api`: the trainer and the tools ask no more of one.
+"""Models whose latents are no flat vector, by the same trainer and tools: the spatial autoencoder, and a hierarchy.
 
-A top group [z] with the prior N(0, I), and below it a spatial group [h, w, c] whose prior the top group predicts.
+The hierarchy is written here with nothing but `models.api`, so the trainer and the tools ask no more of a model: a top
+group [z] with the prior N(0, I), and below it a spatial group [h, w, c] whose prior the top group predicts.
 """
 
 import dataclasses
-import sys
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -18,14 +18,17 @@ from facevae_jax import models
 from facevae_jax.config import ObjectiveConfig, RunConfig, TrainConfig
 from facevae_jax.core import random
 from facevae_jax.data.batches import row_keys
+from facevae_jax.generation import verbs
 from facevae_jax.metrics import scores
 from facevae_jax.metrics.likelihood import importance_bounds
+from facevae_jax.models import autoencoder
 from facevae_jax.models.api import Execution, Gaussian, LatentGroup, Output, image_keys, to_unit
 from facevae_jax.models.autoencoder import depth_to_space, space_to_depth
 from facevae_jax.models.likelihoods import Decoded, GaussianLikelihood
+from facevae_jax.trained.model import TrainedModel
 from facevae_jax.training.evaluation import Evaluator
 from facevae_jax.training.loop import train
-from facevae_jax.training.setup import TrainSetup, make_mesh
+from facevae_jax.training.setup import TrainSetup, TrainState, make_mesh
 from facevae_jax.training.telemetry import read_metrics
 from tests.conftest import assert_same_trees
 
@@ -90,37 +93,68 @@ def build(config: Config, *, resolution: int, likelihood: GaussianLikelihood, ex
     return TwoLevels(config, resolution, likelihood)
 
 
-@pytest.fixture(scope="module")
-def config(tiny_config):
-    """Registers the kind as long as the tests of this module run."""
+class Run(NamedTuple):
+    config: RunConfig
+    state: TrainState
+    trained: TrainedModel
+
+    def apply(self, *arguments, **keywords):
+        return self.trained.module.apply(self.trained.variables, *arguments, **keywords)
+
+
+@pytest.fixture(scope="module", params=["vae", "spatial", "levels"])
+def run(request, tiny_config, finished, tmp_path_factory):
+    """A trained model of each kind; that of the hierarchy is registered as long as its tests run."""
+    if request.param == "vae":
+        yield Run(tiny_config, finished[1], facevae_jax.load(finished[0]))
+        return
+    spatial = request.param == "spatial"
+    model = autoencoder.Config(latent_channels=2, width=8) if spatial else Config()
+    objective = ObjectiveConfig(likelihood="gaussian", **({} if spatial else {"kl_weight": 0.5, "free_bits": 0.01}))
+    settings = {"batch_size": 16, "steps": 20, "warmup_steps": 0, "log_every_steps": 1, "steps_per_dispatch": 4}
+    config = RunConfig(data=tiny_config.data, model=model, objective=objective, train=TrainConfig(**settings))
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(models.KINDS, "two_levels", __name__)
-        patch.setitem(sys.modules, __name__, sys.modules[__name__])
-        yield RunConfig(
-            data=tiny_config.data,
-            model=Config(),
-            objective=ObjectiveConfig(likelihood="gaussian", kl_weight=0.5, free_bits=0.01),
-            train=TrainConfig(batch_size=16, steps=20, warmup_steps=0, log_every_steps=1, steps_per_dispatch=4),
-        )
+        workdir = tmp_path_factory.mktemp(request.param)
+        yield Run(config, train(config, workdir), facevae_jax.load(workdir))
 
 
-@pytest.fixture(scope="module")
-def run(config, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("levels")
-    return workdir, train(config, workdir)
+only_spatial = pytest.mark.parametrize("run", ["spatial"], indirect=True)
+only_levels = pytest.mark.parametrize("run", ["levels"], indirect=True)
 
 
-@pytest.fixture(scope="module")
-def trained(run):
-    return facevae_jax.load(run[0])
+@pytest.mark.parametrize("run", ["spatial", "levels"], indirect=True)
+def test_stopping_and_resuming_changes_no_bit(run, tmp_path):
+    train(run.config, tmp_path, should_stop=lambda step: step >= 7)
+    assert_same_trees(train(run.config, tmp_path), run.state)
 
 
-def apply(trained, *arguments, **keywords):
-    return trained.module.apply(trained.variables, *arguments, **keywords)
+def test_evaluation_is_exact_for_a_ragged_split(run):
+    """37 images in batches of 16 score the same as all at once, by the closed forms in float64."""
+    images, config = run.trained.dataset.images("validation"), run.config
+    setup = TrainSetup.of(config, make_mesh())
+    loss, units, active = Evaluator(setup, images)(run.state)
+    keys = row_keys(jnp.arange(37), seed=0, stream="evaluate", step=0)
+    output = run.apply(jnp.asarray(images), keys, train=False)
+    expected, varying = [], []
+    for _, posterior, prior in output.latents:
+        m, v = (np.asarray(x, np.float64).reshape(37, -1) for x in posterior)
+        n, w = (np.asarray(x, np.float64).reshape(37, -1) for x in prior or (np.zeros_like(m), np.zeros_like(m)))
+        expected.append(0.5 * ((np.exp(v) + (m - n) ** 2) / np.exp(w) - 1 + w - v))
+        varying.append(np.sum(m.var(axis=0) > 0.01))
+    assert (list(units), list(active)) == ([kl.shape[1] for kl in expected], varying)
+    np.testing.assert_allclose(loss.rates, [kl.sum(axis=1).mean() for kl in expected], rtol=1e-4)
+    floored = sum(np.maximum(kl.mean(axis=0), config.objective.free_bits).sum() for kl in expected)
+    np.testing.assert_allclose(loss.kl_term, config.objective.kl_weight * floored, rtol=1e-4)
+    error = np.square(np.asarray(output.decoded.mean, np.float64) - images / 255).mean()
+    np.testing.assert_allclose(loss.mse, error, rtol=1e-5)
+    nll = 0.5 * 3072 * (np.log(2 * np.pi * loss.variance) + error / loss.variance)
+    np.testing.assert_allclose(loss.nll, nll, rtol=1e-5)
 
 
+@only_levels
 def test_the_trainer_logs_the_rate_of_each_group(run):
-    records = read_metrics(run[0])
+    records = read_metrics(run.trained.folder)
     assert len(records) == 20 + 2
     for record in records:
         assert record["loss"] == pytest.approx(record["reconstruction"] + record["kl_term"], rel=1e-6)
@@ -130,37 +164,11 @@ def test_the_trainer_logs_the_rate_of_each_group(run):
     assert records[-1]["loss"] < records[0]["loss"]
 
 
-def test_stopping_and_resuming_changes_no_bit(config, run, tmp_path):
-    train(config, tmp_path, should_stop=lambda step: step >= 7)
-    assert_same_trees(train(config, tmp_path), run[1])
-
-
-def test_evaluation_is_exact_for_a_ragged_split(config, run, trained):
-    """The KL to the learned prior by the closed form in float64, of all 37 images at once."""
-    images = trained.dataset.images("validation")
-    loss, units, _ = Evaluator(TrainSetup.of(config, make_mesh()), images)(run[1])
-    keys = row_keys(jnp.arange(37), seed=0, stream="evaluate", step=0)
-    output = apply(trained, jnp.asarray(images), keys, train=False)
-    assert list(units) == [4, SIDE * SIDE * CHANNELS]
-    expected = []
-    for _, posterior, prior in output.latents:
-        m, v = (np.asarray(x, np.float64).reshape(37, -1) for x in posterior)
-        if prior is None:
-            expected.append(0.5 * (np.exp(v) + m**2 - 1 - v))
-        else:
-            n, w = (np.asarray(x, np.float64).reshape(37, -1) for x in prior)
-            expected.append(0.5 * ((np.exp(v) + (m - n) ** 2) / np.exp(w) - 1 + w - v))
-    np.testing.assert_allclose(loss.rates, [kl.sum(axis=1).mean() for kl in expected], rtol=1e-4)
-    floored = sum(np.maximum(kl.mean(axis=0), 0.01).sum() for kl in expected)
-    np.testing.assert_allclose(loss.kl_term, 0.5 * floored, rtol=1e-4)
-    error = np.square(np.asarray(output.decoded.mean) - images / 255).mean()
-    np.testing.assert_allclose(loss.mse, error, rtol=1e-5)
-
-
-def test_bounds_grow_with_the_number_of_draws_of_all_groups(trained):
-    images = trained.dataset.images("validation")
+@only_levels
+def test_bounds_grow_with_the_number_of_draws_of_all_groups(run):
+    trained = run.trained
     of_model = {"likelihood": trained.likelihood, "variance": trained.variance}
-    bounds = importance_bounds(trained.inference, images, **of_model, draws=(1, 4, 16))
+    bounds = importance_bounds(trained.inference, trained.dataset.images("validation"), **of_model, draws=(1, 4, 16))
     means = [bounds[count].mean() for count in (1, 4, 16)]
     assert means[0] < means[1] < means[2]
     record = scores.evaluate(trained, draws=())["likelihood"]
@@ -168,24 +176,59 @@ def test_bounds_grow_with_the_number_of_draws_of_all_groups(trained):
     assert -means[0] == pytest.approx(record["negative_elbo"], rel=0.02)
 
 
-def test_the_group_below_a_code_is_drawn_from_its_prior(trained):
-    code = jnp.asarray(trained.sample_codes(2))
-    mean = apply(trained, code, method="decode").mean
-    one, again = (apply(trained, code, image_keys(jax.random.key(0), 2), method="decode").mean for _ in range(2))
-    other = apply(trained, code, image_keys(jax.random.key(1), 2), method="decode").mean
+@only_levels
+def test_the_group_below_a_code_is_drawn_from_its_prior(run):
+    code = jnp.asarray(run.trained.sample_codes(2))
+    mean = run.apply(code, method="decode").mean
+    one, again = (run.apply(code, image_keys(jax.random.key(0), 2), method="decode").mean for _ in range(2))
+    other = run.apply(code, image_keys(jax.random.key(1), 2), method="decode").mean
     np.testing.assert_array_equal(one, again)
     assert np.abs(one - other).max() > 1e-3
-    cold = apply(trained, code, image_keys(jax.random.key(0), 2), temperature=0.0, method="decode").mean
+    cold = run.apply(code, image_keys(jax.random.key(0), 2), temperature=0.0, method="decode").mean
     np.testing.assert_allclose(cold, mean, atol=1e-6)
-    # The draws of many keys have the moments of the prior.
-    prior = apply(trained, code[:1], method="prior_of")
-    draws = Gaussian(*(jnp.repeat(x, 4_000, axis=0) for x in prior)).sample(image_keys(jax.random.key(2), 4_000))
-    np.testing.assert_allclose(draws.mean(axis=0), prior.mean[0], atol=0.1)
-    np.testing.assert_allclose(jnp.log(draws.var(axis=0)), prior.log_variance[0], atol=0.15)
 
 
-def test_the_tools_work_on_the_code_of_the_top_group(trained):
-    images = trained.dataset.images("validation")[:3]
-    assert trained.encode(images).mean.shape == (3, 4)
-    assert trained.sample(3).shape == trained.reconstruct(images).shape == images.shape
-    np.testing.assert_array_equal(trained.sample(3), trained.sample(3))
+@pytest.mark.parametrize(
+    ("run", "shape"), [("spatial", (4, 4, 2)), ("levels", (4,))], indirect=["run"], ids=["spatial", "levels"]
+)
+def test_tools_work_on_codes_of_any_shape_and_may_hold_them_flat(run, shape, tmp_path):
+    trained, size = run.trained, int(np.prod(shape))
+    images = trained.dataset.images("validation")[:5]
+    posterior = trained.encode(images)
+    assert posterior.mean.shape == posterior.log_variance.shape == (5, *shape)
+    assert trained.posterior_sample(posterior).shape == (5, *shape)
+    flat = posterior.mean.reshape(5, -1)
+    np.testing.assert_array_equal(trained.decode(posterior.mean), trained.decode(flat))
+    np.testing.assert_array_equal(trained.decode(flat), trained.reconstruct(images))
+    assert trained.code_size == size
+    assert trained.moments.covariance.shape == (size, size)
+    for prior in ("standard", "gaussian"):
+        np.testing.assert_array_equal(trained.sample(2, prior=prior), trained.sample(2, prior=prior))
+    verbs.encode(trained, verbs.Request(output=str(tmp_path / "codes.npz"), split="validation"))
+    with np.load(tmp_path / "codes.npz") as file:
+        assert file["mean"].shape == (37, *shape)
+        np.testing.assert_allclose(file["mean"][:5], posterior.mean, atol=1e-5)
+
+
+@only_spatial
+@pytest.mark.parametrize("verb", ["sample", "reconstruct", "interpolate", "morph", "edit", "traverse"])
+def test_every_verb_draws_a_sheet(run, tmp_path, verb):
+    binary = next(attribute.name for attribute in run.trained.dataset.attributes if attribute.kind == "binary")
+    given = {
+        "sample": {"count": 4, "split": None},
+        "morph": {"rows": (0, 1)},
+        "edit": {"attributes": (binary,), "rows": (0,)},
+        "traverse": {"dimensions": (3, 31), "split": None},
+    }
+    request = {"output": str(tmp_path / "x.png"), "split": "validation"} | given.get(verb, {})
+    getattr(verbs, verb)(run.trained, verbs.Request(**request))
+    assert (tmp_path / "x.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_space_to_depth_moves_squares_and_depth_to_space_moves_them_back(size):
+    x = jax.random.normal(jax.random.key(0), (2, 8, 12, 3))
+    deep = space_to_depth(x, size)
+    assert deep.shape == (2, 8 // size, 12 // size, 3 * size**2)
+    np.testing.assert_array_equal(deep[1, 1, 2], x[1, size : 2 * size, 2 * size : 3 * size].ravel())
+    np.testing.assert_array_equal(depth_to_space(deep, size), x)

@@ -8,7 +8,7 @@ from facevae_jax.models import vae
 from facevae_jax.models.api import LOG_VARIANCE_RANGE, Execution, Gaussian, image_keys, to_pixels, to_unit
 from facevae_jax.models.likelihoods import GaussianLikelihood
 from facevae_jax.models.vae import VAE
-from facevae_jax.training.setup import build_model
+from facevae_jax.training.setup import make_model
 from tests.conftest import REPOSITORY
 from tests.test_config import load
 
@@ -25,7 +25,7 @@ def make(form="plain", **settings):
 @pytest.fixture(scope="module")
 def lineage():
     config = RunConfig.from_config_dict(load(REPOSITORY / "configs/gdl128.py"))
-    model, _ = build_model(config, Execution())
+    model, _ = make_model(config, Execution())
     return model, jax.jit(lambda k: model.init(k, jnp.zeros((1, 128, 128, 3)), KEYS[:1], train=False))(
         jax.random.key(0)
     )

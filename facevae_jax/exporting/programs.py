@@ -17,7 +17,7 @@ from facevae_jax.core.errors import UserError
 from facevae_jax.exporting.contents import check_file
 from facevae_jax.models.api import Execution, Gaussian
 from facevae_jax.trained.model import Restored
-from facevae_jax.training.setup import build_model
+from facevae_jax.training.setup import make_model
 
 ENCODER, DECODER = "encoder.stablehlo", "decoder.stablehlo"
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -36,7 +36,7 @@ def halves(restored: Restored) -> list[tuple[Callable[[Any], Any], jax.ShapeDtyp
 
     Their convolutions are plain ones: the CPU's other form cuts a batch of known size into blocks.
     """
-    model = build_model(restored.config, Execution("plain"))[0]
+    model = make_model(restored.config, Execution("plain"))[0]
     variables = jax.device_get(restored.variables)  # constants of the programs, not bound to this machine's devices
     (batch,) = jax.export.symbolic_shape(BATCH)
 

@@ -29,14 +29,6 @@ class Moments(NamedTuple):
     square: Float[Array, " f"]
 
 
-class Grid(NamedTuple):
-    """How a batch is cut: blocks x images of a block; and whether its moments are taken."""
-
-    blocks: int
-    block: int
-    moments: bool
-
-
 def apply_layer(
     layer: Layer, shared: Any, x: Shaped[Array, "b ..."], extras: Any, *, block: int, moments: bool
 ) -> tuple[Float[Array, "b h w f"], Moments | None]:
@@ -53,7 +45,7 @@ def apply_layer(
     if not block:
         y = layer(shared, x, extras)
         return y, _moments(y) if moments else None
-    return _blocked(layer, Grid(x.shape[0] // block, block, moments), shared, x, extras)
+    return _blocked(layer, block, moments, shared, x, extras)
 
 
 def block_size(batch: int, *, image_bytes: int) -> int:
@@ -73,9 +65,9 @@ def _moments(y: Float[Array, "b h w f"]) -> Moments:
     return Moments(jnp.sum(y, axis=(0, 1, 2)), jnp.sum(jnp.square(y), axis=(0, 1, 2)))
 
 
-def _cut(tree: Any, grid: Grid) -> Any:
+def _cut(tree: Any, block: int) -> Any:
     """[b, ...] -> [blocks, images of a block, ...]."""
-    return jax.tree.map(lambda a: a.reshape(grid.blocks, grid.block, *a.shape[1:]), tree)
+    return jax.tree.map(lambda a: a.reshape(-1, block, *a.shape[1:]), tree)
 
 
 def _join(y: Array) -> Array:
@@ -83,22 +75,26 @@ def _join(y: Array) -> Array:
     return y.reshape(-1, *y.shape[2:])
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _blocked(layer: Layer, grid: Grid, shared: Any, x: Array, extras: Any) -> tuple[Array, Moments | None]:
-    def one(x: Array, extras: Any) -> tuple[Array, Moments | None]:
-        y = layer(shared, x, extras)
-        return y, _moments(y) if grid.moments else None
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _blocked(
+    layer: Layer, block: int, with_moments: bool, shared: Any, x: Array, extras: Any
+) -> tuple[Array, Moments | None]:
+    def one(images: tuple[Array, Any]) -> tuple[Array, Moments | None]:
+        y = layer(shared, *images)
+        return y, _moments(y) if with_moments else None
 
-    y, moments = lax.map(lambda block: one(*block), _cut((x, extras), grid))
+    y, moments = lax.map(one, _cut((x, extras), block))
     return _join(y), jax.tree.map(lambda sums: jnp.sum(sums, axis=0), moments)
 
 
-def _forward(layer: Layer, grid: Grid, shared: Any, x: Array, extras: Any) -> tuple[Any, Any]:
-    y, moments = _blocked(layer, grid, shared, x, extras)
-    return (y, moments), (shared, x, extras, y if grid.moments else None)
+def _forward(layer: Layer, block: int, with_moments: bool, shared: Any, x: Array, extras: Any) -> tuple[Any, Any]:
+    y, moments = _blocked(layer, block, with_moments, shared, x, extras)
+    return (y, moments), (shared, x, extras, y if with_moments else None)
 
 
-def _backward(layer: Layer, grid: Grid, residuals: Any, gradients: tuple[Array, Moments | None]) -> Any:
+def _backward(
+    layer: Layer, block: int, with_moments: bool, residuals: Any, gradients: tuple[Array, Moments | None]
+) -> Any:
     shared, x, extras, y = residuals
     of_y, of_moments = gradients
     smooth = jnp.issubdtype(x.dtype, jnp.inexact)
@@ -112,7 +108,7 @@ def _backward(layer: Layer, grid: Grid, residuals: Any, gradients: tuple[Array, 
         return jax.tree.map(jnp.add, sums, of_shared), of_x
 
     zeros = jax.tree.map(jnp.zeros_like, shared)
-    of_shared, of_x = lax.scan(lambda sums, block: one(sums, *block), zeros, _cut((x, extras, y, of_y), grid))
+    of_shared, of_x = lax.scan(lambda sums, images: one(sums, *images), zeros, _cut((x, extras, y, of_y), block))
     return of_shared, _join(of_x[0]) if smooth else None, None
 
 

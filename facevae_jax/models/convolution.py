@@ -6,6 +6,7 @@ lowers every dilated convolution (a transposed one, and the input gradient of a 
 leaves all arithmetic to matrix products, of patches that `blocks` keeps small enough for the cache.
 """
 
+import functools
 from typing import Literal
 
 import jax
@@ -25,38 +26,31 @@ def choose_form(form: Literal["auto", "plain", "matmul"]) -> Form:
     return "matmul" if jax.default_backend() == "cpu" else "plain"
 
 
-def strided_convolution(
-    x: Float[Array, "b h w c"], kernel: Float[Array, "k k c f"], *, form: Form
-) -> Float[Array, "b h//2 w//2 f"]:
-    """Convolution with stride 2 and SAME padding, as `nn.Conv`; h and w are even, k is at least 2."""
+def convolution(
+    x: Float[Array, "b h w c"], kernel: Float[Array, "k k c f"], *, stride: int, form: Form
+) -> Float[Array, "b h2 w2 f"]:
+    """Convolution with SAME padding, as `nn.Conv`: of stride 1 (k is odd), or 2 (h and w are even, k is at least 2)."""
     if form == "plain":
-        return lax.conv_general_dilated(x, kernel, (STRIDE, STRIDE), "SAME", dimension_numbers=_LAYOUT)
-    return _strided(x, kernel)
+        return lax.conv_general_dilated(x, kernel, (stride, stride), "SAME", dimension_numbers=_LAYOUT)
+    return _convolution(x, kernel, stride)
 
 
 def transposed_convolution(
     x: Float[Array, "b h w c"], kernel: Float[Array, "k k f c"], *, form: Form
 ) -> Float[Array, "b 2*h 2*w f"]:
-    """The transpose of `strided_convolution` with respect to its input, as `nn.ConvTranspose`."""
+    """The transpose of `convolution` of stride 2 with respect to its input, as `nn.ConvTranspose`."""
     if form == "plain":
         return lax.conv_transpose(x, kernel, (STRIDE, STRIDE), "SAME", dimension_numbers=_LAYOUT, transpose_kernel=True)
     return _transposed(x, kernel)
-
-
-def convolution(x: Float[Array, "b h w c"], kernel: Float[Array, "k k c f"], *, form: Form) -> Float[Array, "b h w f"]:
-    """Convolution with stride 1 and SAME padding, as `nn.Conv`; k is odd."""
-    if form == "plain":
-        return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=_LAYOUT)
-    return _convolution(x, kernel)
 
 
 # Each is the other's derivative by its input. Derived automatically, the gradient of `_patches` would be k x k dilated
 # arrays in memory, added up.
 
 
-@jax.custom_vjp
-def _strided(x: Float[Array, "b h w c"], kernel: Float[Array, "k k c f"]) -> Float[Array, "b h//2 w//2 f"]:
-    return _patches(x, kernel.shape[0]) @ _matrix(kernel)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _convolution(x: Float[Array, "b h w c"], kernel: Float[Array, "k k c f"], stride: int) -> Float[Array, "b h2 w2 f"]:
+    return _patches(x, kernel.shape[0], stride) @ _matrix(kernel)
 
 
 @jax.custom_vjp
@@ -64,35 +58,23 @@ def _transposed(x: Float[Array, "b h w c"], kernel: Float[Array, "k k f c"]) -> 
     return _overlap_add(x @ _matrix(kernel).T, kernel.shape[0])
 
 
-@jax.custom_vjp
-def _convolution(x: Float[Array, "b h w c"], kernel: Float[Array, "k k c f"]) -> Float[Array, "b h w f"]:
-    return _patches(x, kernel.shape[0], stride=1) @ _matrix(kernel)
-
-
-def _convolution_gradients(residuals: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+def _convolution_gradients(stride: int, residuals: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     x, kernel = residuals
-    of_kernel = _kernel_gradient(_patches(x, kernel.shape[0], stride=1), gradient).reshape(kernel.shape)
+    of_kernel = _kernel_gradient(_patches(x, kernel.shape[0], stride), gradient).reshape(kernel.shape)
+    if stride == STRIDE:
+        return _transposed(gradient, kernel), of_kernel
     # The transpose of a convolution of stride 1 is one with the kernel turned around.
-    return _convolution(gradient, kernel[::-1, ::-1].swapaxes(2, 3)), of_kernel
-
-
-def _strided_gradients(residuals: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-    x, kernel = residuals
-    patches = _patches(x, kernel.shape[0])
-    return _transposed(gradient, kernel), _kernel_gradient(patches, gradient).reshape(kernel.shape)
+    return _convolution(gradient, kernel[::-1, ::-1].swapaxes(2, 3), stride), of_kernel
 
 
 def _transposed_gradients(residuals: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     x, kernel = residuals
-    patches = _patches(gradient, kernel.shape[0])  # serve both gradients
+    patches = _patches(gradient, kernel.shape[0], STRIDE)  # serve both gradients
     return patches @ _matrix(kernel), _kernel_gradient(patches, x).reshape(kernel.shape)
 
 
-_strided.defvjp(lambda x, kernel: (_strided(x, kernel), (x, kernel)), _strided_gradients)
+_convolution.defvjp(lambda x, kernel, stride: (_convolution(x, kernel, stride), (x, kernel)), _convolution_gradients)
 _transposed.defvjp(lambda x, kernel: (_transposed(x, kernel), (x, kernel)), _transposed_gradients)
-
-
-_convolution.defvjp(lambda x, kernel: (_convolution(x, kernel), (x, kernel)), _convolution_gradients)
 
 
 def _matrix(kernel: Float[Array, "k k c f"]) -> Float[Array, "k*k*c f"]:
@@ -105,15 +87,10 @@ def _kernel_gradient(patches: Float[Array, "b h w p"], y: Float[Array, "b h w f"
     return lax.dot_general(y, patches, (((0,), (0,)), ((), ()))).T
 
 
-def _before(size: int) -> int:
-    """Padding that SAME puts before an even side; one more may come after it."""
-    return (size - STRIDE) // 2
-
-
-def _patches(x: Float[Array, "b h w c"], size: int, *, stride: int = STRIDE) -> Float[Array, "b h2 w2 p"]:
+def _patches(x: Float[Array, "b h w c"], size: int, stride: int) -> Float[Array, "b h2 w2 p"]:
     """What each output of a convolution sees: rows, then columns, then channels, as in the kernel."""
     _, height, width, _ = x.shape
-    before = (size - stride) // 2
+    before = (size - stride) // 2  # of SAME's padding; one more row may come after
     pad = (before, size - stride - before)
     padded = jnp.pad(x, ((0, 0), pad, pad, (0, 0)))
     taps = [
@@ -132,7 +109,8 @@ def _overlap_add(patches: Float[Array, "b h w p"], size: int) -> Float[Array, "b
     """
     batch, height, width, _ = patches.shape
     patches = patches.reshape(batch, height, width, size, size, -1)
-    taps = [divmod(tap - _before(size), STRIDE) for tap in range(size)]  # (shift, parity)
+    before = (size - STRIDE) // 2
+    taps = [divmod(tap - before, STRIDE) for tap in range(size)]  # (shift, parity)
     parities = []
     for row_parity in range(STRIDE):
         row: list[Array] = []

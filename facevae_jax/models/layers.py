@@ -7,7 +7,7 @@ them along, and the next convolution applies them to a few images at a time, whi
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Key, Shaped, UInt32
 from facevae_jax.core import random
 from facevae_jax.models.api import Execution, to_unit
 from facevae_jax.models.blocks import Moments, apply_layer, block_size, by_channel
-from facevae_jax.models.convolution import STRIDE, convolution, strided_convolution, transposed_convolution
+from facevae_jax.models.convolution import STRIDE, convolution, transposed_convolution
 
 # Keras' values, which differ from Flax's (epsilon 1e-5, slope 0.01).
 BATCH_NORM_EPSILON = 1e-3
@@ -34,22 +34,9 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
-@runtime_checkable
-class LayerConfig(Protocol):
-    """Settings that layers need; frozen, since they are static arguments."""
-
-    @property
-    def kernel_size(self) -> int: ...  # noqa: D102
-    @property
-    def normalization(self) -> str: ...  # noqa: D102
-    @property
-    def batch_norm_momentum(self) -> float: ...  # noqa: D102
-    @property
-    def activation(self) -> str: ...  # noqa: D102
-    @property
-    def dropout_rate(self) -> float: ...  # noqa: D102
-    @property
-    def dtype(self) -> str: ...  # noqa: D102
+# A frozen dataclass, since it is a static argument, with kernel_size, normalization, batch_norm_momentum, activation,
+# dropout_rate and dtype, as of `models.vae.Config`.
+LayerConfig = Any
 
 
 class Affine(NamedTuple):
@@ -219,7 +206,7 @@ def _convolve(
 class StridedConvolution(Convolution):
     """Halves height and width; parameters as `nn.Conv(features, (k, k), strides=2)`."""
 
-    function = staticmethod(strided_convolution)
+    function = staticmethod(functools.partial(convolution, stride=STRIDE))
 
 
 class TransposedConvolution(Convolution):
@@ -233,7 +220,7 @@ class SameConvolution(Convolution):
     """Keeps height and width; parameters as `nn.Conv(features, (k, k))`."""
 
     stride = 1
-    function = staticmethod(convolution)
+    function = staticmethod(functools.partial(convolution, stride=1))
 
 
 def layer_keys(keys: Key[Array, " b"] | None, layer: int) -> Key[Array, " b"] | None:

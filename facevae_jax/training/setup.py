@@ -94,25 +94,20 @@ class TrainSetup(NamedTuple):
     @classmethod
     def of(cls, config: RunConfig, mesh: Mesh | AbstractMesh, *, total_steps: int = 1) -> "TrainSetup":
         """The setup of a run; `total_steps` shapes the learning rate's schedule."""
-        model, likelihood = make_model(config, axis=DATA_AXIS)
+        model, likelihood = make_model(config, Execution(choose_form(config.train.convolution), DATA_AXIS))
         return cls(config, model, likelihood, make_optimizer(config.train, total_steps=total_steps), mesh)
 
 
-def make_model(config: RunConfig, *, axis: str | None = None) -> tuple[Model, GaussianLikelihood]:
-    """The model of a run, with convolutions in the form for this platform, and its likelihood.
+def make_model(config: RunConfig, execution: Execution | None = None) -> tuple[Model, GaussianLikelihood]:
+    """The model of a run and its likelihood.
 
     Args:
       config: of the run.
-      axis: mesh axis that cuts a training batch, inside `shard_map`; None: the model sees whole batches.
+      execution: how the model is computed; None: on whole batches, with convolutions in the form for this platform.
     """
-    execution = Execution(choose_form(config.train.convolution), axis)
-    return build_model(config, execution)
-
-
-def build_model(config: RunConfig, execution: Execution) -> tuple[Model, GaussianLikelihood]:
-    """The model of a run, computed as `execution` says, and its likelihood."""
     side = config.data.resolution
     likelihood = make_likelihood(config.objective, (side, side, CHANNELS))
+    execution = execution or Execution(choose_form(config.train.convolution))
     module = models.module_of(config.model.kind)
     return module.build(config.model, resolution=side, likelihood=likelihood, execution=execution), likelihood
 
@@ -124,11 +119,7 @@ def make_schedule(config: TrainConfig, *, total_steps: int) -> optax.Schedule:
         return optax.warmup_cosine_decay_schedule(
             0.0 if warmup else rate, rate, warmup_steps=warmup, decay_steps=max(total_steps, warmup + 1)
         )
-    if warmup:
-        return optax.join_schedules(
-            [optax.linear_schedule(0.0, rate, warmup), optax.constant_schedule(rate)], boundaries=[warmup]
-        )
-    return optax.constant_schedule(rate)
+    return optax.linear_schedule(0.0, rate, warmup) if warmup else optax.constant_schedule(rate)
 
 
 def make_optimizer(config: TrainConfig, *, total_steps: int) -> optax.GradientTransformation:
