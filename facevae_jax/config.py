@@ -45,16 +45,14 @@ class DataConfig:
     synthetic_validation_images: int = 1024
 
     def __post_init__(self) -> None:
-        check(bool(self.data_dir), "data.data_dir", self.data_dir, "a directory")
-        check(bool(self.cache_dir), "data.cache_dir", self.cache_dir, "a directory")
+        check_all(self, "data", "data_dir cache_dir", bool, "a directory")
         check(bool(self.name), "data.name", self.name, "`synthetic` or the name of a prepared dataset")
         power_of_two = self.resolution > 0 and self.resolution & (self.resolution - 1) == 0
         allowed = f"a power of two from {MIN_RESOLUTION} to {MAX_RESOLUTION}"
         in_range = MIN_RESOLUTION <= self.resolution <= MAX_RESOLUTION
         check(power_of_two and in_range, "data.resolution", self.resolution, allowed)
-        check(self.synthetic_train_images > 0, "data.synthetic_train_images", self.synthetic_train_images, "positive")
-        validation_images = self.synthetic_validation_images
-        check(validation_images > 0, "data.synthetic_validation_images", validation_images, "positive")
+        counts = "synthetic_train_images synthetic_validation_images"
+        check_all(self, "data", counts, lambda x: x > 0, "positive")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

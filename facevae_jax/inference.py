@@ -67,30 +67,23 @@ class Inference:
         size = batch_size or self._devices * max(1, PIXELS_AT_ONCE // math.prod(model.image_shape[:2]))
         self.batch_size = -(-size // self._devices) * self._devices
         self.code_size = math.prod(model.code_shape)
-        self._encode, self._decode, self._reconstruct = (
-            _compiled(function, model, mesh) for function in (encode, decode, reconstruct)
-        )
 
     def encode(self, images: Shaped[np.ndarray, "n h w c"]) -> Encoded:
         """The posteriors of images, uint8 or in [0, 1]."""
-        parts = list(self._stream(self._encode, self.batches(images)))
+        parts = list(self.map_stream(encode, self.batches(images)))
         return Encoded(*(np.concatenate(field) for field in zip(*parts, strict=True)))
 
     def decode(self, codes: Float[np.ndarray, "n z"]) -> UInt8[np.ndarray, "n h w c"]:
         """Pixels of codes."""
-        return np.concatenate(list(self._stream(self._decode, self.batches(codes))))
+        return np.concatenate(list(self.decode_stream(self.batches(codes))))
 
     def reconstruct(self, images: Shaped[np.ndarray, "n h w c"]) -> UInt8[np.ndarray, "n h w c"]:
         """Pixels of the reconstructions from the means of the posteriors."""
-        return np.concatenate(list(self._stream(self._reconstruct, self.batches(images))))
+        return np.concatenate(list(self.map_stream(reconstruct, self.batches(images))))
 
     def decode_stream(self, batches: Iterable[Float[np.ndarray, "b z"]]) -> Iterator[UInt8[np.ndarray, "b h w c"]]:
         """Pixels of batches of codes, each of at most `batch_size`, while the next ones compute."""
-        return self._stream(self._decode, batches)
-
-    def encode_stream(self, batches: Iterable[Shaped[np.ndarray, "b h w c"]]) -> Iterator[Encoded]:
-        """Posteriors of batches of images, each of at most `batch_size`, while the next ones compute."""
-        return (Encoded(*posterior) for posterior in self._stream(self._encode, batches))
+        return self.map_stream(decode, batches)
 
     def map_stream(self, function: Callable[[Model, Any, Any], Any], batches: Iterable[Any]) -> Iterator[Any]:
         """`function` of model, variables and each batch, while the next ones compute; it is compiled once.
@@ -99,22 +92,20 @@ class Inference:
           function: must be row-wise: output row i depends on input row i only, since each device computes its rows.
           batches: arrays, or trees of them, of at most `batch_size` rows each.
         """
-        return self._stream(_compiled(function, self._model, self._mesh), batches)
+        compiled = _compiled(function, self._model, self._mesh)
+        running: collections.deque[tuple[Any, int]] = collections.deque()
+        for batch in batches:
+            count = len(jax.tree.leaves(batch)[0])
+            running.append((compiled(self._variables, jax.tree.map(self._padded, batch)), count))
+            if len(running) >= BATCHES_IN_FLIGHT:
+                yield _fetch(*running.popleft())
+        while running:
+            yield _fetch(*running.popleft())
 
     def batches(self, rows: np.ndarray) -> Iterator[np.ndarray]:
         """An array in pieces of `batch_size`; one empty piece of an empty array."""
         for at in range(0, max(len(rows), 1), self.batch_size):
             yield rows[at : at + self.batch_size]
-
-    def _stream(self, function: Callable[..., Any], batches: Iterable[Any]) -> Iterator[Any]:
-        running: collections.deque[tuple[Any, int]] = collections.deque()
-        for batch in batches:
-            count = len(jax.tree.leaves(batch)[0])
-            running.append((function(self._variables, jax.tree.map(self._padded, batch)), count))
-            if len(running) >= BATCHES_IN_FLIGHT:
-                yield _fetch(*running.popleft())
-        while running:
-            yield _fetch(*running.popleft())
 
     def _padded(self, batch: np.ndarray) -> np.ndarray:
         """The batch, and zeros up to the next power of two or the batch size: every shape is compiled once."""

@@ -53,9 +53,7 @@ def main(arguments: list[str]) -> int:
     from facevae_jax.training import loop, telemetry
 
     startup.keep_compiled_programs()
-    hosts.join(
-        hosts.Cluster(_COORDINATOR.value, _PROCESSES.value, _PROCESS_ID.value), heartbeat_seconds=_HEARTBEAT.value
-    )
+    hosts.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS_ID.value, heartbeat_seconds=_HEARTBEAT.value)
     signals = StopSignals(telemetry.log)
     loop.train(config, workdir, should_stop=lambda step: bool(signals.received()), started=startup.process_start())
     (number,) = hosts.agree(signals.received())  # perhaps only one of the processes received it

@@ -3,13 +3,14 @@
 `jax.distributed` does the work, with the same program on every host. A single process needs none of this.
 """
 
+import contextlib
 import os
 import re
 import socket
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import jax
 import numpy as np
@@ -25,36 +26,36 @@ CONNECT_SECONDS = 300  # that processes wait for each other at the start
 T = TypeVar("T")
 
 
-class Cluster(NamedTuple):
-    """How the processes of a run find each other; all None means from the environment, or else a single process."""
-
-    coordinator: str | None = None  # host:port of process 0
-    processes: int | None = None
-    process_id: int | None = None
-
-
 class ElsewhereError(UserError):
     """A `UserError` of another process. Process 0 reports it; in the others the message is empty."""
 
 
-def join(cluster: Cluster, *, heartbeat_seconds: int) -> None:
+def join(coordinator: str | None, processes: int | None, process_id: int | None, *, heartbeat_seconds: int) -> None:
     """Connects this process to the others of the run; call it before any other use of JAX.
 
-    Without an address, JAX detects Cloud TPU, GKE, Slurm and Open MPI from the environment. A process that sends no
-    heartbeat for `heartbeat_seconds` counts as dead, which ends all others.
+    Without an address, JAX detects Cloud TPU, GKE, Slurm and Open MPI from the environment; without these the process
+    is alone.
+
+    Args:
+      coordinator: HOST:PORT of process 0.
+      processes: of the run.
+      process_id: of this one, from 0.
+      heartbeat_seconds: a process that is silent for so long counts as dead, which ends all others.
 
     Raises:
       UserError: the address is incomplete, or the coordinator does not answer.
     """
-    given = [value for value in cluster if value is not None]
-    if given and len(given) < len(cluster):
+    found = coordinator is None and processes is None and process_id is None
+    if coordinator is not None and processes is not None and process_id is not None:
+        _check(coordinator, processes, process_id)
+    elif not found:
         raise UserError("--coordinator=HOST:PORT, --processes=N and --process_id=I belong together: set all three.")
-    if given:
-        _check(cluster)
     try:
         jax.distributed.initialize(
-            *cluster,
-            cluster_detection_method="deactivate" if given else None,
+            coordinator,
+            processes,
+            process_id,
+            cluster_detection_method=None if found else "deactivate",
             initialization_timeout=CONNECT_SECONDS,
             heartbeat_timeout_seconds=heartbeat_seconds,
         )
@@ -63,36 +64,26 @@ def join(cluster: Cluster, *, heartbeat_seconds: int) -> None:
             raise
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"--coordinator={cluster.coordinator!r}: the processes cannot connect ({reason}).") from error
+        raise UserError(f"--coordinator={coordinator!r}: the processes cannot connect ({reason}).") from error
 
 
-def _check(cluster: Cluster) -> None:
-    coordinator, processes, process_id = cluster
-    assert coordinator is not None
-    assert processes is not None
-    assert process_id is not None
+def _check(coordinator: str, processes: int, process_id: int) -> None:
     host, colon, port = coordinator.rpartition(":")
     if not (host and colon and port.isdecimal() and 0 < int(port) < 2**16):
         raise UserError(f"--coordinator={coordinator!r} must be HOST:PORT, the address of process 0.")
     if not 0 <= process_id < processes:
         raise UserError(f"--process_id={process_id} must be from 0 to --processes - 1, which is {processes - 1}.")
     # Without a coordinator JAX's client aborts the process with a page of stack trace, so check first.
-    deadline = time.monotonic() + CONNECT_SECONDS
-    while process_id and not _answers(host, int(port)):
+    deadline, answers = time.monotonic() + CONNECT_SECONDS, process_id == 0
+    while not answers:
         if time.monotonic() > deadline:
             raise UserError(
                 f"--coordinator={coordinator!r} did not answer for {CONNECT_SECONDS} s: "
                 "start process 0 and check that its port is reachable from this host."
             )
-        time.sleep(0.2)
-
-
-def _answers(host: str, port: int) -> bool:
-    try:
-        socket.create_connection((host.strip("[]"), port), timeout=5).close()
-    except OSError:
-        return False
-    return True
+        with contextlib.suppress(OSError), socket.create_connection((host.strip("[]"), int(port)), timeout=5):
+            answers = True
+        time.sleep(0 if answers else 0.2)
 
 
 def is_main() -> bool:

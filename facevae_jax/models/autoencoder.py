@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, Shaped
 
-from facevae_jax.core.settings import CHANNELS, check
+from facevae_jax.core.settings import CHANNELS, check, check_all
 from facevae_jax.models.api import Execution, Gaussian, LatentGroup, Output, to_unit
 from facevae_jax.models.blocks import by_channel
 from facevae_jax.models.layers import Features, GroupNorm, Pending, SameConvolution
@@ -41,8 +41,7 @@ class Config:
     dropout_rate = 0.0
 
     def __post_init__(self) -> None:
-        for key in ("latent_channels", "width", "blocks"):
-            check(getattr(self, key) > 0, f"model.{key}", getattr(self, key), "positive")
+        check_all(self, "model", "latent_channels width blocks", lambda x: x > 0, "positive")
 
     def check_run(self, run: Any) -> None:
         """Raises a ValueError for settings of a `RunConfig` that this network cannot take."""

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, Shaped
 
 from facevae_jax.core import random
-from facevae_jax.core.settings import BELOW_ONE, CHANNELS, check
+from facevae_jax.core.settings import BELOW_ONE, CHANNELS, check, check_all
 from facevae_jax.models.api import Execution, Gaussian, LatentGroup, Output
 from facevae_jax.models.layers import Features, Stage, StridedConvolution, TransposedConvolution, layer_keys
 from facevae_jax.models.likelihoods import LIKELIHOODS, Decoded, GaussianLikelihood
@@ -50,8 +50,7 @@ class Config:
         check(self.base_filters > 0, "model.base_filters", self.base_filters, "positive")
         allowed = f"at least config.model.base_filters={self.base_filters}"
         check(self.max_filters >= self.base_filters, "model.max_filters", self.max_filters, allowed)
-        check(0 <= self.batch_norm_momentum < 1, "model.batch_norm_momentum", self.batch_norm_momentum, BELOW_ONE)
-        check(0 <= self.dropout_rate < 1, "model.dropout_rate", self.dropout_rate, BELOW_ONE)
+        check_all(self, "model", "batch_norm_momentum dropout_rate", lambda x: 0 <= x < 1, BELOW_ONE)
 
     def check_run(self, run: Any) -> None:
         """Raises a ValueError for settings of a `RunConfig` that this network cannot take."""

@@ -16,7 +16,7 @@ from facevae_jax.core.random import named_key
 from facevae_jax.data.dataset import AttributeTable, Dataset
 from facevae_jax.data.feed import gather_rows
 from facevae_jax.data.sources.photographs import list_photographs, photograph_blocks
-from facevae_jax.inference import Encoded, Inference
+from facevae_jax.inference import Encoded, Inference, encode
 from facevae_jax.latents.moments import Moments, moments_of
 from facevae_jax.latents.priors.base import normal_by_index
 from facevae_jax.trained.artifacts import ArtifactStore
@@ -100,7 +100,7 @@ def encode_all(inference: Inference, blocks: Iterable[np.ndarray], count: int) -
     found = Encoded(*(np.empty((count, inference.code_size), np.float32) for _ in range(2)))
     done = 0
     with progress_bar(total=count, description="encoding") as progress:
-        for posterior in inference.encode_stream(blocks):
+        for posterior in inference.map_stream(encode, blocks):
             rows = slice(done, done + len(posterior.mean))
             found.mean[rows], found.log_variance[rows] = posterior
             done = rows.stop

@@ -30,9 +30,9 @@ def _loss(metrics: dict[str, float]) -> float:
     return metrics["loss"]
 
 
-def has_checkpoint(workdir: pathlib.Path) -> bool:
-    """Whether the workdir holds a finished checkpoint, without opening any."""
-    return bool(steps_in(workdir / DIRECTORY))
+def steps_in(workdir: pathlib.Path) -> list[int]:
+    """Steps that have a finished checkpoint in a workdir, without opening any."""
+    return sorted(int(path.name) for path in (workdir / DIRECTORY).glob("*") if path.name.isdigit())
 
 
 class Restored(NamedTuple):
@@ -66,9 +66,13 @@ class Checkpoints:
     def _prepare(self) -> None:
         if hosts.is_main():
             make_writable_directory(self._directory, name="--workdir's checkpoints")
-            for step in steps_in(self._directory):
+            for step in steps_in(self._directory.parent):
                 score = self.path(step) / "metrics"
-                if not _is_json(score / "metrics"):
+                try:
+                    json.loads((score / "metrics").read_bytes())
+                except FileNotFoundError:
+                    continue  # it was never evaluated
+                except (OSError, ValueError):
                     self._set_aside(score, f"{step}-score", f"{score} cannot be read")
 
     def _open(self) -> ocp.CheckpointManager:
@@ -217,10 +221,7 @@ class Checkpoints:
         """
         arguments = ocp.args.PyTreeRestore(
             item=abstract,
-            restore_args=jax.tree.map(
-                lambda leaf: ocp.ArrayRestoreArgs(sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype),
-                abstract,
-            ),
+            restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
             partial_restore=True,
         )
         directory = self.path(step)
@@ -242,19 +243,3 @@ class Checkpoints:
         if not (self.path(step) / RECORD).exists():  # written by a version that kept none
             return {}
         return self._manager.restore(step, args=ocp.args.Composite(**{RECORD: ocp.args.JsonRestore()}))[RECORD]
-
-
-def steps_in(directory: pathlib.Path) -> list[int]:
-    """Steps that have a finished checkpoint in a folder, without opening any."""
-    return sorted(int(path.name) for path in directory.glob("*") if path.name.isdigit())
-
-
-def _is_json(path: pathlib.Path) -> bool:
-    """Whether a file holds JSON, or is not there."""
-    try:
-        json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return True
-    except (OSError, ValueError):
-        return False
-    return True

@@ -1,6 +1,7 @@
 """The training loop: from a config and a workdir to a trained model."""
 
 import contextlib
+import dataclasses
 import pathlib
 import time
 import traceback
@@ -38,29 +39,23 @@ from facevae_jax.training.telemetry import Telemetry, log, log_error
 from facevae_jax.training.watchdog import Watchdog
 
 
+@dataclasses.dataclass(kw_only=True)
 class Trainer:
-    """The parts of one run; `open_trainer` makes them."""
+    """The parts of one run, which `train` makes."""
 
-    def __init__(
-        self,
-        setup: TrainSetup,
-        dataset: Dataset,
-        schedule: Schedule,
-        *,
-        checkpoints: Checkpoints,
-        telemetry: Telemetry,
-        pictures: PictureWriter,
-        watchdog: Watchdog,
-        should_stop: Callable[[int], bool],
-    ) -> None:
-        self.setup, self.schedule, self.split = setup, schedule, dataset.evaluation_split
-        self.checkpoints, self.telemetry, self.watchdog = checkpoints, telemetry, watchdog
-        self.window, self.pictures = Window(), pictures
-        images = dataset.images(self.split)
-        self.evaluator = Evaluator(setup, images)
-        self.alarms = Alarms(images)
-        self._should_stop, self._skipped_in_row = should_stop, 0
-        self._training_loss: float | None = None
+    setup: TrainSetup
+    schedule: Schedule
+    split: str  # that is evaluated
+    evaluator: Evaluator
+    alarms: Alarms
+    checkpoints: Checkpoints
+    telemetry: Telemetry
+    pictures: PictureWriter
+    watchdog: Watchdog
+    should_stop: Callable[[int], bool]
+    window: Window = dataclasses.field(default_factory=Window)
+    skipped_in_row: int = 0
+    training_loss: float | None = None  # of the last log line
 
     def run(self, state: TrainState, feed: Feed | None, *, evaluated: bool, started: float) -> TrainState:
         """Trains to the schedule's end, or until `should_stop`.
@@ -83,7 +78,7 @@ class Trainer:
                 log(f"first step after {time.time() - started:.1f} s")
             step += count
             # The same in all processes, or they would choose other dispatches and stop at other steps.
-            seconds_per_step, stop = hosts.agree(seconds / count, self._should_stop(step))
+            seconds_per_step, stop = hosts.agree(seconds / count, self.should_stop(step))
             stopped = bool(stop)
             evaluates = self.schedule.evaluates(step)
             saves = evaluates or stopped or step % self.schedule.checkpoint_every == 0
@@ -121,19 +116,19 @@ class Trainer:
     def _check_skipped(self, skipped: np.ndarray, step: int) -> None:
         """Raises a UserError where too many steps in a row were skipped for a loss or gradient that is not finite."""
         learned = np.flatnonzero(skipped == 0)
-        self._skipped_in_row = len(skipped) - learned[-1] - 1 if len(learned) else self._skipped_in_row + len(skipped)
-        if self._skipped_in_row >= self.setup.config.train.max_skipped_steps:
+        self.skipped_in_row = len(skipped) - learned[-1] - 1 if len(learned) else self.skipped_in_row + len(skipped)
+        if self.skipped_in_row >= self.setup.config.train.max_skipped_steps:
             self.checkpoints.wait()
             steps = self.checkpoints.steps()
             good = f"the last checkpoint is {self.checkpoints.path(steps[0])}" if steps else "there is no checkpoint"
             raise UserError(
-                f"the loss or its gradient was not finite in the last {self._skipped_in_row:,} steps, to {step:,}, "
+                f"the loss or its gradient was not finite in the last {self.skipped_in_row:,} steps, to {step:,}, "
                 f"which were skipped; {good}: lower --config.train.learning_rate or set --config.train.clip_norm=1."
             )
 
     def _log(self, step: int) -> None:
         values = self.window.fetch(self.setup.config.train.batch_size)
-        self._training_loss = values["loss"]
+        self.training_loss = values["loss"]
         values["data_wait"], values["outside"] = self.telemetry.data_wait, self.telemetry.outside
         self.telemetry.write("train", step, values)
         log(
@@ -153,7 +148,7 @@ class Trainer:
 
         def keep_going() -> bool:
             self.watchdog.heartbeat()
-            (stop,) = hosts.agree(self._should_stop(step))
+            (stop,) = hosts.agree(self.should_stop(step))
             return not stop
 
         evaluation = self.evaluator(state, keep_going)
@@ -174,7 +169,7 @@ class Trainer:
         values["seconds"] = time.perf_counter() - started
         self.telemetry.evaluated(values["seconds"])
         log(f"step {step:>7,}/{self.schedule.total:,}  {self.split:<10}  {describe(values)}")
-        for line in self.alarms.check(values, self._training_loss, latent_units=int(units.sum())):
+        for line in self.alarms.check(values, self.training_loss, latent_units=int(units.sum())):
             log(f"alarm: {line}")
         return values["loss"]
 
@@ -235,18 +230,17 @@ def train(
             feed = make_feed(config, dataset.images("train"), mesh, first_step=step)
             stack.callback(feed.close)
         silent = not hosts.is_main()
-        telemetry = stack.enter_context(
-            Telemetry(directory, config.train, first_step=step, total_steps=schedule.total, silent=silent)
-        )
-        images = dataset.images("train"), dataset.images(dataset.evaluation_split)
-        pictures = stack.enter_context(PictureWriter(setup, *images, directory))
+        telemetry = Telemetry(directory, config.train, first_step=step, total_steps=schedule.total, silent=silent)
+        train_images, images = dataset.images("train"), dataset.images(dataset.evaluation_split)
         trainer = Trainer(
-            setup,
-            dataset,
-            schedule,
+            setup=setup,
+            schedule=schedule,
+            split=dataset.evaluation_split,
+            evaluator=Evaluator(setup, images),
+            alarms=Alarms(images),
             checkpoints=checkpoints,
-            telemetry=telemetry,
-            pictures=pictures,
+            telemetry=stack.enter_context(telemetry),
+            pictures=stack.enter_context(PictureWriter(setup, train_images, images, directory)),
             watchdog=watchdog,
             should_stop=should_stop,
         )

@@ -149,13 +149,8 @@ def initial_state(setup: TrainSetup) -> TrainState:
 
 def abstract_state(setup: TrainSetup) -> TrainState:
     """Shapes, dtypes and shardings of the state, without any array being made."""
-    shapes = jax.eval_shape(functools.partial(initial_state, setup))
-    return abstract(shapes, replicated(setup.mesh))
-
-
-def abstract(tree: Any, sharding: NamedSharding) -> Any:
-    """Shapes and dtypes of a tree, each with the sharding."""
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
+    shapes, whole = jax.eval_shape(functools.partial(initial_state, setup)), replicated(setup.mesh)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), shapes)
 
 
 def create_state(setup: TrainSetup) -> TrainState:

@@ -48,16 +48,15 @@ class Telemetry:
 
         A `silent` one writes and shows nothing: of several processes, process 0 does that for all.
         """
-        batch_size = config.batch_size
-        path = workdir / METRICS_FILE if not silent else pathlib.Path(os.devnull)
         if not silent:
-            _drop_after(path, first_step)
+            _drop_after(workdir, first_step)
+        path = os.devnull if silent else workdir / METRICS_FILE
         self._file = open(path, "a", buffering=1)  # noqa: SIM115, PTH123 - closed in __exit__
         self._board = _open_tensorboard(workdir, first_step) if config.tensorboard and not silent else None
-        self._batch_size = batch_size
+        self._batch_size = config.batch_size
         self._bar = tqdm(
-            total=total_steps * batch_size,
-            initial=first_step * batch_size,
+            total=total_steps * config.batch_size,
+            initial=first_step * config.batch_size,
             unit="image",
             unit_scale=True,
             dynamic_ncols=True,
@@ -144,10 +143,10 @@ def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
     return records
 
 
-def _drop_after(path: pathlib.Path, step: int) -> None:
-    records = read_metrics(path.parent)
+def _drop_after(workdir: pathlib.Path, step: int) -> None:
+    records = read_metrics(workdir)
     if records:
-        with atomic_writer(path) as file:
+        with atomic_writer(workdir / METRICS_FILE) as file:
             for record in records:
                 if record["step"] <= step:
                     file.write((json.dumps(record) + "\n").encode())

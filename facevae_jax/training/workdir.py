@@ -12,7 +12,7 @@ from facevae_jax.core import files, hosts
 from facevae_jax.core.errors import UserError, expand_home, make_writable_directory
 from facevae_jax.core.files import write_json
 from facevae_jax.core.settings import flatten
-from facevae_jax.training.checkpoints import has_checkpoint
+from facevae_jax.training.checkpoints import steps_in
 from facevae_jax.training.telemetry import log
 
 CONFIG_FILE = "config.json"
@@ -49,7 +49,7 @@ def explained(workdir: str | pathlib.Path) -> Iterator[None]:
 
 
 def open_workdir(config: RunConfig, workdir: str | pathlib.Path, stack: contextlib.ExitStack) -> pathlib.Path:
-    """The directory of the run, kept for this run alone until the stack is closed.
+    """The directory of the run, which no other run may use until the stack is closed or the process ends.
 
     Raises:
       UserError: it cannot be written to, holds another run, or another process trains there.
@@ -57,7 +57,11 @@ def open_workdir(config: RunConfig, workdir: str | pathlib.Path, stack: contextl
     if not hosts.is_main():
         return expand_home(workdir, name="--workdir")
     directory = make_writable_directory(workdir, name="--workdir")
-    stack.enter_context(locked(directory))
+    try:
+        stack.enter_context(files.locked(directory / LOCK_FILE, wait=False))
+    except BlockingIOError as error:
+        message = f"is in use by {error.strerror}: wait for that run, stop it, or take another workdir."
+        raise UserError(f"--workdir={str(directory)!r} {message}") from error
     for line in write_or_check_config(directory, config):
         log(line)
     return directory
@@ -79,46 +83,26 @@ def read_config(workdir: pathlib.Path) -> RunConfig:
         raise UserError(f"{path} cannot be read ({error}): was it written by another version?") from error
 
 
-@contextlib.contextmanager
-def locked(workdir: pathlib.Path) -> Iterator[None]:
-    """Keeps other runs out of the workdir until this one ends, however it ends.
-
-    Raises:
-      UserError: another run is there.
-    """
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(files.locked(workdir / LOCK_FILE, wait=False))
-        except BlockingIOError as error:
-            raise UserError(
-                f"--workdir={str(workdir)!r} is in use by {error.strerror}: wait for that run, stop it, or take "
-                "another workdir."
-            ) from error
-        yield
-
-
 def write_or_check_config(workdir: pathlib.Path, config: RunConfig) -> list[str]:
     """Writes `config.json`, or compares it where there is something to resume; returns a line for each change.
 
     Raises:
       UserError: a setting changed that the run in `workdir` was built on, or its `config.json` is missing.
     """
-    exists = (workdir / CONFIG_FILE).exists()
-    if not exists and has_checkpoint(workdir):
+    exists, resumes = (workdir / CONFIG_FILE).exists(), bool(steps_in(workdir))
+    if not exists and resumes:
         raise UserError(
             f"--workdir={str(workdir)!r} holds checkpoints but no {CONFIG_FILE}: "
             "put that run's back, or take a new workdir."
         )
     changed = differences(flatten(read_config(workdir).to_dict()), flatten(config.to_dict())) if exists else {}
-    # Without a checkpoint nothing is built on the settings: the last attempt may have failed for one of them.
-    if not exists or not has_checkpoint(workdir):
-        write_json(workdir / CONFIG_FILE, config.to_dict())
-        return []
+    if not resumes:  # nothing is built on the settings: the last attempt may have failed for one of them
+        changed = {}
     refused = {key: values for key, values in changed.items() if _is_fixed(key, *values)}
     if refused:
         listed = ", ".join(f"config.{key} was {old!r} and is now {new!r}" for key, (old, new) in refused.items())
         raise UserError(f"--workdir={str(workdir)!r} holds another run: {listed}; set it back or take a new workdir.")
-    if changed:
+    if changed or not resumes:
         write_json(workdir / CONFIG_FILE, config.to_dict())
     return [f"config.{key} changed from {old!r} to {new!r}" for key, (old, new) in changed.items()]
 
