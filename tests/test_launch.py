@@ -74,50 +74,60 @@ SRUN = '#!/usr/bin/env bash\nwhile [[ $1 == -* ]]; do shift; done\nexec "$@"\n'
 SCONTROL = '#!/usr/bin/env bash\necho "$*" >>"$CLOUD/calls"\n'
 
 
+def readme_command(script):
+    """The words of README's command for a script."""
+    lines = (REPOSITORY / "README.md").read_text().splitlines()
+    return next(shlex.split(line, comments=True) for line in lines if script in line.split("#")[0] and "`" not in line)
+
+
+_, _, *OPTIONS = readme_command("launch/tpu.sh")
+OPTIONS = [*OPTIONS[: OPTIONS.index("--")], "--restarts=3", "--delete-when-done", *OPTIONS[OPTIONS.index("--") :], *ODD]
+FLAGS = OPTIONS[OPTIONS.index("--") + 1 :]
+
+
 class Cloud:
     """This machine with the stand-ins, and the home directory that all hosts share."""
 
     def __init__(self, root):
         self.root, self.home = root, root / "home"
-        (root / "bin").mkdir()
-        self.home.mkdir()
         programs = {"trainer": TRAINER, "gcloud": GCLOUD, "uv": UV, "srun": SRUN, "scontrol": SCONTROL}
         programs |= dict.fromkeys(("sudo", "gcsfuse", "curl", "mountpoint"), NOTHING)
+        (root / "bin").mkdir()
         for name, text in programs.items():
             (root / "bin" / name).write_text(text)
             (root / "bin" / name).chmod(0o755)
         path = f"{root / 'bin'}{os.pathsep}{os.environ['PATH']}"
         stand_ins = {"PATH": path, "HOME": str(self.home), "CLOUD": str(root), "CODE": "0", "TPU_POLL_SECONDS": "0.01"}
         self.environment = os.environ | stand_ins
-        self.plan("0")
+        self.home.mkdir()
+        for name in ("calls", "trained"):
+            (root / name).touch()
 
     def plan(self, *runs, states=()):
         """How each run ends ("CODE", or "CODE STATE" with the slice's state afterwards), and the states before."""
         (self.root / "runs").write_text("\n".join(runs) + "\n")
         (self.root / "states").write_text("".join(f"{state}\n" for state in states))
+        if states:  # the code and the environment are there, as `install` leaves them
+            (self.home / "facevae_jax").symlink_to(REPOSITORY)
+            (self.home / "facevae_venv/bin").mkdir(parents=True)
+            shutil.copy(self.root / "bin/trainer", self.home / "facevae_venv/bin/python")
 
-    def install(self):
-        """Puts the code and the environment where `install` does."""
-        (self.home / "facevae_jax").symlink_to(REPOSITORY)
-        (self.home / "facevae_venv/bin").mkdir(parents=True)
-        shutil.copy(self.root / "bin/trainer", self.home / "facevae_venv/bin/python")
-
-    def command(self, verb, *words):
-        options = ["--name=faces", "--zone=us-west4-a", "--accelerator-type=v5litepod-16"]
-        return [str(LAUNCH / "tpu.sh"), verb, *options, *words]
-
-    def run(self, command, **environment):
+    def run(self, *command, **environment):
         options = {"env": self.environment | environment, "cwd": REPOSITORY, "text": True, "timeout": SECONDS}
         return subprocess.run(command, **options, capture_output=True, check=False)
 
-    def wait_for_trainer(self):
+    def start(self, *command, **environment):
+        """A process, once its trainer runs."""
+        process = subprocess.Popen(command, env=self.environment | environment, cwd=REPOSITORY)
         deadline = time.monotonic() + SECONDS
         while not (self.root / "ready").exists():
             assert time.monotonic() < deadline
             time.sleep(0.02)
+        return process
 
     def calls(self):
-        return (self.root / "calls").read_text().split() if (self.root / "calls").exists() else []
+        """What gcloud and scontrol were asked for, but for states."""
+        return [call for call in (self.root / "calls").read_text().split() if call not in ("describe", "scp")]
 
     def trained(self):
         """The trainer's arguments, each time that it was started."""
@@ -127,12 +137,6 @@ class Cloud:
 @pytest.fixture
 def cloud(tmp_path):
     return Cloud(tmp_path)
-
-
-def readme_command(script):
-    """The words of README's command for a script."""
-    lines = (REPOSITORY / "README.md").read_text().splitlines()
-    return next(shlex.split(line, comments=True) for line in lines if script in line.split("#")[0] and "`" not in line)
 
 
 @pytest.mark.parametrize("name", ["flags.sh", "tpu.sh", "slurm.sbatch"])
@@ -145,67 +149,49 @@ def test_shellcheck_finds_nothing(name):
 def test_flags_are_known_to_jaxlib_and_the_users_own_win(cloud):
     for platform in ("gpu", "tpu", "cpu"):
         script = f"source launch/flags.sh {platform} && JAX_PLATFORMS=cpu exec '{sys.executable}' -c '{START_JAX}'"
-        result = cloud.run(["bash", "-c", script], XLA_FLAGS="")
+        result = cloud.run("bash", "-c", script, XLA_FLAGS="")
         assert result.returncode == 0, result.stderr
     mine = "--xla_gpu_enable_triton_gemm=true"
     script = 'source launch/flags.sh gpu && echo "$XLA_FLAGS $JAX_PLATFORMS"'
-    result = cloud.run(["bash", "-c", script], XLA_FLAGS=mine, JAX_PLATFORMS="rocm")
+    result = cloud.run("bash", "-c", script, XLA_FLAGS=mine, JAX_PLATFORMS="rocm")
     assert result.stdout.split()[-2:] == [mine, "rocm"]
-    assert_one_line_error(cloud.run(["bash", "launch/flags.sh", "gpus"]), "'gpus'")
+    assert_one_line_error(cloud.run("bash", "launch/flags.sh", "gpus"), "'gpus'")
 
 
-def test_supervise_brings_a_lost_slice_back_and_keeps_one_that_is_there(cloud):
-    cloud.plan("255 SUSPENDED", "75", "1", "0")
-    words = readme_command("launch/tpu.sh")
-    options, flags = words[: words.index("--")], [*words[words.index("--") + 1 :], *ODD]
-    result = cloud.run([*options, "--delete-when-done", "--", *flags])
-    assert result.returncode == 0, result.stderr
-    assert cloud.trained() == [[*RUN, *flags]] * 4
-    assert cloud.calls().count("create") == cloud.calls().count("install") == 2
-    assert cloud.calls().count("delete") == 2  # the suspended one, and at the end
+@pytest.mark.parametrize(
+    ("states", "runs", "code", "calls"),
+    [
+        ((), "255 SUSPENDED,75,1,0", 0, "create install run delete create install run run run delete"),
+        (("ACTIVE",), "2,0", 2, "run"),
+        (("ACTIVE",), "75,1,75,139,0", 139, "run run run run"),
+        (("ERROR", "ERROR", "ACTIVE"), "0", 0, "run delete"),
+    ],
+    ids=["a lost slice is brought back", "no mistake is repeated", "it gives up", "no answer is no lost slice"],
+)
+def test_supervise(cloud, states, runs, code, calls):
+    cloud.plan(*runs.split(","), states=states)
+    result = cloud.run("launch/tpu.sh", "supervise", *OPTIONS)
+    assert result.returncode == code, result.stderr
+    assert cloud.calls() == calls.split()
+    assert cloud.trained() == [[*RUN, *FLAGS]] * cloud.calls().count("run")
     assert (cloud.home / "facevae_jax/launch/tpu.sh").read_bytes() == (LAUNCH / "tpu.sh").read_bytes()
-    assert not (cloud.home / "facevae_jax/.git").exists()
-
-
-@pytest.mark.parametrize(("codes", "ends_with", "runs"), [(("2", "0"), 2, 1), (("75", "1", "139", "0"), 139, 3)])
-def test_supervise_repeats_no_mistake_and_gives_up(cloud, codes, ends_with, runs):
-    cloud.install()
-    cloud.plan(*codes, states=["ACTIVE"])
-    result = cloud.run(cloud.command("supervise", "--restarts=2", "--", *ODD))
-    assert result.returncode == ends_with, result.stderr
-    assert len(cloud.trained()) == runs
-    assert "delete" not in cloud.calls()
-
-
-def test_a_slice_is_not_deleted_because_gcloud_did_not_answer(cloud):
-    cloud.install()
-    cloud.plan("0", states=["ERROR", "ERROR", "ACTIVE"])
-    result = cloud.run(cloud.command("resume", "--", *ODD))
-    assert result.returncode == 0, result.stderr
-    assert cloud.calls() == ["describe", "run"]  # failed answers do not count
+    assert states or not (cloud.home / "facevae_jax/.git").exists()
 
 
 @pytest.mark.parametrize(("verb", "number"), [("run", signal.SIGINT), ("supervise", signal.SIGTERM)])
 def test_a_signal_lets_the_hosts_save(cloud, verb, number):
-    cloud.install()
     cloud.plan("wait", states=["ACTIVE"])
-    command = cloud.command(verb, "--", *ODD)
-    with subprocess.Popen(command, env=cloud.environment, stderr=subprocess.PIPE, text=True) as process:
-        cloud.wait_for_trainer()
+    with cloud.start("launch/tpu.sh", verb, *OPTIONS) as process:
         process.send_signal(number)
-        _, errors = process.communicate(timeout=SECONDS)
-    assert process.returncode == 128 + number, errors
+        assert process.wait(timeout=SECONDS) == 128 + number
     assert cloud.calls().count("run") == 1
 
 
 def test_run_first_stops_what_a_lost_connection_left(cloud):
-    cloud.install()
     cloud.plan("0", states=["ACTIVE"])
-    python = cloud.home / "facevae_venv/bin/python"
-    with subprocess.Popen([python, *RUN, *ODD], env=cloud.environment | {"CODE": "wait"}) as left:
-        cloud.wait_for_trainer()
+    with cloud.start(cloud.home / "facevae_venv/bin/python", *RUN, *FLAGS, CODE="wait") as left:
         (cloud.home / "facevae.pid").write_text(f"{left.pid}\n")
-        with subprocess.Popen(cloud.command("run", "--", *ODD), env=cloud.environment) as process:
+        with cloud.start("launch/tpu.sh", "run", *OPTIONS) as process:
             assert left.wait(timeout=SECONDS) == 143  # reaped here, or its number would stay in use
             assert process.wait(timeout=SECONDS) == 0
     assert len(cloud.trained()) == 2
@@ -223,36 +209,23 @@ def test_run_first_stops_what_a_lost_connection_left(cloud):
     ],
 )
 def test_one_line_says_what_is_wrong(cloud, words, mentioned):
-    assert_one_line_error(cloud.run([LAUNCH / "tpu.sh", *words]), mentioned)
+    assert_one_line_error(cloud.run("launch/tpu.sh", *words), mentioned)
     assert cloud.calls() == []
-
-
-def unknown_keys(given, kept, path=""):
-    """Paths of `given` that are not in `kept`, or differ there."""
-    if isinstance(given, dict) and isinstance(kept, dict):
-        return [entry for key in given for entry in unknown_keys(given[key], kept.get(key), f"{path}.{key}")]
-    if isinstance(given, list) and isinstance(kept, list) and len(given) == len(kept):
-        return [e for n, pair in enumerate(zip(given, kept, strict=True)) for e in unknown_keys(*pair, f"{path}[{n}]")]
-    return [] if given == kept else [path]
-
-
-def check_jobset(manifest):
-    """Paths that the API does not have; the models are generated from JobSet's and Kubernetes' OpenAPI schema."""
-    reason = 'needs kubeflow-trainer-api (pip install -e ".[dev]")'
-    models = pytest.importorskip("kubeflow_trainer_api.models.jobset_v1alpha2_job_set", reason=reason)
-    return unknown_keys(manifest, models.JobsetV1alpha2JobSet.from_dict(manifest).to_dict())
 
 
 @pytest.mark.parametrize("path", JOBSETS, ids=lambda path: path.name)
 def test_jobset_has_only_what_the_api_has(path):
+    """The models are generated from JobSet's and Kubernetes' OpenAPI schema, and drop what that lacks."""
+    reason = 'needs kubeflow-trainer-api (pip install -e ".[dev]")'
+    models = pytest.importorskip("kubeflow_trainer_api.models.jobset_v1alpha2_job_set", reason=reason)
     manifest = yaml.safe_load(path.read_text())
-    assert check_jobset(manifest) == []
     (job,) = manifest["spec"]["replicatedJobs"]
     (container,) = job["template"]["spec"]["template"]["spec"]["containers"]
     (rule,) = job["template"]["spec"]["podFailurePolicy"]["rules"]
     assert rule["onExitCodes"]["containerName"] == container["name"]  # else no mistake would end the run
-    manifest["spec"]["failurePolicy"]["maxRestart"] = 3
-    assert check_jobset(manifest) == [".spec.failurePolicy.maxRestart"]
+    for port in container["ports"]:
+        port["protocol"] = "TCP"  # the default
+    assert models.JobsetV1alpha2JobSet.from_dict(manifest).to_dict() == manifest
 
 
 @pytest.mark.parametrize("path", JOBSETS, ids=lambda path: path.name)
@@ -262,7 +235,7 @@ def test_jobset_starts_the_trainer(path, cloud):
     values = {"JOBSET": "facevae", "REPLICATED_JOB": "workers", "JOB_COMPLETION_INDEX": "1"}
     values |= {entry["name"]: entry["value"] for entry in container.get("env", []) if "value" in entry}
     shutil.copy(cloud.root / "bin/trainer", cloud.root / "bin/python")
-    assert cloud.run([*container["command"], *container["args"]], **values).returncode == 0
+    assert cloud.run(*container["command"], *container["args"], **values).returncode == 0
     flags = container["args"][2:]
     if path.name == "jobset-gpu.yaml":
         coordinator = "--coordinator=facevae-workers-0-0.facevae:8476"
@@ -283,7 +256,7 @@ def test_slurm_queues_again_what_that_may_fix(cloud, code, restarts, again):
     }
     flags = [*readme_command("launch/slurm.sbatch")[2:], *ODD]
     spooled = shutil.copy(LAUNCH / "slurm.sbatch", cloud.root / "slurm_script")  # as Slurm runs it
-    result = cloud.run(["bash", spooled, *flags], **job)
+    result = cloud.run("bash", spooled, *flags, **job)
     assert result.returncode == code, result.stderr
     assert cloud.trained() == [[*RUN, *flags]]
     assert (cloud.calls() == ["requeue", "17"]) == again
