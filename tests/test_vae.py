@@ -3,14 +3,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import gdl128
 from facevae_jax.config import RunConfig
 from facevae_jax.models import vae
 from facevae_jax.models.api import LOG_VARIANCE_RANGE, Execution, Gaussian, image_keys, to_pixels, to_unit
 from facevae_jax.models.likelihoods import GaussianLikelihood
 from facevae_jax.models.vae import VAE
 from facevae_jax.training.setup import make_model
-from tests.conftest import REPOSITORY
-from tests.test_config import load
 
 KEYS = image_keys(jax.random.key(2), 2)
 IMAGES = jax.random.uniform(jax.random.key(0), (2, 32, 32, 3))
@@ -24,10 +23,12 @@ def make(form="plain", **settings):
 
 @pytest.fixture(scope="module")
 def lineage():
-    config = RunConfig.from_config_dict(load(REPOSITORY / "configs/gdl128.py"))
+    config = RunConfig.from_config_dict(gdl128.get_config())
     model, _ = make_model(config, Execution())
-    return model, jax.jit(lambda k: model.init(k, jnp.zeros((1, 128, 128, 3)), KEYS[:1], train=False))(
-        jax.random.key(0)
+    return (
+        config,
+        model,
+        jax.jit(lambda k: model.init(k, jnp.zeros((1, 128, 128, 3)), KEYS[:1], train=False))(jax.random.key(0)),
     )
 
 
@@ -43,59 +44,41 @@ def size(tree):
 
 
 def test_lineage_has_the_papers_parameters(lineage):
-    _, variables = lineage
+    _, _, variables = lineage
     assert size(variables["params"]) == 2_649_299
     assert size(variables) == 2_650_067
 
 
-def keras_lineage():
-    """Foster, Generative Deep Learning, 1st edition, chapter 3, `VariationalAutoencoder` with its face settings."""
-    import keras
-    from keras import layers
+def keras_lineage(config, variables):
+    """Encoder, of pixels from 0 to 255, and decoder in Keras, with Flax's variables, layer by layer in order."""
+    from benchmarks.peers import keras_vae
 
-    filters, decoder_filters = (32, 64, 64, 64), (64, 64, 32, 3)
-    x = image = keras.Input((128, 128, 3))
-    for count in filters:
-        x = layers.Conv2D(count, 3, strides=2, padding="same")(x)
-        x = layers.BatchNormalization()(x)
-        x = layers.LeakyReLU(negative_slope=0.3)(x)
-        x = layers.Dropout(0.25)(x)
-    x = layers.Flatten()(x)
-    encoder = keras.Model(image, [layers.Dense(200, name="mean")(x), layers.Dense(200, name="log_variance")(x)])
-    latent = keras.Input((200,))
-    x = layers.Reshape((8, 8, 64))(layers.Dense(8 * 8 * 64)(latent))
-    for index, count in enumerate(decoder_filters):
-        x = layers.Conv2DTranspose(count, 3, strides=2, padding="same")(x)
-        if index < len(decoder_filters) - 1:
-            x = layers.BatchNormalization()(x)
-            x = layers.LeakyReLU(negative_slope=0.3)(x)
-            x = layers.Dropout(0.25)(x)
-    return encoder, keras.Model(latent, layers.Activation("sigmoid")(x))
-
-
-def set_keras_weights(model, params, batch_stats):
-    """Copies Flax's variables into the Keras model, layer by layer in order."""
-    kinds = {"Conv2D": "StridedConvolution", "Conv2DTranspose": "TransposedConvolution"}
-    seen: dict[str, int] = {}
-    for layer in model.layers:
-        kind = type(layer).__name__
-        index = seen.get(kind, 0)
-        seen[kind] = index + 1
-        if kind in kinds:
-            source = params[f"{kinds[kind]}_{index}"]
-            layer.set_weights([source["kernel"], source["bias"]])
-        elif kind == "BatchNormalization":
-            affine, running = params[f"Stage_{index}"]["BatchNorm_0"], batch_stats[f"Stage_{index}"]["BatchNorm_0"]
-            layer.set_weights([affine["scale"], affine["bias"], running["mean"], running["var"]])
-        elif kind == "Dense":
-            source = params[layer.name if layer.name in params else "Dense_0"]
-            layer.set_weights([source["kernel"], source["bias"]])
+    network = keras_vae.VAE(config)
+    for name in ("encoder", "decoder"):
+        params, batch_stats = (variables[kind][name] for kind in ("params", "batch_stats"))
+        dense = ["mean", "log_variance"] if name == "encoder" else ["Dense_0"]
+        seen: dict[str, int] = {}
+        for layer in getattr(network, name).layers:
+            kind = type(layer).__name__
+            index = seen[kind] = seen.get(kind, -1) + 1
+            sources = {
+                "Conv2D": f"StridedConvolution_{index}",
+                "Conv2DTranspose": f"TransposedConvolution_{index}",
+                "Dense": dense[index % len(dense)],
+            }
+            if kind in sources:
+                source = params[sources[kind]]
+                layer.set_weights([source["kernel"], source["bias"]])
+            elif kind == "BatchNormalization":
+                affine, running = (part[f"Stage_{index}"]["BatchNorm_0"] for part in (params, batch_stats))
+                layer.set_weights([affine["scale"], affine["bias"], running["mean"], running["var"]])
+    return network.encoder, network.decoder
 
 
 @pytest.mark.usefixtures("keras_ranks")
 @pytest.mark.parametrize("form", ["plain", "matmul"])
 def test_lineage_equals_keras(lineage, form):
-    model, variables = lineage
+    config, model, variables = lineage
     random = np.random.default_rng(0)
 
     def away_from_zeros_and_ones(path, leaf):
@@ -106,13 +89,11 @@ def test_lineage_equals_keras(lineage, form):
 
     variables = jax.tree_util.tree_map_with_path(away_from_zeros_and_ones, variables)
     model = model.clone(execution=Execution(form))
-    encoder, decoder = keras_lineage()
-    set_keras_weights(encoder, variables["params"]["encoder"], variables["batch_stats"]["encoder"])
-    set_keras_weights(decoder, variables["params"]["decoder"], variables["batch_stats"]["decoder"])
+    encoder, decoder = keras_lineage(config, variables)
     images = random.uniform(size=(3, 128, 128, 3)).astype(np.float32)
     latents = random.normal(size=(3, 200)).astype(np.float32)
     posterior = model.apply(variables, jnp.asarray(images), method="encode")
-    mean, log_variance = (np.asarray(part) for part in encoder(images, training=False))
+    mean, log_variance = (np.asarray(part) for part in encoder(255 * images, training=False))
     reconstruction = np.asarray(decoder(latents))
     assert LOG_VARIANCE_RANGE[0] < log_variance.min() < log_variance.max() < LOG_VARIANCE_RANGE[1]
     assert min(mean.std(), log_variance.std(), reconstruction.std()) > 0.01
@@ -125,13 +106,12 @@ def test_lineage_equals_keras(lineage, form):
 
 @pytest.mark.usefixtures("keras_ranks")
 def test_lineage_moves_its_running_statistics_as_keras(lineage):
-    model, variables = lineage
-    encoder, _ = keras_lineage()
-    set_keras_weights(encoder, variables["params"]["encoder"], variables["batch_stats"]["encoder"])
+    config, model, variables = lineage
+    encoder, _ = keras_lineage(config, variables)
     images = np.random.default_rng(1).uniform(size=(4, 128, 128, 3)).astype(np.float32)
     keys = image_keys(jax.random.key(1), 4)
     _, updates = model.apply(variables, jnp.asarray(images), keys, train=True, mutable=["batch_stats"])
-    encoder(images, training=True)
+    encoder(255 * images, training=True)
     keras_statistics = next(layer for layer in encoder.layers if type(layer).__name__ == "BatchNormalization")
     running = updates["batch_stats"]["encoder"]["Stage_0"]["BatchNorm_0"]  # before any dropout
     np.testing.assert_allclose(running["mean"], np.asarray(keras_statistics.moving_mean), atol=1e-6)
