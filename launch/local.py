@@ -37,62 +37,49 @@ def copy_lines(number: int, stream: TextIO, target: TextIO) -> None:
         target.flush()
 
 
-class Group:
-    """The processes of one attempt."""
+def start(command: list[str], *, processes: int, devices: int) -> list[subprocess.Popen[str]]:
+    """Starts the processes of one attempt."""
+    environment = dict(os.environ)
+    if devices:
+        flags = environment.get("XLA_FLAGS", "")
+        environment["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={devices}".strip()
+        environment["JAX_PLATFORMS"] = "cpu"
+    on_cpu = environment.get("JAX_PLATFORMS") == "cpu"
+    if on_cpu:  # if each process had a thread for every core, they would wait for each other
+        environment.setdefault("NPROC", str(max(1, (os.cpu_count() or 1) // processes)))
+    words = [*command, f"--coordinator=127.0.0.1:{free_port()}", f"--processes={processes}"]
+    members, pipe = [], subprocess.PIPE
+    for number in range(processes):
+        one = [*words, f"--process_id={number}"]
+        member = subprocess.Popen(one, env=environment, stdout=pipe, stderr=pipe, text=True)
+        members.append(member)
+        if on_cpu and hasattr(os, "SCHED_BATCH"):  # preempts computing threads less; exchanges wait 3 times less
+            with contextlib.suppress(OSError):  # it has ended already, or this system does not allow it
+                os.sched_setscheduler(member.pid, os.SCHED_BATCH, os.sched_param(0))
+        for stream, target in ((member.stdout, sys.stdout), (member.stderr, sys.stderr)):
+            threading.Thread(target=copy_lines, args=(number, stream, target)).start()
+    return members
 
-    def __init__(self, command: list[str], *, processes: int, devices: int) -> None:
-        """Starts them."""
-        environment = dict(os.environ)
-        if devices:
-            flags = environment.get("XLA_FLAGS", "")
-            environment["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={devices}".strip()
-            environment["JAX_PLATFORMS"] = "cpu"
-        on_cpu = environment.get("JAX_PLATFORMS") == "cpu"
-        if on_cpu:  # if each process had a thread for every core, they would wait for each other
-            environment.setdefault("NPROC", str(max(1, (os.cpu_count() or 1) // processes)))
-        cluster = (f"--coordinator=127.0.0.1:{free_port()}", f"--processes={processes}")
-        self.members: list[subprocess.Popen[str]] = []
-        self.readers: list[threading.Thread] = []
-        for number in range(processes):
-            words = [*command, *cluster, f"--process_id={number}"]
-            member = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-            self.members.append(member)
-            if on_cpu and hasattr(os, "SCHED_BATCH"):  # preempts computing threads less; exchanges wait 3 times less
-                with contextlib.suppress(OSError):  # it has ended already, or this system does not allow it
-                    os.sched_setscheduler(member.pid, os.SCHED_BATCH, os.sched_param(0))
-            for stream, target in ((member.stdout, sys.stdout), (member.stderr, sys.stderr)):
-                assert stream is not None
-                self.readers.append(threading.Thread(target=copy_lines, args=(number, stream, target)))
-                self.readers[-1].start()
 
-    def send(self, number: int) -> None:
-        """Sends a signal to all that still run."""
-        for member in self.members:
-            if member.poll() is None:
-                member.send_signal(number)
-
-    def wait(self) -> int:
-        """Waits for all; returns the exit code of the process that failed first, or 0."""
-        failures: dict[int, int] = {}  # process number to exit code, in the order of their ends
-        deadline = float("inf")
-        running = True
-        while running:
-            running = any(member.poll() is None for member in self.members)
-            for number, member in enumerate(self.members):
-                code = member.returncode
-                if code and number not in failures:
-                    failures[number] = code
-                    end = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-                    print(f"process {number} of {len(self.members)} {end}", file=sys.stderr, flush=True)
-                    if code == 2:
-                        deadline = min(deadline, time.monotonic() + END_SECONDS)
-            if time.monotonic() > deadline:
-                self.send(signal.SIGKILL)
-            if running:
-                time.sleep(0.05)
-        for reader in self.readers:
-            reader.join()
-        return next(iter(failures.values()), 0)
+def wait(members: list[subprocess.Popen[str]]) -> int:
+    """Waits for all; returns the exit code of the process that failed first, or 0."""
+    running, first_failure, deadline = dict(enumerate(members)), 0, float("inf")
+    while running:
+        for number, member in list(running.items()):
+            code = member.poll()
+            if code is not None:
+                del running[number]
+            if code:
+                first_failure = first_failure or code
+                end = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+                print(f"process {number} of {len(members)} {end}", file=sys.stderr, flush=True)
+            if code == 2:
+                deadline = min(deadline, time.monotonic() + END_SECONDS)
+        if time.monotonic() > deadline:
+            for member in running.values():
+                member.kill()
+        time.sleep(0.05)
+    return first_failure
 
 
 def main() -> int:
@@ -107,20 +94,20 @@ def main() -> int:
     if not command or arguments.processes < 1:
         parser.error("give at least one process and a command: launch/local.py --processes=2 -- python -m ...")
 
-    group: Group | None = None
+    members: list[subprocess.Popen[str]] = []
     stopped: list[int] = []
 
     def forward(number: int, frame: object) -> None:
         stopped.append(number)
-        if group is not None:
-            group.send(number)
+        for member in members:
+            member.send_signal(number)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, forward)
     code = 0
     for attempt in range(arguments.restarts + 1):
-        group = Group(command, processes=arguments.processes, devices=arguments.devices)
-        code = group.wait()
+        members[:] = start(command, processes=arguments.processes, devices=arguments.devices)
+        code = wait(members)
         if stopped:  # processes that had nothing to save were ended by the signal itself
             return 128 + stopped[0] if code else 0
         if code in FINAL:

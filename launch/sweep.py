@@ -42,11 +42,9 @@ def choices(text: str) -> list[dict[str, str]]:
     Raises:
       ValueError: the text has neither form.
     """
-    if "|" in text or ";" in text:
-        found = [dict(setting.partition("=")[::2] for setting in part.split(";")) for part in text.split("|")]
-    else:
-        key, _, values = text.partition("=")
-        found = [{key: value} for value in values.split(",")]
+    key, _, values = text.partition("=")
+    parts = text.split("|") if "|" in text or ";" in text else [f"{key}={value}" for value in values.split(",")]
+    found = [dict(setting.partition("=")[::2] for setting in part.split(";")) for part in parts]
     if any(not key or not value for choice in found for key, value in choice.items()):
         raise ValueError(f"--set {text!r} must look like key=value,value or key=value;key=value|key=value.")
     return found
