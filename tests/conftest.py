@@ -31,11 +31,13 @@ install_import_hook("facevae_jax", "tests.typecheck.check")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 from facevae_jax.config import DataConfig, RunConfig, TrainConfig
+from facevae_jax.core.settings import flatten
 from facevae_jax.models import vae
 from facevae_jax.trained.loading import load
 from facevae_jax.trained.model import TrainedModel
 from facevae_jax.training.loop import train
 from facevae_jax.training.setup import TrainState
+from facevae_jax.training.telemetry import read_metrics
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
 
@@ -46,8 +48,7 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return tmp_path_factory.mktemp("data")
 
 
-@pytest.fixture(scope="session")
-def tiny_config(data_dir: pathlib.Path) -> RunConfig:
+def tiny(data_dir: pathlib.Path) -> RunConfig:
     """The smallest run that has all of a run's parts: 10 steps an epoch, a ragged last evaluation batch."""
     return RunConfig(
         data=DataConfig(
@@ -61,6 +62,12 @@ def tiny_config(data_dir: pathlib.Path) -> RunConfig:
 
 
 @pytest.fixture(scope="session")
+def tiny_config(data_dir: pathlib.Path) -> RunConfig:
+    """Its config."""
+    return tiny(data_dir)
+
+
+@pytest.fixture(scope="session")
 def finished(tiny_config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, TrainState]:
     """The workdir and the last state of a run of 20 steps that nothing interrupted; copy it to change it."""
     workdir = tmp_path_factory.mktemp("finished") / "run"
@@ -71,6 +78,18 @@ def change(config: RunConfig, **sections) -> RunConfig:
     """The config with some settings of some sections changed."""
     replaced = {name: dataclasses.replace(getattr(config, name), **values) for name, values in sections.items()}
     return dataclasses.replace(config, **replaced)
+
+
+def flags_of(config: RunConfig, **sections) -> list[str]:
+    """Flags of `facevae_jax.main` for a config with some settings changed; the workdir is missing."""
+    settings = flatten(change(config, **sections).to_dict()).items()
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in settings}
+    return ["--config=quickstart", *(f"--config.{key}={value}" for key, value in values.items())]
+
+
+def losses_of(workdir: pathlib.Path) -> list[tuple[str, int, float]]:
+    """(kind, step, loss) of every line of a run's metrics."""
+    return [(record["kind"], record["step"], record["loss"]) for record in read_metrics(workdir)]
 
 
 def assert_same_trees(left, right) -> None:

@@ -19,40 +19,13 @@ import sys
 import tempfile
 import time
 
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, change, flags_of, tiny
 
-CONFIG = {
-    "data.resolution": 32,
-    "data.synthetic_train_images": 512,
-    "data.synthetic_validation_images": 37,
-    "model.latent_dim": 8,
-    "model.filters": "(8,16)",
-    "model.dropout_rate": 0.1,
-    "train.batch_size": 16,
-    "train.schedule": "constant",
-    "train.evaluate_every_epochs": 4,
-    "train.log_every_steps": 8,
-    "train.steps_per_dispatch": 8,
-}
 STARTING, STARTED = "devices:", "first step after"  # lines of a process
 LATEST = {1: 1.5}  # seconds from such a line to the kill, by processes; the first checkpoint of several takes 2 s
 
 
-def command(workdir: pathlib.Path, data_dir: pathlib.Path, *, steps: int, processes: int) -> list[str]:
-    """The command of the run, in processes that the launcher restarts."""
-    settings = CONFIG | {"data.data_dir": data_dir, "train.steps": steps, "train.checkpoint_every_steps": 16}
-    flags = [f"--config.{key}={value}" for key, value in settings.items()]
-    launcher = [sys.executable, "launch/local.py", f"--processes={processes}", "--devices=1", "--restarts=1000", "--"]
-    words = [sys.executable, "-m", "facevae_jax.main", "--config=configs/quickstart.py", f"--workdir={workdir}", *flags]
-    return [*launcher, *words, "--heartbeat_seconds=10"]
-
-
-def checksums(workdir: pathlib.Path, steps: int) -> dict[str, list[int]]:
-    """The checksums of every array of the last checkpoint."""
-    return json.loads((workdir / "checkpoints" / str(steps) / "record" / "metadata").read_text())["checksums"]
-
-
-def finish(words: list[str], kills: int = 0, seconds: float = 0, seed: int = 0) -> int:
+def finish(words: list[str], kills: int, seconds: float, seed: int) -> int:
     """Runs a command to its end and kills a random one of its processes, at most `kills` times; returns how often.
 
     One kill of four comes as the processes start, the others after their first step; each up to `seconds` later.
@@ -79,33 +52,38 @@ def finish(words: list[str], kills: int = 0, seconds: float = 0, seed: int = 0) 
     return killed
 
 
-def run(kills: int, *, processes: int, steps: int, seed: int) -> str:
-    """Kills, compares, and returns a summary.
+def main() -> None:
+    """Trains with and without kills, and compares the checksums of every array of the last checkpoints.
 
     Raises:
       SystemExit: a run failed, or ended with different bits.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        data_dir, whole, broken = (pathlib.Path(folder, name) for name in ("data", "whole", "broken"))
-        finish(command(whole, data_dir, steps=steps, processes=processes))
-        words = command(broken, data_dir, steps=steps, processes=processes)
-        killed = finish(words, kills, LATEST.get(processes, 5.0), seed)
-        if checksums(whole, steps) != checksums(broken, steps):
-            raise SystemExit(f"different bits after {killed} kills; seed {seed}")
-        damaged = len(list(broken.glob("damaged_checkpoints/*")))
-        return f"{killed} kills of {processes} process(es), {damaged} damaged checkpoints: same bits as without kills"
-
-
-def main() -> None:
-    """Parses the flags and runs."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=0, help="of the run; 0: about as many as the kills allow")
     parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    steps = arguments.steps or arguments.kills * (150 if arguments.processes == 1 else 60)
-    print(run(arguments.kills, processes=arguments.processes, steps=steps, seed=arguments.seed))
+    options = parser.parse_args()
+    steps = options.kills * (150 if options.processes == 1 else 60)  # about as many as the kills allow
+    launcher = ["launch/local.py", f"--processes={options.processes}", "--devices=1", "--restarts=1000", "--"]
+    trainer = [sys.executable, "-m", "facevae_jax.main", "--heartbeat_seconds=10"]
+    often = {"evaluate_every_epochs": 4, "checkpoint_every_steps": 16, "log_every_steps": 8, "steps_per_dispatch": 8}
+    with tempfile.TemporaryDirectory() as folder:
+        config = change(
+            tiny(pathlib.Path(folder)), data={"synthetic_train_images": 512}, train=often | {"steps": steps}
+        )
+        words, found = [sys.executable, *launcher, *trainer, *flags_of(config)], []
+        for name, kills in (("whole", 0), ("broken", options.kills)):
+            workdir = pathlib.Path(folder, name)
+            seconds = LATEST.get(options.processes, 5.0)
+            killed = finish([*words, f"--workdir={workdir}"], kills, seconds, options.seed)
+            record = workdir / "checkpoints" / str(steps) / "record" / "metadata"
+            found.append(json.loads(record.read_text())["checksums"])
+        if found[0] != found[1]:
+            raise SystemExit(f"different bits after {killed} kills; seed {options.seed}")
+        damaged = len(list(workdir.glob("damaged_checkpoints/*")))
+    print(
+        f"{killed} kills of {options.processes} process(es), {damaged} damaged checkpoints: same bits as without kills"
+    )
 
 
 if __name__ == "__main__":

@@ -1,46 +1,11 @@
-import importlib.util
-import json
-import pathlib
-
-import ml_collections
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from facevae_jax.config import DataConfig, RunConfig, check_overrides
-from facevae_jax.core.settings import flatten
 from facevae_jax.models import vae
-from tests.conftest import REPOSITORY
 
-CONFIGS = sorted((REPOSITORY / "configs").glob("[!_]*.py"))
-
-
-def load(path: pathlib.Path) -> ml_collections.ConfigDict:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config()
-
-
-def test_every_promised_config_is_there():
-    names = {path.stem for path in CONFIGS}
-    promised = "quickstart ffhq64 ffhq128 ffhq256 celeba64 celeba64_spatial celeba128 gdl128"
-    assert names >= set(promised.split())
-
-
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_configs_are_locked_and_valid(path):
-    config = load(path)
-    assert config.is_locked
-    with pytest.raises(AttributeError):
-        config.model.latent_dims = 3
-    run = RunConfig.from_config_dict(config)
-    digits = "".join(filter(str.isdigit, path.stem))
-    assert not digits or run.data.resolution == int(digits)
-    assert RunConfig.from_config_dict(json.loads(json.dumps(run.to_dict()))) == run
-    assert RunConfig.from_config_dict(run.to_config_dict()) == run
+LOGISTIC = {"likelihood": "discretized_logistic"}
 
 
 @given(st.integers(min_value=-5, max_value=5000))
@@ -86,6 +51,17 @@ def test_stages_follow_the_resolution_or_are_set(model, resolution, expected):
         ({"train": {"batch_size": True}}, TypeError, r"config\.train\.batch_size=True"),
         ({"train": {"learning_rate": float("nan")}}, ValueError, r"config\.train\.learning_rate=nan"),
         ({"train": {"tensorboard": 1}}, TypeError, r"config\.train\.tensorboard=1"),
+        ({"train": {"accumulation": 3}}, ValueError, r"accumulation=3 .*config\.train\.batch_size=128"),
+        # What a kind of model or a likelihood cannot do.
+        ({"model": {"kind": "pca"}, "train": {"steps": 100}}, ValueError, r"train\.steps=100"),
+        ({"model": {"kind": "pca"}, "train": {"ema_decay": 0.9}}, ValueError, r"train\.ema_decay=0\.9"),
+        ({"model": {"kind": "pca"}, "objective": {"likelihood": "gaussian"}}, ValueError, "likelihood='gaussian'"),
+        ({"model": {"kind": "pca"}, "objective": LOGISTIC}, ValueError, "likelihood='discretized_logistic'.*pca"),
+        ({"model": {"kind": "autoencoder"}, "objective": {"kl_weight": 4.0}}, ValueError, r"kl_weight=4\.0"),
+        ({"model": {"kind": "autoencoder"}, "objective": {"free_bits": 1.0}}, ValueError, r"free_bits=1\.0"),
+        ({"model": {"kind": "autoencoder_kl", "latent_channels": 2000}}, ValueError, "latent_channels=2000"),
+        ({"data": {"dequantize": True}, "objective": LOGISTIC}, ValueError, r"data\.dequantize=True"),
+        ({"objective": {"mixture_components": 5}}, ValueError, r"objective\.mixture_components=5"),
     ],
 )
 def test_bad_settings_are_named(change, error, message):
@@ -97,9 +73,3 @@ def test_unknown_overrides_get_a_suggestion():
     check_overrides(["--config=configs/x.py", "--config.data.resolution=64", "--workdir=x"])
     with pytest.raises(TypeError, match=r"--config\.model\.latent_dims is unknown.*--config\.model\.latent_dim\b"):
         check_overrides(["--config.model.latent_dims=3"])
-
-
-def test_flatten_names_every_setting():
-    flat = flatten(RunConfig().to_dict())
-    assert flat["model.filters"] == []
-    assert {key.partition(".")[0] for key in flat} == {"data", "model", "objective", "train"}

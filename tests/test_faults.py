@@ -24,8 +24,7 @@ from facevae_jax.training.loop import train
 from facevae_jax.training.setup import TrainSetup, abstract_state, create_state, make_mesh
 from facevae_jax.training.step import train_step
 from facevae_jax.training.telemetry import read_metrics
-from tests.conftest import REPOSITORY, assert_one_line_error, assert_same_trees, change, run_module
-from tests.test_main import TINY
+from tests.conftest import REPOSITORY, assert_one_line_error, assert_same_trees, change, flags_of, losses_of, run_module
 
 # Orbax leaves the futures of reads that failed to the garbage collector, which complains of each.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
@@ -96,12 +95,12 @@ def test_a_flipped_bit_of_the_arrays_is_logged_and_the_checkpoint_before_is_used
     content = bytearray(data.read_bytes())
     content[len(content) // 2] ^= 1
     data.write_bytes(content)
-    train(tiny_config, tmp_path / "run")
+    # Step 10 was saved in the background, while its state was donated to the next dispatch.
+    assert_same_trees(train(tiny_config, tmp_path / "run"), finished[1])
     said = capsys.readouterr().out
     assert "checkpoints/20 " in said
     assert "resuming from step 10" in said
-    steps = [(r["kind"], r["step"]) for r in read_metrics(tmp_path / "run")]
-    assert steps == [(r["kind"], r["step"]) for r in read_metrics(finished[0])]
+    assert losses_of(tmp_path / "run") == losses_of(finished[0])
 
 
 def test_where_every_checkpoint_is_damaged_nothing_is_moved(finished, tiny_config, tmp_path):
@@ -116,11 +115,11 @@ def test_where_every_checkpoint_is_damaged_nothing_is_moved(finished, tiny_confi
 
 
 @pytest.mark.slow
-def test_damage_gives_no_traceback(data_dir, tmp_path):
+def test_damage_gives_no_traceback(tiny_config, tmp_path):
     """By the user's commands: training resumes from the one before; sampling takes the next best."""
-    arguments = (*TINY, f"--config.data.data_dir={data_dir}", f"--workdir={tmp_path / 'run'}")
-    assert run_module("facevae_jax.main", *arguments, "--config.train.epochs=2").returncode == 0
-    for path in files_of(tmp_path / "run", 16):
+    arguments = [*flags_of(tiny_config), f"--workdir={tmp_path / 'run'}"]
+    assert run_module("facevae_jax.main", *arguments).returncode == 0
+    for path in files_of(tmp_path / "run", 20):
         if "state" in path.parts:
             os.truncate(path, path.stat().st_size // 2)
     sampled = run_module(
@@ -128,10 +127,10 @@ def test_damage_gives_no_traceback(data_dir, tmp_path):
     )
     assert (sampled.returncode, len(sampled.stderr.splitlines())) == (0, 1), sampled.stderr
     assert "warning: " in sampled.stderr
-    assert "from step 8" in sampled.stdout
-    result = run_module("facevae_jax.main", *arguments, "--config.train.epochs=2")
+    assert "from step 10" in sampled.stdout
+    result = run_module("facevae_jax.main", *arguments)
     assert (result.returncode, result.stderr) == (0, "")
-    assert "resuming from step 8" in result.stdout
+    assert "resuming from step 10" in result.stdout
 
 
 def test_checkpoints_of_versions_without_checksums_are_restored(finished, tiny_config, tmp_path):
@@ -190,8 +189,8 @@ def test_a_run_that_diverges_stops_and_names_the_last_good_checkpoint(tiny_confi
 
 
 @pytest.mark.slow
-def test_a_second_run_in_a_workdir_is_refused_until_the_first_is_dead(tmp_path, data_dir):
-    arguments = (*TINY, f"--config.data.data_dir={data_dir}", f"--workdir={tmp_path}", "--config.train.epochs=500")
+def test_a_second_run_in_a_workdir_is_refused_until_the_first_is_dead(tmp_path, tiny_config):
+    arguments = [*flags_of(tiny_config, train={"epochs": 500}), f"--workdir={tmp_path}"]
     command = [sys.executable, "-m", "facevae_jax.main", *arguments]
     with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as first:
         assert first.stdout is not None
@@ -205,9 +204,8 @@ def test_a_second_run_in_a_workdir_is_refused_until_the_first_is_dead(tmp_path, 
 
 
 @pytest.mark.slow
-def test_a_signal_before_there_is_anything_to_save_ends_at_once(tmp_path, data_dir):
-    arguments = (*TINY, f"--config.data.data_dir={data_dir}", f"--workdir={tmp_path}")
-    command = [sys.executable, "-m", "facevae_jax.main", *arguments]
+def test_a_signal_before_there_is_anything_to_save_ends_at_once(tmp_path, tiny_config):
+    command = [sys.executable, "-m", "facevae_jax.main", *flags_of(tiny_config), f"--workdir={tmp_path}"]
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")}  # so that it has to compile
     with subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -230,11 +228,7 @@ def test_an_evaluation_that_was_cut_short_is_made_after_resuming(finished, tiny_
     assert json.loads((tmp_path / "checkpoints" / "10" / "record" / "metadata").read_text())["evaluated"] is False
     assert [r["step"] for r in read_metrics(tmp_path) if r["kind"] == "evaluation"] == []
     assert_same_trees(train(tiny_config, tmp_path), expected)
-
-    def losses(directory):
-        return sorted((r["step"], r["kind"], r["loss"]) for r in read_metrics(directory))
-
-    assert losses(tmp_path) == losses(workdir)
+    assert sorted(losses_of(tmp_path)) == sorted(losses_of(workdir))
 
 
 @pytest.mark.slow
@@ -244,8 +238,7 @@ def test_a_full_disk_is_one_line(tiny_config, tmp_path):
         pytest.skip("needs unshare")
     workdir = tmp_path / "small"
     workdir.mkdir()
-    settings = [f"--config.data.data_dir={tiny_config.data.data_dir}", "--config.train.epochs=2"]
-    words = [sys.executable, "-m", "facevae_jax.main", *TINY, *settings, f"--workdir={workdir}"]
+    words = [sys.executable, "-m", "facevae_jax.main", *flags_of(tiny_config), f"--workdir={workdir}"]
     script = f'mount -t tmpfs -o size=200k none {workdir} 2>/dev/null || exit 99; exec "$@"'
     command = ["unshare", "--mount", "sh", "-c", script, "sh", *words]
     result = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=False)

@@ -1,5 +1,6 @@
 """The resolved settings and the parameters of every config, so that a change of either shows in review."""
 
+import importlib
 import json
 
 import jax
@@ -8,12 +9,20 @@ import pytest
 from facevae_jax.config import RunConfig
 from facevae_jax.training.setup import TrainSetup, abstract_state, make_mesh
 from tests.conftest import REPOSITORY
-from tests.test_config import CONFIGS, load
+
+GOLDEN = REPOSITORY / "tests" / "golden"
+NAMES = {path.stem for path in (*GOLDEN.glob("*.json"), *(REPOSITORY / "configs").glob("[!_]*.py"))}
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_settings_and_parameters_are_those_on_record(path, request):
-    config = RunConfig.from_config_dict(load(path))
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_settings_and_parameters_are_those_on_record(name, request):
+    given = importlib.import_module(f"configs.{name}").get_config()
+    with pytest.raises(AttributeError):
+        given.model.latent_dims = 3
+    config = RunConfig.from_config_dict(given)
+    assert RunConfig.from_config_dict(json.loads(json.dumps(config.to_dict()))) == config
+    digits = "".join(filter(str.isdigit, name))
+    assert not digits or config.data.resolution == int(digits)
     state = abstract_state(TrainSetup.of(config, make_mesh()))
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     shapes = {
@@ -21,8 +30,7 @@ def test_settings_and_parameters_are_those_on_record(path, request):
         for names, leaf in jax.tree_util.tree_leaves_with_path(variables)
     }
     found = json.dumps({"config": config.to_dict(), "variables": shapes}, indent=2) + "\n"
-    golden = REPOSITORY / "tests" / "golden" / f"{path.stem}.json"
     if request.config.getoption("--update-golden"):
-        golden.parent.mkdir(exist_ok=True)
-        golden.write_text(found)
-    assert found == golden.read_text(), "if it is meant: pytest tests/test_golden.py --update-golden"
+        (GOLDEN / f"{name}.json").write_text(found)
+    message = "if it is meant: pytest tests/test_golden.py --update-golden"
+    assert found == (GOLDEN / f"{name}.json").read_text(), message

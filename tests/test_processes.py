@@ -16,8 +16,7 @@ import pytest
 
 from facevae_jax.training.loop import train
 from facevae_jax.training.telemetry import read_metrics
-from tests.conftest import REPOSITORY, assert_one_line_error, change
-from tests.kills import CONFIG
+from tests.conftest import REPOSITORY, assert_one_line_error, change, flags_of, losses_of
 
 pytestmark = pytest.mark.slow
 SECONDS = 600  # ends a hang
@@ -27,21 +26,8 @@ LAUNCH = (sys.executable, "launch/local.py")
 
 
 def command(config, workdir, **train_settings):
-    """The command of one process for the tiny config."""
-    settings = CONFIG | {
-        "data.data_dir": config.data.data_dir,
-        "data.synthetic_train_images": 165,
-        "objective.r_loss_factor": config.objective.r_loss_factor,
-        "train.learning_rate": config.train.learning_rate,
-        "train.warmup_steps": 20,
-        "train.epochs": 2,
-        "train.evaluate_every_epochs": 1,
-        "train.log_every_steps": 1,
-        "train.steps_per_dispatch": 4,
-        **{f"train.{key}": value for key, value in train_settings.items()},
-    }
-    flags = [f"--config.{key}={value}" for key, value in settings.items()]
-    return [sys.executable, "-m", "facevae_jax.main", "--config=configs/quickstart.py", f"--workdir={workdir}", *flags]
+    """The command of one process."""
+    return [sys.executable, "-m", "facevae_jax.main", *flags_of(config, train=train_settings), f"--workdir={workdir}"]
 
 
 def launcher(*, processes, devices=1, restarts=3):  # on a busy machine processes may connect too late for Gloo
@@ -71,12 +57,8 @@ def lines_until(process, pattern):
     return list(itertools.takewhile(lambda line: not re.search(pattern, line), process.stdout))
 
 
-def losses(workdir):
-    return [(r["kind"], r["step"], r["loss"]) for r in read_metrics(workdir)]
-
-
 def assert_same_losses(workdir, other):
-    mine, theirs = losses(workdir), losses(other)
+    mine, theirs = losses_of(workdir), losses_of(other)
     assert [entry[:2] for entry in mine] == [entry[:2] for entry in theirs]
     np.testing.assert_allclose([e[2] for e in mine], [e[2] for e in theirs], rtol=1e-5)
 

@@ -1,11 +1,12 @@
 """launch/sweep.py: it runs every combination once and resumes after a stop."""
 
-import importlib.util
 import json
+import runpy
 import signal
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 
@@ -35,9 +36,7 @@ def tiny(data_dir):
 
 
 def test_combinations_and_table():
-    spec = importlib.util.spec_from_file_location("sweep", SWEEP)
-    sweep = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sweep)
+    sweep = types.SimpleNamespace(**runpy.run_path(str(SWEEP)))
     assert sweep.combinations([]) == [{}]
     assert sweep.combinations(["model.latent_dim=2,4", "train.seed=0"]) == [
         {"model.latent_dim": "2", "train.seed": "0"},

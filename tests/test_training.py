@@ -19,11 +19,7 @@ from facevae_jax.training.feeds import choose_feed
 from facevae_jax.training.loop import Trainer, train
 from facevae_jax.training.setup import TrainSetup, create_state, make_mesh
 from facevae_jax.training.telemetry import read_metrics
-from tests.conftest import assert_same_trees, change, run_module
-
-
-def losses(workdir):
-    return [(r["kind"], r["step"], r["loss"]) for r in read_metrics(workdir)]
+from tests.conftest import assert_same_trees, change, flags_of, losses_of, run_module
 
 
 def test_a_run_leaves_what_it_promises(finished, tiny_config):
@@ -50,7 +46,7 @@ def test_stopping_and_resuming_changes_no_bit(finished, tiny_config, tmp_path, s
     interrupted = train(tiny_config, tmp_path, should_stop=lambda step: step >= stop)
     assert stop <= int(interrupted.step) < 20
     assert_same_trees(train(tiny_config, tmp_path), expected)
-    assert losses(tmp_path) == losses(workdir)
+    assert losses_of(tmp_path) == losses_of(workdir)
 
 
 @pytest.mark.parametrize("feed", [pytest.param("sharded", marks=pytest.mark.slow), "streamed"])
@@ -123,30 +119,12 @@ def test_one_and_eight_devices_have_the_same_losses_by_the_command(tiny_config, 
 
     At 5e-3 from the 20th step on, a processor without AVX-512 had 8e-6 at step 19 and 1.2e-4 after step 20.
     """
-    found = []
-    settings = {
-        "data.data_dir": tiny_config.data.data_dir,
-        "data.resolution": 32,
-        "data.synthetic_train_images": 165,
-        "data.synthetic_validation_images": 37,
-        "model.filters": "(8,16)",
-        "model.dropout_rate": 0.1,
-        "train.batch_size": 16,
-        "train.steps": 20,
-        "train.learning_rate": 5e-3,
-        "train.schedule": "constant",
-        "train.warmup_steps": 100,
-        "train.evaluate_every_epochs": 1,
-        "train.log_every_steps": 1,
-    }
-    flags = [f"--config.{key}={value}" for key, value in settings.items()]
+    found, flags = [], flags_of(tiny_config, train={"warmup_steps": 100})
     for devices in (1, 8):
         workdir = tmp_path / str(devices)
-        result = run_module(
-            "facevae_jax.main", "--config=configs/quickstart.py", f"--workdir={workdir}", *flags, devices=devices
-        )
+        result = run_module("facevae_jax.main", *flags, f"--workdir={workdir}", devices=devices)
         assert result.returncode == 0, result.stderr
-        found.append([r["loss"] for r in read_metrics(workdir)])
+        found.append([loss for *_, loss in losses_of(workdir)])
     assert len(found[0]) == 20 + 2
     np.testing.assert_allclose(found[0], found[1], rtol=1e-5)
 
@@ -165,18 +143,13 @@ def test_draws_are_keyed_by_row_and_moments_are_those_of_all_codes(finished, tin
     np.testing.assert_allclose(model.moments.covariance, expected, rtol=1e-3, atol=1e-5)
 
 
-@pytest.fixture(scope="module")
-def setup(tiny_config):
-    return TrainSetup.of(tiny_config, make_mesh())
-
-
 @pytest.mark.parametrize(
     ("scores", "kept", "best"),
     [([5.0, 1.0, 2.0, None, 3.0, 4.0], [6, 5, 2], 2), ([10.0, 8.0, math.nan, math.inf, math.nan], [5, 4, 2], 2)],
     ids=["latest two and best", "not finite is never the best"],
 )
-def test_checkpoints_that_are_kept(setup, tmp_path, scores, kept, best):
-    state = create_state(setup)
+def test_checkpoints_that_are_kept(tiny_config, tmp_path, scores, kept, best):
+    state = create_state(TrainSetup.of(tiny_config, make_mesh()))
     with Checkpoints(tmp_path) as checkpoints:
         for step, loss in enumerate(scores, start=1):
             checkpoints.save(state, step=step, loss=loss)
@@ -196,23 +169,6 @@ def test_averaged_parameters_are_the_exponential_mean_and_are_what_is_used(tiny_
         average = jax.tree.map(lambda old, new, decay=decay: decay * old + (1 - decay) * new, average, variables)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), state.averaged, average)
     assert_same_trees(facevae_jax.load(tmp_path).variables, state.averaged)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("normalization", ["group", "none"])
-def test_models_without_batch_statistics_resume_and_load(tiny_config, tmp_path, normalization):
-    config = change(tiny_config, model={"normalization": normalization}, train={"steps": 6})
-    whole = train(config, tmp_path / "whole")
-    train(config, tmp_path / "parts", should_stop=lambda step: step >= 3)
-    assert_same_trees(train(config, tmp_path / "parts"), whole)
-    assert_same_trees(facevae_jax.load(tmp_path / "parts").variables["params"], whole.params)
-
-
-def test_a_checkpoint_written_while_training_went_on_resumes_exactly(finished, tiny_config, tmp_path):
-    workdir, state = finished
-    shutil.copytree(workdir, tmp_path / "run")
-    shutil.rmtree(tmp_path / "run" / "checkpoints" / "20")  # step 10 was saved in the background, its state donated
-    assert_same_trees(train(tiny_config, tmp_path / "run"), state)
 
 
 @pytest.mark.parametrize("variance", ["optimal", pytest.param("learned", marks=pytest.mark.slow)])
@@ -270,3 +226,24 @@ def test_settings_of_an_attempt_that_failed_may_change(tiny_config, tmp_path):
         train(change(tiny_config, data={"name": "nowhere"}), tmp_path)
     train(change(tiny_config, train={"steps": 1}), tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["data"]["name"] == "synthetic"
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "pictures", "config.json"])
+def test_a_workdir_that_cannot_be_used_is_named(tiny_config, tmp_path, name):
+    (tmp_path / name).write_text("[1]")
+    with pytest.raises(UserError, match=name):
+        train(tiny_config, tmp_path)
+    with pytest.raises(UserError, match=f"--workdir='{tmp_path / name / 'run'}'"):
+        train(tiny_config, tmp_path / name / "run")
+
+
+def test_a_workdir_with_damaged_scores_or_without_its_config_is_refused(finished, tiny_config, tmp_path):
+    run = shutil.copytree(finished[0], tmp_path / "run")
+    for path in (run / "checkpoints").glob("*/metrics/metrics"):
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"metrics.*damaged"):
+        facevae_jax.load(run)
+    (run / "config.json").unlink()
+    with pytest.raises(UserError, match=r"config\.json.*new workdir"):
+        train(tiny_config, run)
+    assert not (run / "config.json").exists()
