@@ -14,7 +14,7 @@ HANG = """
 import time
 from facevae_jax.training.watchdog import Watchdog
 def hang(): time.sleep(600)
-with Watchdog({seconds}, step=3) as watchdog:
+with Watchdog({seconds}) as watchdog:
     for step in range(4, 8):
         time.sleep(0.5)
         watchdog.heartbeat(step)

@@ -78,7 +78,7 @@ def describe_entries(entries: Sequence[str]) -> str:
     return f"found: {some(entries)} ({len(entries)} entries)"
 
 
-def some(names: Iterable[str], *, most: int = 3) -> str:
-    """The first few names, for messages."""
+def some(names: Iterable[str]) -> str:
+    """The first three names, for messages."""
     names = list(names)
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

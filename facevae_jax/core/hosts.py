@@ -74,16 +74,16 @@ def _check(coordinator: str, processes: int, process_id: int) -> None:
     if not 0 <= process_id < processes:
         raise UserError(f"--process_id={process_id} must be from 0 to --processes - 1, which is {processes - 1}.")
     # Without a coordinator JAX's client aborts the process with a page of stack trace, so check first.
-    deadline, answers = time.monotonic() + CONNECT_SECONDS, process_id == 0
-    while not answers:
+    deadline = time.monotonic() + CONNECT_SECONDS
+    while process_id:
+        with contextlib.suppress(OSError), socket.create_connection((host.strip("[]"), int(port)), timeout=5):
+            return
         if time.monotonic() > deadline:
             raise UserError(
                 f"--coordinator={coordinator!r} did not answer for {CONNECT_SECONDS} s: "
                 "start process 0 and check that its port is reachable from this host."
             )
-        with contextlib.suppress(OSError), socket.create_connection((host.strip("[]"), int(port)), timeout=5):
-            answers = True
-        time.sleep(0 if answers else 0.2)
+        time.sleep(0.2)
 
 
 def is_main() -> bool:

@@ -153,7 +153,6 @@ class Convolution(nn.Module):
     config: LayerConfig
     execution: Execution
     hidden: bool = True  # a `Stage` follows
-    size: int = 0  # of the kernel; 0: the config's
 
     transposed: ClassVar[bool] = False
     stride: ClassVar[int] = STRIDE
@@ -162,7 +161,7 @@ class Convolution(nn.Module):
     @nn.compact
     def __call__(self, x: Features) -> tuple[Float[Array, "b h2 w2 f"], Moments | None]:
         """The convolution, and the moments that batch normalization needs."""
-        size, channels = self.size or self.config.kernel_size, x.raw.shape[-1]
+        size, channels = self.config.kernel_size, x.raw.shape[-1]
         ends = (self.features, channels) if self.transposed else (channels, self.features)
         kernel = self.param("kernel", nn.initializers.glorot_uniform(), (size, size, *ends))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))

@@ -229,8 +229,7 @@ def train(
         if step < schedule.total:
             feed = make_feed(config, dataset.images("train"), mesh, first_step=step)
             stack.callback(feed.close)
-        silent = not hosts.is_main()
-        telemetry = Telemetry(directory, config.train, first_step=step, total_steps=schedule.total, silent=silent)
+        telemetry = Telemetry(directory, config.train, first_step=step, total_steps=schedule.total)
         train_images, images = dataset.images("train"), dataset.images(dataset.evaluation_split)
         trainer = Trainer(
             setup=setup,

@@ -35,19 +35,12 @@ def log_error(line: str) -> None:
 class Telemetry:
     """The record of one run; use as a context manager."""
 
-    def __init__(
-        self,
-        workdir: pathlib.Path,
-        config: TrainConfig,
-        *,
-        first_step: int,
-        total_steps: int,
-        silent: bool = False,
-    ) -> None:
+    def __init__(self, workdir: pathlib.Path, config: TrainConfig, *, first_step: int, total_steps: int) -> None:
         """Opens the record, and drops what a killed run wrote after the checkpoint that it resumes from.
 
-        A `silent` one writes and shows nothing: of several processes, process 0 does that for all.
+        Of several processes only process 0 writes and shows anything.
         """
+        silent = not hosts.is_main()
         if not silent:
             _drop_after(workdir, first_step)
         path = os.devnull if silent else workdir / METRICS_FILE

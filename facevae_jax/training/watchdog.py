@@ -13,9 +13,9 @@ class Watchdog:
     process, so runs must not overlap in one process.
     """
 
-    def __init__(self, seconds: int, *, step: int = 0) -> None:
-        """Takes `config.train.watchdog_seconds`, where 0 means no limit, and the last finished step."""
-        self.step = step
+    def __init__(self, seconds: int) -> None:
+        """Takes `config.train.watchdog_seconds`, where 0 means no limit."""
+        self.step = 0  # the last finished one
         self._seconds = seconds
 
     def __enter__(self) -> "Watchdog":
