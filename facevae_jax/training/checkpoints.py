@@ -17,6 +17,7 @@ from facevae_jax.core import hosts
 from facevae_jax.core.errors import UserError, make_writable_directory
 from facevae_jax.training.checksums import checksums
 from facevae_jax.training.setup import TrainState
+from facevae_jax.training.telemetry import log
 
 DIRECTORY = "checkpoints"
 DAMAGED = "damaged_checkpoints"
@@ -58,7 +59,6 @@ class Checkpoints:
         self._directory = (workdir / DIRECTORY).absolute()
         self._aside = (workdir / DAMAGED).absolute()
         self._read_only = read_only
-        self._moved: list[str] = []  # a line for each checkpoint that was set aside
         if not read_only:  # Orbax fails in a thread of its own, and the other processes wait ten minutes for it
             hosts.together(self._prepare)
         self._manager = self._open()
@@ -172,8 +172,8 @@ class Checkpoints:
                 "make room, and the same command resumes from the last one."
             )
 
-    def restore_newest(self, abstract: TrainState) -> tuple[Restored | None, list[str]]:
-        """The newest whole checkpoint, and a line for each damaged one; None without any.
+    def restore_newest(self, abstract: TrainState) -> Restored | None:
+        """The newest whole checkpoint; None without any.
 
         Damaged checkpoints are moved aside: somebody may look at them, and their steps are saved again.
 
@@ -189,11 +189,11 @@ class Checkpoints:
                 damaged[step] = str(error)
             else:
                 self._set_all_aside(damaged)
-                return Restored(type(abstract)(**restored), self._record(step).get("evaluated", True)), self._moved
+                return Restored(type(abstract)(**restored), self._record(step).get("evaluated", True))
         if damaged:
             newest = next(iter(damaged.values()))
             raise DamagedError(f"{newest}; no other checkpoint is whole: put back a copy, or take a new workdir.")
-        return None, self._moved
+        return None
 
     def _set_all_aside(self, damaged: dict[int, str]) -> None:
         if damaged:
@@ -211,7 +211,7 @@ class Checkpoints:
         self._aside.mkdir(exist_ok=True)
         to = self._aside / f"{name}-{sum(1 for _ in self._aside.iterdir())}"
         path.rename(to)
-        self._moved.append(f"{reason}, and it was moved to {to}")
+        log(f"warning: {reason}, and it was moved to {to}")
 
     def restore_tree(self, abstract: dict[str, Any], *, step: int) -> dict[str, Any]:
         """The fields of a step's state that are named in `abstract`.

@@ -285,9 +285,7 @@ def start_state(setup: TrainSetup, dataset: Dataset, checkpoints: Checkpoints, w
     devices = jax.devices()
     processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
     log(f"devices: {len(devices)} x {devices[0].device_kind}{processes}")
-    restored, notes = checkpoints.restore_newest(abstract_state(setup))
-    for note in notes:
-        log(f"warning: {note}")
+    restored = checkpoints.restore_newest(abstract_state(setup))
     if restored is not None:
         log(f"resuming from step {int(restored.state.step):,}")
         return restored
