@@ -1,5 +1,6 @@
 """Two hosts in network namespaces of this machine: training across them, and a cut cable."""
 
+import contextlib
 import os
 import pathlib
 import re
@@ -30,29 +31,24 @@ def hosts() -> Iterator[None]:
     """Two namespaces joined by a cable, each with a host name that resolves to its address there."""
     if not shutil.which("ip") or not shutil.which("unshare"):
         pytest.skip("needs ip (iproute2) and unshare")
-    made: list[pathlib.Path] = []
-    try:
+    with contextlib.ExitStack() as stack:
         try:
             for host in HOSTS:
                 ip("netns", "add", host)
+                stack.callback(ip, "netns", "delete", host)
             ip("link", "add", "cable", "netns", HOSTS[0], "type", "veth", "peer", "name", "cable", "netns", HOSTS[1])
         except subprocess.CalledProcessError as error:
             pytest.skip(f"network namespaces are not allowed here: {error.stderr.decode().strip()}")
+        lines = [f"{address} {host}\n" for host, address in zip(HOSTS, ADDRESSES, strict=True)]
         for host, address in zip(HOSTS, ADDRESSES, strict=True):
             ip("-n", host, "address", "add", f"{address}/24", "dev", "cable")
             ip("-n", host, "link", "set", "cable", "up")
             ip("-n", host, "link", "set", "lo", "up")
             folder = pathlib.Path("/etc/netns", host)
             folder.mkdir(parents=True)
-            made.append(folder)
-            lines = [f"{there} {name}\n" for name, there in zip(HOSTS, ADDRESSES, strict=True)]
+            stack.callback(shutil.rmtree, folder)
             (folder / "hosts").write_text("127.0.0.1 localhost\n" + "".join(lines))
         yield
-    finally:
-        for host in HOSTS:
-            subprocess.run(["ip", "netns", "delete", host], check=False, capture_output=True)
-        for folder in made:
-            shutil.rmtree(folder)
 
 
 def start(words: list[str], number: int, log: pathlib.Path) -> subprocess.Popen[bytes]:
