@@ -217,7 +217,7 @@ def test_every_verb_draws_a_sheet(run, tmp_path, verb):
     given = {
         "sample": {"count": 4, "split": None},
         "morph": {"rows": (0, 1)},
-        "edit": {"attributes": (binary,), "rows": (0,)},
+        "edit": {"attribute": (binary,), "rows": (0,)},
         "traverse": {"dimensions": (3, 31), "split": None},
     }
     request = {"output": str(tmp_path / "x.png"), "split": "validation"} | given.get(verb, {})

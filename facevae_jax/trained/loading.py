@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from facevae_jax.core.errors import UserError, expand_home
 from facevae_jax.trained import weights
 from facevae_jax.trained.model import Restored, TrainedModel
-from facevae_jax.training.checkpoints import Checkpoints, DamagedError, has_checkpoint
+from facevae_jax.training.checkpoints import Checkpoints, DamagedError, steps_in
 from facevae_jax.training.setup import TrainSetup, abstract_state, make_mesh
 from facevae_jax.training.workdir import read_config
 
@@ -49,7 +49,7 @@ def restore_run(workdir: pathlib.Path, mesh: Mesh) -> Restored:
       UserError: no run, no checkpoint, or none that can be read.
     """
     config = read_config(workdir)
-    if not has_checkpoint(workdir):
+    if not steps_in(workdir):
         raise UserError(f"--workdir={str(workdir)!r} has no checkpoint yet: train first, or wait for its first one.")
     with Checkpoints(workdir, read_only=True) as checkpoints:
         state = abstract_state(TrainSetup.of(config, mesh))
