@@ -39,8 +39,7 @@ flags.DEFINE_enum(
     "prior",
     DEFAULT,
     list(PRIORS),
-    "What new faces are drawn from. gaussian, mixture: fitted to the posteriors. second_stage: a small VAE trained on "
-    "them. standard: N(0, I).",
+    "What new faces are drawn from. gaussian, mixture: fitted to the posteriors. standard: N(0, I).",
 )
 flags.DEFINE_float("temperature", 1.0, "Factor on the prior's standard deviations.")
 flags.DEFINE_integer("seed", 0, "Another seed gives other faces.", lower_bound=0, upper_bound=2**32 - 1)

@@ -8,7 +8,6 @@ from facevae_jax.latents.moments import Moments, moments_of
 from facevae_jax.latents.priors.base import log_density, sampler
 from facevae_jax.latents.priors.gaussian import GaussianPrior, StandardPrior
 from facevae_jax.latents.priors.mixture import MixturePrior
-from facevae_jax.trained.second_stage import SecondStagePrior
 
 COUNT = 100_000
 
@@ -89,15 +88,6 @@ def test_a_draw_depends_on_its_own_number_alone(mixture, kind):
     np.testing.assert_allclose(sample(key, np.arange(100))[:4], alone, rtol=1e-6)
 
 
-@pytest.fixture(scope="module")
-def ring() -> np.ndarray:
-    """Latents on a noisy circle, of which a Gaussian knows nothing, beside one dimension that is Gaussian."""
-    random = np.random.default_rng(0)
-    angle = random.uniform(0, 2 * np.pi, 4096)
-    points = np.stack([np.cos(angle), np.sin(angle), random.normal(size=4096)], axis=1)
-    return (points + random.normal(scale=0.1, size=points.shape) * [1, 1, 0]).astype(np.float32)
-
-
 def test_moments_of_posteriors_count_their_own_variances(root):
     random = np.random.default_rng(2)
     mean, log_variance = random.normal(size=(2, 50, 3)).astype(np.float32)
@@ -115,17 +105,3 @@ def test_a_mixture_finds_its_clusters(mixture):
     again = MixturePrior.from_arrays(found.to_arrays())
     at = draw(mixture, count=16)
     np.testing.assert_allclose(log_density(again, at), log_density(found, at), rtol=1e-5)
-
-
-@pytest.mark.slow
-def test_the_second_stage_learns_what_a_gaussian_cannot(ring):
-    covariance = np.cov(ring.T)
-    gaussian, learned = GaussianPrior.fit(Codes(ring)), SecondStagePrior.fit(Codes(ring))
-    drawn = draw(learned, count=4096)
-    close = [np.mean(np.abs(np.linalg.norm(x[:, :2], axis=1) - 1) < 0.3) for x in (drawn, draw(gaussian, count=4096))]
-    assert close[0] > 1.5 * close[1]
-    np.testing.assert_allclose(np.cov(drawn.T), covariance, atol=0.15)
-    bound, plain = (float(jnp.mean(log_density(prior, ring[:512]))) for prior in (learned, gaussian))
-    assert bound > plain + 0.1  # nats for a code: it describes the ring better, and what is given is a lower bound
-    again = SecondStagePrior.from_arrays(learned.to_arrays())
-    np.testing.assert_array_equal(draw(again, count=64), drawn[:64])

@@ -15,7 +15,7 @@ GRAY_LEVELS = 256
 class Batch(NamedTuple):
     """Images and their rows in the split."""
 
-    images: Shaped[Array, "b ..."]  # uint8 [b, h, w, c]; a second stage is trained on codes
+    images: Shaped[Array, "b ..."]  # uint8 [b, h, w, c]
     rows: Int[Array, " b"]
 
 

@@ -10,7 +10,6 @@ PRIORS = {
     "standard": "facevae_jax.latents.priors.gaussian:StandardPrior",
     "gaussian": "facevae_jax.latents.priors.gaussian:GaussianPrior",
     "mixture": "facevae_jax.latents.priors.mixture:MixturePrior",
-    "second_stage": "facevae_jax.trained.second_stage:SecondStagePrior",
 }
 STANDARD, DEFAULT = "standard", "gaussian"
 
