@@ -2,7 +2,7 @@
 
 import collections
 import concurrent.futures
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,25 +22,6 @@ PREFETCHED_CHUNKS = 2  # on the device, beside the one that is trained on
 
 def _abstract(shape: tuple[int, ...], dtype: np.dtype | type, sharding: Sharding) -> Any:
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-
-
-@runtime_checkable
-class Feed(Protocol):
-    """Where a dispatch gets its batches from."""
-
-    capacity: int  # batches of a chunk; a shorter dispatch leaves the rest unused
-
-    def abstract_chunk(self) -> Chunk:
-        """Shapes, dtypes and shardings of what `chunk` returns, to compile for."""
-        ...
-
-    def chunk(self, first: int, count: int) -> Chunk:
-        """`count` batches of the plan from number `first` on; call it in order."""
-        ...
-
-    def close(self) -> None:
-        """Ends threads; the feed cannot be used afterwards."""
-        ...
 
 
 class ResidentFeed:
@@ -66,15 +47,17 @@ class ResidentFeed:
         self._rows_sharding = rows_sharding
         self._pixels = _put_split(pixels, pixels_sharding)
 
-    def abstract_chunk(self) -> Chunk:  # noqa: D102
+    def abstract_chunk(self) -> Chunk:
+        """Shapes, dtypes and shardings of what `chunk` returns, to compile for."""
         rows = _abstract((self.capacity, self._plan.batch_size), np.int32, self._rows_sharding)
         return Chunk(_abstract(self._pixels.shape, self._pixels.dtype, self._pixels.sharding), rows)
 
-    def chunk(self, first: int, count: int) -> Chunk:  # noqa: D102
+    def chunk(self, first: int, count: int) -> Chunk:
+        """`count` batches of the plan from number `first` on, of `capacity` at the most; call it in order."""
         return Chunk(self._pixels, _put_plan(self._plan, first, count, self.capacity, self._rows_sharding))
 
-    def close(self) -> None:  # noqa: D102
-        pass
+    def close(self) -> None:
+        """Ends threads; the feed cannot be used afterwards."""
 
 
 def put(array: np.ndarray, sharding: Sharding) -> Array:
@@ -165,6 +148,9 @@ class StreamedFeed:
 
     def close(self) -> None:  # noqa: D102
         self._executor.shutdown(cancel_futures=True)
+
+
+Feed = ResidentFeed | StreamedFeed  # where a dispatch gets its batches from
 
 
 def device_memory_budget() -> int:
