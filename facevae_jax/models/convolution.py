@@ -40,8 +40,27 @@ def transposed_convolution(
 ) -> Float[Array, "b 2*h 2*w f"]:
     """The transpose of `convolution` of stride 2 with respect to its input, as `nn.ConvTranspose`."""
     if form == "plain":
-        return lax.conv_transpose(x, kernel, (STRIDE, STRIDE), "SAME", dimension_numbers=_LAYOUT, transpose_kernel=True)
+        return _plain_transposed(x, kernel)
     return _transposed(x, kernel)
+
+
+@jax.custom_vjp
+def _plain_transposed(x: Float[Array, "b h w c"], kernel: Float[Array, "k k f c"]) -> Float[Array, "b 2*h 2*w f"]:
+    return lax.conv_transpose(x, kernel, (STRIDE, STRIDE), "SAME", dimension_numbers=_LAYOUT, transpose_kernel=True)
+
+
+def _plain_transposed_gradients(residuals: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    """From the strided convolution whose transpose it is.
+
+    Derived automatically, the kernel's gradient reverses and dilates whole activations: on a TPU a quarter of a step,
+    and on a GPU convolutions with filters as large as the image.
+    """
+    x, kernel = residuals
+    of_x, pull_back = jax.vjp(functools.partial(convolution, gradient, stride=STRIDE, form="plain"), kernel)
+    return of_x, pull_back(x)[0]
+
+
+_plain_transposed.defvjp(lambda x, kernel: (_plain_transposed(x, kernel), (x, kernel)), _plain_transposed_gradients)
 
 
 # Each is the other's derivative by its input. Derived automatically, the gradient of `_patches` would be k x k dilated
