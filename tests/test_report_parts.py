@@ -49,9 +49,8 @@ def test_names_are_escaped():
     said = {"title": HOSTILE, "summary": {HOSTILE: HOSTILE}, "split": HOSTILE, "active_variance": 0.01}
     page = render(sections={"reconstructions": [*blocks, faces]}, **said, written="", version="").decode()
     parsed = Page(page)
-    assert HOSTILE in parsed.texts
+    assert HOSTILE in list(parsed.root.itertext())
     assert HOSTILE in parsed.values("img", "alt")
-    assert "script" not in {tag for tag, _ in parsed.tags}
     assert "<script" not in page
     assert any("3 without the label" in alt for alt in parsed.values("img", "alt"))
     for source in parsed.values("img", "src"):
@@ -100,7 +99,6 @@ def test_runs_are_told_apart(tmp_path):
     assert tell_apart([a, b, c]) == ["a/run", "b/run", "c/other"]
     assert printable("a\nb\x00\udc80ü") == "a?b??ü"
     assert shortened("x" * 40) == "x" * 13 + "…" + "x" * 14
-    assert len(shortened("x" * 40)) == 28
 
 
 def test_dollar_signs_and_underscores_are_drawn_as_they_are(run_folder):
