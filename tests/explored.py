@@ -1,4 +1,4 @@
-"""A random model behind the page's server, for tests of the server and of the page."""
+"""The server of the page that explores a model, for tests of the server and of the page."""
 
 import base64
 import contextlib
@@ -13,26 +13,6 @@ from PIL import Image
 from facevae_jax.exploring import sliders
 from facevae_jax.exploring.explorer import Explorer
 from facevae_jax.exploring.server import listen, make_server
-from facevae_jax.latents.moments import Moments
-from facevae_jax.trained.model import Restored, TrainedModel
-from facevae_jax.training.setup import TrainSetup, create_state, make_mesh
-
-STANDARD = Moments(np.zeros(8), np.eye(8), 37)  # of codes of 8 numbers that are N(0, I)
-
-
-def random_state(config):
-    """The state before the first step: nothing here depends on what was learned."""
-    return create_state(TrainSetup.of(config, make_mesh()))
-
-
-def restored(config, state, *, moments=STANDARD, step=7):
-    """A state as it is read from a checkpoint."""
-    return Restored(config, state.evaluation_variables, state.decoder_variance, step, moments)
-
-
-def random_model(config, folder, *, moments=STANDARD):
-    """A model before its first step, as commands load it; `moments` None: they are fitted when they are needed."""
-    return TrainedModel(restored(config, random_state(config), moments=moments), folder=folder, mesh=make_mesh())
 
 
 @contextlib.contextmanager

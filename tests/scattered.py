@@ -8,10 +8,11 @@ import numpy as np
 
 from facevae_jax.config import RunConfig
 from facevae_jax.latents.moments import Moments
-from facevae_jax.trained.model import Restored
+from facevae_jax.trained.model import Restored, TrainedModel
 from facevae_jax.training.setup import TrainSetup, abstract_state, make_mesh, make_model
 
 STEP = 7
+STANDARD = Moments(np.zeros(8), np.eye(8), 37)  # of codes of 8 numbers that are N(0, I)
 
 
 def scattered(tree, *, seed):
@@ -47,6 +48,11 @@ def scattered_model(config: RunConfig) -> Restored:
     state, root = scattered_state(config), np.random.default_rng(0).normal(size=(8, 8)).astype(np.float32)
     variables, variance = jax.device_put((state.evaluation_variables, state.decoder_variance))
     return Restored(config, variables, variance, STEP, Moments(np.arange(8, dtype=np.float32) / 10, root @ root.T, 37))
+
+
+def random_model(config: RunConfig, folder, *, moments=STANDARD) -> TrainedModel:
+    """A model as commands load it; `moments` None: they are fitted when they are needed."""
+    return TrainedModel(scattered_model(config)._replace(moments=moments), folder=folder, mesh=make_mesh())
 
 
 def expected(restored, images, latents):

@@ -15,7 +15,7 @@ from facevae_jax.latents.priors.gaussian import GaussianPrior
 from facevae_jax.trained import codes, directions
 from facevae_jax.trained.artifacts import DIRECTORY, ArtifactStore
 from tests.conftest import assert_same_trees, change
-from tests.explored import random_model
+from tests.scattered import random_model
 
 NAME, ARRAYS, FACTS = "prior-mixture", {"x": np.arange(3.0)}, {"images": 3}
 

@@ -8,7 +8,7 @@ from facevae_jax.latents.directions import Labels, Whitening, fit_direction
 from facevae_jax.latents.moments import moments_of
 from facevae_jax.trained import edit_curves
 from facevae_jax.trained.edit_curves import Curve, fit_attribute_map, fit_perceptron
-from tests.explored import random_model
+from tests.scattered import random_model
 
 IMAGES = 6_000
 

@@ -28,6 +28,7 @@ from facevae_jax.latents.paths import lerp
 from tests import explored
 from tests.conftest import REPOSITORY, assert_one_line_error, run_module
 from tests.explored import ask, pixels, post, to_latent, to_text
+from tests.scattered import random_model
 
 MOVED = "dimension:3"
 ZERO = to_text(np.zeros(8))
@@ -37,7 +38,7 @@ DRAW = {"prior": "standard", "temperature": 1, "seed": 0}
 
 @pytest.fixture(scope="module")
 def trained(tiny_config, tmp_path_factory):
-    return explored.random_model(tiny_config, tmp_path_factory.mktemp("explored"))
+    return random_model(tiny_config, tmp_path_factory.mktemp("explored"))
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from facevae_jax.data.sources.photographs import read_photograph
-from tests.explored import make_explorer, photograph, random_model, serving
+from tests.explored import make_explorer, photograph, serving
+from tests.scattered import random_model
 
 pytestmark = pytest.mark.slow
 CHROMIUM = shutil.which("chromium")
