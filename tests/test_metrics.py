@@ -12,12 +12,11 @@ from skimage.metrics import mean_squared_error, peak_signal_noise_ratio, structu
 
 from facevae_jax.config import ObjectiveConfig
 from facevae_jax.core.errors import UserError
-from facevae_jax.core.random import substream
 from facevae_jax.inference import Inference
 from facevae_jax.latents.moments import Moments, moments_of
 from facevae_jax.metrics import comparison, frechet, images, inception, likelihood, scores
-from facevae_jax.models.api import Gaussian, LatentGroup, Output
-from facevae_jax.models.likelihoods import Decoded, make_likelihood
+from facevae_jax.models.likelihoods import make_likelihood
+from tests.test_baselines import LinearVAE
 
 
 def pictures(side, *, seed=0):
@@ -155,79 +154,63 @@ def test_the_aggregate_posteriors_distance_to_the_prior():
     assert scores.gaussian_kl_to_prior(Moments(np.zeros(3), np.eye(3), 1)) == pytest.approx(0)
 
 
-class Linear:
-    """p(x | z) = N(W z + b, variance), whose likelihood is known (Tipping & Bishop 1999), in place of a network.
+@pytest.fixture(scope="module")
+def linear():
+    """p(x | z) = N(W z + b, variance), whose likelihood is known (Tipping & Bishop 1999); its parameters and variance.
 
     Its posterior is a poor one, as of a network that is not trained to the end: the bound has something to gain.
     """
-
-    image_shape, code_shape, variance = (2, 2, 3), (2,), 0.05
-    init = None
-
-    def __init__(self) -> None:
-        generator = np.random.default_rng(0)
-        self.weight = jnp.asarray(0.3 * generator.normal(size=(12, 2)), jnp.float32)
-        self.bias = jnp.asarray(generator.uniform(size=(1, 12)), jnp.float32)
-
-    def apply(self, variables, *given, method="__call__", **options):
-        return getattr(self, method)(*given, **options)
-
-    def decode(self, codes):
-        return Decoded((codes @ self.weight.T + self.bias).reshape(-1, 2, 2, 3), None)
-
-    def encode(self, images):
-        inverse = jnp.linalg.inv(jnp.eye(2) + self.weight.T @ self.weight / self.variance)
-        mean = (images.reshape(-1, 12) - self.bias) @ self.weight @ inverse / self.variance
-        log_variance = jnp.broadcast_to(jnp.log(jnp.diag(inverse))[None], mean.shape)
-        return Gaussian(mean + 0.3, log_variance + 0.5)
-
-    def __call__(self, images, keys, *, train):
-        posterior = self.encode(images)
-        value = posterior.sample(substream(keys, 0))
-        return Output(self.decode(value), (LatentGroup(value, posterior),))
-
-    def exact(self, images):
-        covariance = np.asarray(self.weight @ self.weight.T, np.float64) + self.variance * np.eye(12)
-        return scipy.stats.multivariate_normal(np.asarray(self.bias[0], np.float64), covariance).logpdf(
-            images.reshape(-1, 12)
-        )
+    generator, variance = np.random.default_rng(0), 0.05
+    weight, bias = 0.3 * generator.normal(size=(12, 2)), generator.uniform(size=12)
+    inverse = np.linalg.inv(np.eye(2) + weight.T @ weight / variance)
+    projection = weight @ inverse / variance
+    parameters = {
+        "mean": {"kernel": projection, "bias": 0.3 - bias @ projection},
+        "log_variance": np.log(np.diag(inverse)) + 0.5,
+        "out": {"kernel": weight.T, "bias": bias},
+    }
+    return parameters, variance
 
 
 @pytest.fixture(scope="module")
-def bounds():
-    model, generator = Linear(), np.random.default_rng(1)
-    given = np.asarray(model.decode(generator.normal(size=(8, 2)).astype(np.float32)).mean)
-    given = (given + generator.normal(scale=math.sqrt(model.variance), size=given.shape)).astype(np.float32)
+def bounds(linear):
+    """Images of that model, and the bounds of their likelihoods."""
+    (parameters, variance), generator = linear, np.random.default_rng(1)
+    mean = generator.normal(size=(8, 2)) @ parameters["out"]["kernel"] + parameters["out"]["bias"]
+    given = (mean + generator.normal(scale=math.sqrt(variance), size=mean.shape)).astype(np.float32)
+    variables = {"params": jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), parameters)}
+    model = LinearVAE(2, (2, 2, 3))
     found = likelihood.importance_bounds(
-        Inference(model, None, batch_size=64),
-        given,
+        Inference(model, variables, batch_size=64),
+        given.reshape(8, 2, 2, 3),
         likelihood=make_likelihood(ObjectiveConfig(likelihood="gaussian"), model.image_shape),
-        variance=model.variance,
+        variance=variance,
         draws=(1, 10, 100, 1000, 20_000),
     )
-    return model, given, found
+    return given, found
 
 
-def test_the_importance_bound_grows_with_the_draws_to_the_likelihood(bounds):
-    model, given, found = bounds
+def test_the_importance_bound_grows_with_the_draws_to_the_likelihood(linear, bounds):
+    (parameters, variance), (given, found) = linear, bounds
     values = np.stack(list(found.values()))
     assert np.all(np.diff(values, axis=0) >= 0)  # of each image, by the way smaller numbers of draws share them
-    exact = model.exact(given)
-    gap = exact - values
+    decoder = parameters["out"]
+    covariance = decoder["kernel"].T @ decoder["kernel"] + variance * np.eye(12)
+    gap = scipy.stats.multivariate_normal(decoder["bias"], covariance).logpdf(given) - values
     assert gap[0].min() > 0.3
     assert np.abs(gap[-1]).max() < 0.03
     assert np.abs(gap[-1].mean()) < 0.01
 
 
-def test_one_draw_is_the_elbo(bounds):
-    model, given, found = bounds
-    posterior = model.encode(given)
-    mean, variance = (np.asarray(x, np.float64) for x in (posterior.mean, np.exp(posterior.log_variance)))
-    kl = 0.5 * (mean**2 + variance - 1 - np.log(variance)).sum(axis=1)
-    weight, bias = np.asarray(model.weight, np.float64), np.asarray(model.bias[0], np.float64)
+def test_one_draw_is_the_elbo(linear, bounds):
+    (parameters, variance), (given, found) = linear, bounds
+    encoder, decoder = parameters["mean"], parameters["out"]
+    mean, spread = given @ encoder["kernel"] + encoder["bias"], np.exp(parameters["log_variance"])
+    kl = 0.5 * (mean**2 + spread - 1 - np.log(spread)).sum(axis=1)
     # E|x - W z - b|^2 under the posterior, in closed form.
-    error = ((given.reshape(-1, 12) - mean @ weight.T - bias) ** 2).sum(axis=1) + variance @ (weight**2).sum(axis=0)
-    elbo = -0.5 * (12 * math.log(2 * math.pi * model.variance) + error / model.variance) - kl
+    error = ((given - mean @ decoder["kernel"] - decoder["bias"]) ** 2).sum(axis=1)
+    error += spread @ (decoder["kernel"] ** 2).sum(axis=1)
+    elbo = -0.5 * (12 * math.log(2 * math.pi * variance) + error / variance) - kl
     np.testing.assert_allclose(found[1].mean(), elbo.mean(), atol=0.1)  # of 8 x 20,000 draws
 
 
@@ -265,14 +248,6 @@ def test_fid_and_kid_of_a_small_extractor():
         @staticmethod
         def get_default_feature_layer_for_metric(metric):
             return "moments"
-
-        @staticmethod
-        def can_be_compiled():
-            return False
-
-        @staticmethod
-        def get_dummy_input_for_compile():
-            return torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
 
         def forward(self, x):
             flat = x.double().flatten(2) / 255
