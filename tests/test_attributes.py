@@ -99,7 +99,6 @@ def test_what_does_not_match_is_reported(faces, tmp_path):
         ("file\na.png\n", "has no attributes"),
         ("file,a/b\na.png,1\n", "'a/b' cannot be the name"),
         ("", "cannot be read"),
-        ("ÿÿÿ", "has no rows"),
     ],
 )
 def test_tables_that_cannot_be_used_are_one_line(faces, tmp_path, text, message):

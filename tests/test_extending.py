@@ -93,7 +93,8 @@ def test_a_layout(tmp_path, monkeypatch):
         Image.new("RGB", (40, 40), (person, 0, 0)).save(folder / "face.jpg")
     monkeypatch.setitem(LAYOUTS, "people", lambda source, options: found.people_layout(pathlib.Path(source)))
     data = tmp_path / "data"
-    facevae_jax.prepare(tmp_path / "people", layout="people", resolution=32, data_dir=data)
+    folder = facevae_jax.prepare(tmp_path / "people", layout="people", resolution=32, data_dir=data)
+    assert folder == data / "people" / "32" / "1.0.0"
     dataset = open_dataset(DataConfig(name="people", data_dir=str(data), resolution=32))
     assert dataset.sizes == {"train": 18, "validation": 2}
     assert dataset.labels("validation").column("person").tolist() == [9.0, 19.0]

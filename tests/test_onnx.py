@@ -6,16 +6,14 @@ import sys
 
 import jax.numpy as jnp
 import numpy as np
+import onnxruntime
 import pytest
 
 from facevae_jax.core.errors import UserError
-from facevae_jax.exporting import publishing
+from facevae_jax.exporting import onnx_graphs, publishing
 from facevae_jax.models import autoencoder, layers, pca, vae
 from tests.conftest import change
 from tests.scattered import expected, inputs, scattered_model
-
-NO_ONNX = "needs the extra `onnx`"
-
 
 MODELS = {
     "batch": vae.Config(latent_dim=8, filters=(12, 16, 24)),
@@ -31,13 +29,9 @@ MODELS = {
 
 @pytest.mark.parametrize("model", MODELS)
 def test_onnx_gives_what_the_model_gives(tiny_config, model):
-    pytest.importorskip("onnx", reason=NO_ONNX)
-    runtime = pytest.importorskip("onnxruntime", reason=NO_ONNX)
-    from facevae_jax.exporting import onnx_graphs
-
     restored = scattered_model(dataclasses.replace(tiny_config, model=MODELS[model]))
     files = onnx_graphs.serialize_graphs(restored)
-    encoder, decoder = (runtime.InferenceSession(files[n]) for n in (onnx_graphs.ENCODER, onnx_graphs.DECODER))
+    encoder, decoder = (onnxruntime.InferenceSession(files[n]) for n in (onnx_graphs.ENCODER, onnx_graphs.DECODER))
     images, latents = inputs(5, restored.config)
     posterior, decoded = expected(restored, images, latents)
     for count in (1, 5):
@@ -49,19 +43,14 @@ def test_onnx_gives_what_the_model_gives(tiny_config, model):
 
 
 def test_an_operation_without_an_operator_is_refused(tiny_config, monkeypatch):
-    pytest.importorskip("onnx", reason=NO_ONNX)
-    from facevae_jax.exporting import onnx_graphs
-
     monkeypatch.setattr(layers.lax, "rsqrt", jnp.sort)
-    model = {"normalization": "group"}
+    model = scattered_model(change(tiny_config, model={"normalization": "group"}))
     with pytest.raises(UserError, match="sort has no ONNX operator"):
-        onnx_graphs.serialize_graphs(scattered_model(change(tiny_config, model=model)))
+        onnx_graphs.serialize_graphs(model)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_onnx_is_exported_and_compared(tiny_config, tmp_path, dtype):
-    pytest.importorskip("onnx", reason=NO_ONNX)
-    pytest.importorskip("onnxruntime", reason=NO_ONNX)
     restored = scattered_model(change(tiny_config, model={"dtype": dtype}))
     differences = publishing.export(restored, tmp_path / "out", onnx=True)
     assert set(differences) == {"encoder.stablehlo", "decoder.stablehlo", "encoder.onnx", "decoder.onnx"}
