@@ -6,30 +6,29 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
+from playwright import sync_api
 
 from facevae_jax.data.sources.photographs import read_photograph
 from tests.explored import make_explorer, photograph, serving
 from tests.scattered import random_model
 
-pytestmark = pytest.mark.slow
 CHROMIUM = shutil.which("chromium")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: apt-get install chromium"),
+]
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
 TIMEOUT_MS = 120_000  # ends a hang; never reached otherwise
 
 
 @pytest.fixture(scope="module")
 def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install playwright")
-    if CHROMIUM is None:
-        pytest.skip("needs a browser: apt-get install chromium")
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
+    with sync_api.sync_playwright() as started:
+        yield started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
 
 
 @pytest.fixture(scope="module")
-def trained(browser, tiny_config, tmp_path_factory):  # after the browser: without one, no model is needed
+def trained(tiny_config, tmp_path_factory):
     return random_model(tiny_config, tmp_path_factory.mktemp("explored"))
 
 
@@ -48,18 +47,13 @@ def page(browser, url):
     page.on("console", lambda message: failed.append(message.text))
     page.on("pageerror", lambda error: failed.append(str(error)))
     page.on("request", lambda request: asked.append(request.url))
-    open_page(page, url)
+    page.goto(url)
+    page.wait_for_selector(".face[data-index='0'] img[src]")
+    page.wait_for_selector("body:not(:has([aria-busy])) #download[href]")
     yield page
     page.close()
     assert not [line for line in failed if "status of 400" not in line]
     assert all(found.removeprefix("blob:").startswith(url) for found in asked)
-
-
-def open_page(page, url):
-    """Opens the page and waits for both faces and the picture."""
-    page.goto(url)
-    page.wait_for_selector(".face[data-index='0'] img[src]")
-    page.wait_for_selector("body:not(:has([aria-busy])) #download[href]")
 
 
 def pixels(page):

@@ -54,7 +54,6 @@ def test_temperature_zero_gives_the_mean_face(trained):
     ("shape", "dtype", "value"),
     [
         ((2, 64, 64, 3), np.uint8, 0),
-        ((2, SIDE, SIDE), np.uint8, 0),
         ((2, SIDE, SIDE, 1), np.uint8, 0),
         ((1, SIDE, SIDE, 3), np.float64, 7.0),
         ((1, SIDE, SIDE, 3), np.int32, 7),
@@ -76,13 +75,9 @@ def test_photographs_are_cropped_as_in_training(tmp_path):
     aligned = random.integers(0, 255, (218, 178, 3), np.uint8)
     Image.fromarray(aligned).save(tmp_path / "celeba.png")
     Image.fromarray(aligned[35:183, 15:163]).save(tmp_path / "square.png")
-    wide = random.integers(0, 255, (40, 100, 3), np.uint8)
-    Image.fromarray(wide).save(tmp_path / "wide.png")
-    Image.fromarray(wide[:, 30:70]).save(tmp_path / "middle.png")
     read = facevae_jax.read_faces(tmp_path, resolution=SIDE)
-    assert [pathlib.Path(name).stem for name in read.names] == ["celeba", "middle", "square", "wide"]
-    np.testing.assert_array_equal(read.images[0], read.images[2])
-    np.testing.assert_array_equal(read.images[1], read.images[3])
+    assert [pathlib.Path(name).stem for name in read.names] == ["celeba", "square"]
+    np.testing.assert_array_equal(read.images[0], read.images[1])
     turned = Image.Exif()
     turned[ExifTags.Base.Orientation] = 6  # lies on its side, as cameras store portraits
     Image.fromarray(np.rot90(aligned)).save(tmp_path / "lying.png", exif=turned)
