@@ -8,12 +8,10 @@ import sys
 
 import jax
 import pytest
-from PIL import Image
 
 import facevae_jax
 from facevae_jax import __main__ as commands
 from facevae_jax.core.errors import UserError
-from facevae_jax.data.prepared import reading
 from facevae_jax.generation.verbs import VERBS
 from tests.conftest import REPOSITORY, assert_one_line_error, assert_same_trees, run_module
 
@@ -29,29 +27,6 @@ def test_help_shows_every_public_name_with_its_docstring(name):
 def test_unknown_names_are_attribute_errors():
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = facevae_jax.no_such_name
-
-
-def test_importing_the_package_is_cheap_and_commands_do_not_hide_functions():
-    program = (
-        "import sys, facevae_jax; print('jax' in sys.modules, 'numpy' in sys.modules)\n"
-        "import facevae_jax.prepare; print(callable(facevae_jax.prepare))"
-    )
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=REPOSITORY)
-    assert result.stdout.split() == ["False", "False", "True"]
-
-
-def test_prepare_makes_a_dataset_and_returns_its_folder(tmp_path, capsys):
-    (tmp_path / "faces").mkdir()
-    for i in range(6):
-        Image.new("RGB", (40, 48), (i, 2 * i, 3 * i)).save(tmp_path / "faces" / f"{i}.png")
-    arguments = {"layout": "folder", "resolution": 32, "data_dir": tmp_path, "workers": 1}
-    folder = facevae_jax.prepare(tmp_path / "faces", **arguments, name="mine")
-    assert folder == reading.find_dataset(tmp_path, name="mine", resolution=32)
-    assert reading.split_sizes(folder) == {"train": 5, "validation": 1}
-    assert facevae_jax.prepare(tmp_path / "faces", **arguments, name="mine") == folder
-    assert "already prepared" in capsys.readouterr().out
-    with pytest.raises(UserError, match="resolution=33"):
-        facevae_jax.prepare(tmp_path / "faces", **arguments | {"resolution": 33})
 
 
 def test_train_and_evaluate(tiny_config, finished, tmp_path):
@@ -75,7 +50,7 @@ def test_all_commands_are_listed(monkeypatch, capsys, arguments):
     assert all(verb in commands.COMMANDS["generate"] for verb in VERBS)
 
 
-def test_the_list_needs_no_library():
+def test_the_list_and_importing_the_package_need_no_library():
     command = [sys.executable, "-X", "importtime", "-m", "facevae_jax"]
     result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=REPOSITORY)
     assert "prepare" in result.stdout
@@ -86,3 +61,37 @@ def test_a_command_runs_by_its_name():
     assert_one_line_error(run_module("facevae_jax", "tarin"), "'tarin'", "train")
     for name in ("train", "main"):
         assert_one_line_error(run_module("facevae_jax", name, "--wrokdir=x"), "wrokdir", "workdir")
+
+
+MISTAKES = [
+    ("evaluate", "--workdir={run} --importance_samples=x", "--importance_samples"),
+    ("evaluate", "--workdir={run} --features=./x.py:f", "--features='./x.py:f'"),
+    ("evaluate", "--workdir={run} --inception_weights=/nowhere", "--inception_weights"),
+    ("evaluate", "--workdir={run} --json=/proc/x/y.json", "--json"),
+    ("explore", "", "--workdir"),
+    ("explore", "--workdir={run} --prior=gausian", "--prior='gausian' is not one of standard, gaussian"),
+    ("explore", "--workdir={run} --dimensions=0,x", "--dimensions='0,x'"),
+    ("explore", "--workdir={run} --port=65536", "65536"),
+    ("export", "--output=/tmp/new", "--workdir"),
+    ("export", "--workdir={run}", "--output"),
+    ("export", "--workdir={run} --output={run}", "--output='{run}'"),
+    ("export", "--workdir={run} --output={run}/config.json/x", "--output"),
+    ("generate", "smple --workdir={run}", "sample"),
+    ("generate", "sample", "--workdir"),
+    ("generate", "sample --workdir={empty}", "{empty}"),
+    ("generate", "edit --workdir={run} --alpha=x", "--alpha"),
+    ("report", "--workdir={empty}", "{empty}"),
+    ("report", "--workdir={empty}/no", "--workdir='{empty}/no'"),
+    ("report", "--workdir={run} --compare={empty}/no", "--compare='{empty}/no'"),
+    ("report", "--workdir={run} --output=x.pdf", "--output='x.pdf'"),
+    ("report", "--workdir={run} more", "'more'"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("command", "flags", "mentioned"), MISTAKES)
+def test_mistakes_of_the_tools_are_reported_in_one_line(workdir, tmp_path, command, flags, mentioned):
+    folders = {"run": workdir, "empty": tmp_path}
+    result = run_module(f"facevae_jax.{command}", *flags.format(**folders).split())
+    assert_one_line_error(result, mentioned.format(**folders))
+    assert list(tmp_path.iterdir()) == []

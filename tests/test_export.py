@@ -22,7 +22,7 @@ from facevae_jax.exporting import contents, programs, publishing
 from facevae_jax.trained import loading, weights
 from facevae_jax.training.checkpoints import Checkpoints
 from facevae_jax.training.setup import make_mesh, replicated
-from tests.conftest import assert_one_line_error, assert_same_trees, change, run_module
+from tests.conftest import assert_same_trees, change, run_module
 from tests.scattered import STEP, expected, inputs, scattered_model, scattered_state
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -95,13 +95,8 @@ def test_the_averaged_parameters_are_exported(config, exported):
     np.testing.assert_array_equal(kernel, state.averaged["params"]["decoder"]["Dense_0"]["kernel"])
     assert not np.array_equal(kernel, state.params["decoder"]["Dense_0"]["kernel"])
     assert metadata["averaged"] == "true"
-    others = {
-        "params/decoder_log_variance",
-        "latent_moments/images",
-        "latent_moments/mean",
-        "latent_moments/covariance",
-    }
-    assert others < names
+    assert {f"latent_moments/{name}" for name in ("images", "mean", "covariance")} < names
+    assert "params/decoder_log_variance" in names
     assert "batch_stats/encoder/Stage_0/BatchNorm_0/var" in names
 
 
@@ -111,7 +106,6 @@ def test_without_averages_and_statistics(tiny_config, tmp_path):
     loaded = facevae_jax.load(tmp_path / "mine.safetensors")
     assert_same_trees((loaded.variables, loaded.moments), (restored.variables, restored.moments))
     assert loaded.folder == tmp_path / "mine"  # nothing of two files in one folder is mistaken for each other's
-    assert '"averaged":"false"' in (tmp_path / "mine.safetensors").read_bytes()[:5000].decode(errors="replace")
 
 
 def test_an_exported_model_is_exported_again(exported, tmp_path):
@@ -152,24 +146,13 @@ def test_stablehlo_needs_jax_alone(exported, original):
     assert np.mean(difference != 0) < 1e-3
 
 
-def test_programs_are_read_for_python(exported, original):
-    read = programs.read_programs(exported)
-    images, latents = inputs(2, original.config)
-    np.testing.assert_allclose(read.encode(images).mean, original.encode(images).mean, **CLOSE)
-    assert read.decode(latents).shape == (2, 32, 32, 3)
-
-
-def test_what_differs_from_the_model_is_not_published(config, tmp_path, monkeypatch):
+def test_what_differs_from_the_model_or_is_not_finite_is_not_published(config, tmp_path, monkeypatch):
     restored = scattered_model(config)
     other = scattered_model(change(config, model={"activation": "relu"}))
-    monkeypatch.setattr(programs, "serialize_programs", lambda _, honest=programs.serialize_programs: honest(other))
-    with pytest.raises(UserError, match=r"coder.stablehlo differs"):
-        publishing.export(restored, tmp_path / "out", onnx=False)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_model_that_is_not_finite_is_not_published(config, tmp_path):
-    restored = scattered_model(config)
+    with monkeypatch.context() as patched:
+        patched.setattr(programs, "serialize_programs", lambda _, honest=programs.serialize_programs: honest(other))
+        with pytest.raises(UserError, match=r"coder.stablehlo differs"):
+            publishing.export(restored, tmp_path / "out", onnx=False)
     restored.variables["params"]["decoder"]["Dense_0"]["bias"] *= np.nan
     with pytest.raises(UserError, match=r"decoder.stablehlo differs from the model by nan"):
         publishing.export(restored, tmp_path / "out", onnx=False)
@@ -185,18 +168,6 @@ def test_the_command(run, exported, tmp_path):
     assert str(new) in lines[0]
     assert [line.split()[0] for line in lines[1:]] == sorted(path.name for path in new.iterdir())
     assert_same_trees(*(safetensors.numpy.load_file(folder / "model.safetensors") for folder in (new, exported)))
-    output = f"--output={tmp_path / 'other'}"
-    (tmp_path / "file").touch()
-    for flags, mentioned in (
-        ([output], ["--workdir"]),
-        ([f"--workdir={run}"], ["--output"]),
-        ([f"--workdir={run}", output, "extra"], ["extra"]),
-        ([f"--workdir={run}", f"--output={exported}"], ["--output", str(exported)]),
-        ([f"--workdir={tmp_path / 'no'}", output], ["--workdir", str(tmp_path / "no")]),
-        ([f"--workdir={run}", f"--output={tmp_path / 'file' / 'x'}"], ["--output"]),
-    ):
-        assert_one_line_error(run_module(module, *flags), *mentioned)
-    assert not (tmp_path / "other").exists()
 
 
 def rewrite(path, *, tensors=None, metadata=None):
@@ -207,10 +178,6 @@ def rewrite(path, *, tensors=None, metadata=None):
     path.write_bytes(safetensors.numpy.save(found, facts | (metadata or {})))
 
 
-def truncate(path):
-    path.write_bytes(path.read_bytes()[:-100])
-
-
 def flip_a_bit(path):
     content = bytearray(path.read_bytes())
     content[-5] ^= 1
@@ -219,16 +186,13 @@ def flip_a_bit(path):
 
 BIAS = "params/decoder/Dense_0/bias"
 SPOILED = {
-    "truncated": (truncate, "damaged"),
-    "empty": (lambda path: path.write_bytes(b""), "damaged"),
+    "truncated": (lambda path: path.write_bytes(path.read_bytes()[:-100]), "damaged"),
     "flipped": (flip_a_bit, "damaged: its checksum"),
     "setting": (lambda path: rewrite(path, metadata={"step": "8"}), "damaged: its checksum"),
     "pickle": (lambda path: path.write_bytes(pickle.dumps({"a": 1})), "no safetensors file"),
     "foreign": (lambda path: path.write_bytes(safetensors.numpy.save({"a": np.zeros(3)})), "was not written by"),
     "newer": (lambda path: rewrite(path, metadata={"format_version": "3"}), "format version 3"),
-    "version": (lambda path: rewrite(path, metadata={"format_version": "x"}), "format version"),
     "config": (lambda path: rewrite(path, metadata={"config": "{"}), "metadata cannot be read"),
-    "key": (lambda path: rewrite(path, metadata={"config": '{"x": 1}'}), "metadata cannot be read"),
     "lacking": (lambda path: rewrite(path, tensors={BIAS: None}), f"lacks 1 .*{BIAS}"),
     "extra": (lambda path: rewrite(path, tensors={"x/y": np.zeros(2)}), "has 1 tensors .*x/y"),
     "shape": (lambda path: rewrite(path, tensors={BIAS: np.zeros(3, np.float32)}), rf"{BIAS} is float32\[3\]"),
