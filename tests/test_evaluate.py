@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.optimize
 
 from facevae_jax.data.dataset import open_dataset
 from facevae_jax.data.plan import BatchPlan
@@ -16,13 +15,8 @@ from facevae_jax.metrics import comparison, recalibration, scores
 from facevae_jax.metrics.frechet import frechet_distance
 from facevae_jax.metrics.images import image_scores
 from facevae_jax.models.convolution import convolution
-from tests.conftest import assert_one_line_error, run_module
-from tests.scattered import random_model, scattered_model
-
-
-@pytest.fixture(scope="module")
-def trained(tiny_config, tmp_path_factory):
-    return random_model(tiny_config, tmp_path_factory.mktemp("evaluate"))
+from tests.conftest import run_module
+from tests.scattered import scattered_model
 
 
 @pytest.fixture(scope="module")
@@ -48,21 +42,16 @@ def test_figures_are_means_over_every_image_once(trained, tiny_config, record):
     size, of = 32 * 32 * 3, nats["variance"]
     error = (2 * nats["distortion"] / size - np.log(2 * np.pi * of)) * of
     assert nats["best_variance"] == pytest.approx(error, rel=1e-3)
-    best = scipy.optimize.minimize_scalar(
-        lambda v: 0.5 * size * (np.log(2 * np.pi * v) + error / v), bounds=(1e-4, 1), method="bounded"
-    )
-    assert nats["negative_elbo_at_best_variance"] == pytest.approx(best.fun + nats["rate"], rel=1e-3)
+    best = 0.5 * size * (np.log(2 * np.pi * error) + 1)
+    assert nats["negative_elbo_at_best_variance"] == pytest.approx(best + nats["rate"], rel=1e-3)
     assert record["parameters"] == sum(leaf.size for leaf in jax.tree.leaves(trained.variables["params"]))
     assert list(record["rates"]) == ["standard", "gaussian"]
 
 
-def test_neither_batches_nor_devices_matter(trained, record):
+def test_neither_batches_nor_devices_matter(trained, record, monkeypatch):
     alone = Inference(trained.module, jax.device_get(trained.variables), batch_size=5)
-    whole, trained.inference = trained.inference, alone
-    try:
-        other = scores.evaluate(trained, draws=(1, 4, 8), bound_images=5, priors=("standard", "gaussian"))
-    finally:
-        trained.inference = whole
+    monkeypatch.setattr(trained, "inference", alone)
+    other = scores.evaluate(trained, draws=(1, 4, 8), bound_images=5, priors=("standard", "gaussian"))
     flat, flat_other = (jax.tree.leaves(tree) for tree in (record, other))
     numbers = [i for i, value in enumerate(flat) if not isinstance(value, str)]
     assert [flat[i] for i in numbers] == pytest.approx([flat_other[i] for i in numbers], rel=1e-4, abs=1e-6)
@@ -111,17 +100,3 @@ def test_the_command(workdir, tmp_path):
     assert (record["step"], record["features"]["images"], record["recalibrated"]) == (20, 30, True)
     for name in ("SSIM", "Bound, K = 2", "Active units", "sample frechet"):
         assert f"\n  {name} " in result.stdout
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("flag", "mentioned"),
-    [
-        ("--importance_samples=x", "--importance_samples"),
-        ("--features=./x.py:f", "--features='./x.py:f'"),
-        ("--inception_weights=/nowhere", "--inception_weights"),
-        ("--json=/proc/x/y.json", "--json"),
-    ],
-)
-def test_mistakes_are_reported_in_one_line(workdir, flag, mentioned):
-    assert_one_line_error(run_module("facevae_jax.evaluate", f"--workdir={workdir}", flag), mentioned)

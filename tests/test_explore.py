@@ -27,17 +27,11 @@ from facevae_jax.latents.paths import lerp
 from tests import explored
 from tests.conftest import REPOSITORY
 from tests.explored import ask, pixels, post, to_latent, to_text
-from tests.scattered import random_model
 
 MOVED = "dimension:3"
 ZERO = to_text(np.zeros(8))
 GOOD = {"faces": [ZERO], "alphas": {MOVED: 1.0}}
 DRAW = {"prior": "standard", "temperature": 1, "seed": 0}
-
-
-@pytest.fixture(scope="module")
-def trained(tiny_config, tmp_path_factory):
-    return random_model(tiny_config, tmp_path_factory.mktemp("explored"))
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +68,7 @@ def test_the_page_loads_nothing_from_elsewhere_and_runs_no_text_as_code(server):
 
 def test_a_picture_is_the_decoded_path_between_faces_plus_the_sliders(server, trained):
     a, b = np.random.default_rng(0).normal(size=(2, 8)).astype(np.float32)
-    step = np.eye(8, dtype=np.float32)[3]  # the covariance of a new model's latents is I
+    step = (np.eye(8)[3] * np.sqrt(trained.moments.covariance[3, 3])).astype(np.float32)
     for request, latent in [
         ({"faces": [to_text(a)]}, a),
         ({"faces": [to_text(a), to_text(b)], "weight": 1.0}, b),
@@ -203,8 +197,9 @@ def test_it_listens_on_the_loopback_address_only(server):
 
 
 def test_sliders_are_the_dimensions_that_change_the_picture_most(trained):
-    base = trained.decode(trained.moments.mean[None]).astype(float)
-    changes = [np.square(trained.decode(row[None]) - base).mean() for row in np.eye(8, dtype=np.float32)]
+    mean, deviations = trained.moments.mean, np.sqrt(np.diag(trained.moments.covariance))
+    base = trained.decode(mean[None]).astype(float)
+    changes = [np.square(trained.decode(row[None]) - base).mean() for row in mean + np.diag(deviations)]
     assert sheets.strongest_dimensions(trained) == np.argsort(-np.array(changes), kind="stable").tolist()
     with pytest.raises(UserError, match=r"--dimensions=8.*0 to 7"):
         sliders.dimension_sliders(trained, [8])

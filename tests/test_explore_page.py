@@ -10,7 +10,6 @@ from playwright import sync_api
 
 from facevae_jax.data.sources.photographs import read_photograph
 from tests.explored import make_explorer, photograph, serving
-from tests.scattered import random_model
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = [
@@ -25,11 +24,6 @@ TIMEOUT_MS = 120_000  # ends a hang; never reached otherwise
 def browser():
     with sync_api.sync_playwright() as started:
         yield started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-
-
-@pytest.fixture(scope="module")
-def trained(tiny_config, tmp_path_factory):
-    return random_model(tiny_config, tmp_path_factory.mktemp("explored"))
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,7 @@ CONFIGS = sorted((REPOSITORY / "configs").glob("[!_]*.py"))
 
 
 def test_ci_runs_the_test_command_of_the_readme():
-    commands = re.findall(r"^(pip install .* && .*)$", README, flags=re.MULTILINE)
-    assert len(commands) == 2
-    main, tests = commands
-    assert main == ("pip install -e . && python -m facevae_jax.main --config=quickstart --workdir=/tmp/quickstart")
+    _, tests = re.findall(r"^(pip install .* && .*)$", README, flags=re.MULTILINE)
     assert tests in (REPOSITORY / ".ci" / "run").read_text().splitlines()
 
 
