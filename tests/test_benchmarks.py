@@ -26,14 +26,6 @@ TINY = timing.Options(
 )
 
 
-@pytest.fixture
-def clock(monkeypatch):
-    """A second passes between two looks at the clock, whatever happens in between."""
-    for module in (input, timing, training):
-        ticks = itertools.count(0.0)
-        monkeypatch.setattr(module, "time", type("Clock", (), {"perf_counter": staticmethod(ticks.__next__)}))
-
-
 def test_rates_are_units_per_second_and_cases_take_turns():
     order = []
 
@@ -49,7 +41,10 @@ def test_rates_are_units_per_second_and_cases_take_turns():
     assert order[-12:] == ["a", "a", "b", "b"] * 3  # each warmed up before its turn
 
 
-def test_the_units_of_steps_feeds_and_samples(clock):
+def test_the_units_of_steps_feeds_and_samples(monkeypatch):
+    for module in (input, timing, training):  # a second passes between two looks at the clock
+        ticks = itertools.count(0.0)
+        monkeypatch.setattr(module, "time", type("Clock", (), {"perf_counter": staticmethod(ticks.__next__)}))
     record = step.run(TINY)
     assert record["images_per_second_all"] == [TINY.config.train.batch_size] * TINY.rounds  # one step a second
     assert record["milliseconds_per_step"] == 1000

@@ -8,16 +8,14 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 
-import numpy as np
 import pytest
 
 from facevae_jax.core.errors import UserError
 from facevae_jax.core.files import write_json
 from facevae_jax.latents.priors import mixture
 from facevae_jax.metrics import scores
-from facevae_jax.reporting import curves, latents, write
-from facevae_jax.reporting.page import Note, drawing
-from facevae_jax.reporting.runs import open_runs
+from facevae_jax.reporting import latents, write
+from facevae_jax.reporting.page import Note
 from facevae_jax.reporting.write import write_report
 from facevae_jax.trained.loading import load
 from facevae_jax.training.telemetry import read_metrics
@@ -127,18 +125,6 @@ def test_dimensions_add_up_to_the_evaluation(page, first):
     assert float(kl[1]) == pytest.approx(last["kl"], rel=0.02, abs=0.01)
 
 
-def test_groups_of_latents_have_a_curve_each(copied):
-    groups = [record | {"rates": [record["kl"] / 4, record["kl"] * 3 / 4]} for record in read_metrics(copied)]
-    (copied / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in groups))
-    (run,) = open_runs([copied])
-    with drawing():
-        (*_, picture) = curves.loss_curves([run])
-    assert "2 groups" in picture.alt
-    np.testing.assert_allclose(
-        run.series("evaluation", "rates").values, [[r / 4, r * 3 / 4] for r in run.series("evaluation", "kl").values]
-    )
-
-
 def test_settings_that_differ_are_marked(page, tiny_config):
     settings = page.sections["settings"]
     assert "latent_dim 8 *" in settings
@@ -217,20 +203,6 @@ def test_the_command(first, other, tmp_path):
     assert str(output) in result.stdout
     assert "second" in Page(output.read_text()).sections["scores"]
     assert list(tmp_path.iterdir()) == [output]
-
-
-@pytest.mark.slow
-def test_mistakes_are_reported_in_one_line(first, tmp_path):
-    (tmp_path / "empty").mkdir()
-    for arguments, mentioned in (
-        ([], ["--workdir"]),
-        ([f"--workdir={tmp_path / 'no'}"], ["--workdir", str(tmp_path / "no")]),
-        ([f"--workdir={tmp_path / 'empty'}"], [str(tmp_path / "empty")]),
-        ([f"--workdir={first}", f"--compare={tmp_path / 'no'}"], ["--compare", str(tmp_path / "no")]),
-        ([f"--workdir={first}", "--output=x.pdf"], ["--output='x.pdf'"]),
-        ([f"--workdir={first}", "more"], ["more"]),
-    ):
-        assert_one_line_error(run_module("facevae_jax.report", *arguments), *mentioned)
 
 
 @pytest.mark.slow

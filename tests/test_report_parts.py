@@ -17,6 +17,7 @@ from facevae_jax.reporting import curves, latents
 from facevae_jax.reporting.page import Note, Table, drawing, render, sheet
 from facevae_jax.reporting.runs import open_runs, printable, shortened, tell_apart
 from facevae_jax.trained.codes import CodeTable
+from facevae_jax.training.telemetry import read_metrics
 from tests.test_report import HOSTILE, Page
 
 
@@ -69,6 +70,16 @@ def test_strips_show_the_first_row_of_samples(run_folder):
     np.testing.assert_array_equal(faces[3], whole[:32, 3 * 34 : 3 * 34 + 32])
     path.write_bytes(path.read_bytes()[:100])
     assert len(curves.strips(run)) == 2  # the introduction, and the other step
+
+
+def test_groups_of_latents_have_a_curve_each(run_folder):
+    records = [record | {"rates": [record["kl"] / 4, record["kl"] * 3 / 4]} for record in read_metrics(run_folder)]
+    (run_folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    (run,) = open_runs([run_folder])
+    *_, picture = curves.loss_curves([run])
+    assert "2 groups" in picture.alt
+    expected = np.outer(run.series("evaluation", "kl").values, [1 / 4, 3 / 4])
+    np.testing.assert_allclose(run.series("evaluation", "rates").values, expected)
 
 
 def test_active_units_and_order():
