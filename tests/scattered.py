@@ -12,7 +12,6 @@ from facevae_jax.trained.model import Restored, TrainedModel
 from facevae_jax.training.setup import TrainSetup, abstract_state, make_mesh, make_model
 
 STEP = 7
-STANDARD = Moments(np.zeros(8), np.eye(8), 37)  # of codes of 8 numbers that are N(0, I)
 
 
 def scattered(tree, *, seed):
@@ -50,9 +49,9 @@ def scattered_model(config: RunConfig) -> Restored:
     return Restored(config, variables, variance, STEP, Moments(np.arange(8, dtype=np.float32) / 10, root @ root.T, 37))
 
 
-def random_model(config: RunConfig, folder, *, moments=STANDARD) -> TrainedModel:
-    """A model as commands load it; `moments` None: they are fitted when they are needed."""
-    return TrainedModel(scattered_model(config)._replace(moments=moments), folder=folder, mesh=make_mesh())
+def random_model(config: RunConfig, folder) -> TrainedModel:
+    """A model as commands load it from a run: the moments are fitted when they are needed."""
+    return TrainedModel(scattered_model(config)._replace(moments=None), folder=folder, mesh=make_mesh())
 
 
 def expected(restored, images, latents):

@@ -79,47 +79,43 @@ def test_damaged_and_foreign_files_are_not_read(tmp_path):
 
 def test_a_folder_that_cannot_be_written_costs_time_only(tiny_config, tmp_path):
     (tmp_path / DIRECTORY).write_text("a file where the folder would be")
-    trained = random_model(tiny_config, tmp_path, moments=None)
+    trained = random_model(tiny_config, tmp_path)
     np.testing.assert_array_equal(trained.sample(2), trained.sample(2))
     assert (tmp_path / DIRECTORY).is_file()
 
 
-@pytest.fixture(scope="module")
-def prepared(tiny_config, tmp_path_factory):
-    """Prepares images of one mean brightness under one name; the config of a run on them."""
-    folder = tmp_path_factory.mktemp("prepared")
-
-    def prepare(brightness):
-        shutil.rmtree(folder / "images", ignore_errors=True)
-        (folder / "images").mkdir()
-        random = np.random.default_rng(brightness)
-        for number in range(25):
-            pixels = random.integers(brightness - 40, brightness + 40, (32, 32, 3), np.uint8)
-            Image.fromarray(pixels).save(folder / "images" / f"{number}.png")
-        made = {"layout": "folder", "resolution": 32, "data_dir": folder / "data", "name": "mine", "overwrite": True}
-        facevae_jax.prepare(folder / "images", **made, workers=1)
-        return change(tiny_config, data={"name": "mine", "data_dir": str(folder / "data")})
-
-    return prepare
+def prepare(folder, brightness):
+    """Prepares images of one mean brightness under one name."""
+    shutil.rmtree(folder / "images", ignore_errors=True)
+    (folder / "images").mkdir()
+    random = np.random.default_rng(brightness)
+    for number in range(25):
+        pixels = random.integers(brightness - 40, brightness + 40, (32, 32, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / "images" / f"{number}.png")
+    made = {"layout": "folder", "resolution": 32, "data_dir": folder / "data", "name": "mine", "overwrite": True}
+    facevae_jax.prepare(folder / "images", **made, workers=1)
 
 
-def test_data_prepared_anew_never_meet_what_was_fitted_to_the_old(prepared, tmp_path, monkeypatch):
+def test_data_prepared_anew_never_meet_what_was_fitted_to_the_old(tiny_config, tmp_path, monkeypatch):
     monkeypatch.setattr(mixture, "COMPONENTS", (1,))
     monkeypatch.setattr(mixture, "MIN_DRAWS", 100)
 
-    def fitted(config):
-        trained = random_model(config, tmp_path, moments=None)
+    config = change(tiny_config, data={"name": "mine", "data_dir": str(tmp_path / "data")})
+
+    def fitted(brightness):
+        prepare(tmp_path, brightness)
+        trained = random_model(config, tmp_path)
         posterior = trained.codes.posterior("train")
         images = trained.dataset.images("train")
         np.testing.assert_allclose(posterior.mean, trained.encode(np.asarray(images)).mean, atol=1e-5)
         return posterior.mean, trained.moments.mean, np.asarray(trained.prior("mixture").components.mean)
 
-    old = fitted(prepared(60))
-    assert_same_trees(fitted(config := prepared(60)), old)
-    new = fitted(prepared(180))
+    old = fitted(60)
+    assert_same_trees(fitted(60), old)
+    new = fitted(180)
     assert not any(np.allclose(a, b, atol=1e-3) for a, b in zip(old, new, strict=True))
     shutil.rmtree(config.data.data_dir)
-    lost = random_model(config, tmp_path, moments=None)
+    lost = random_model(config, tmp_path)
     assert_same_trees((lost.moments.mean, np.asarray(lost.prior("mixture").components.mean)), new[1:])
     assert lost.sample(3).shape == (3, 32, 32, 3)
     assert lost.available_priors() == ["standard", "gaussian", "mixture"]
@@ -129,7 +125,7 @@ def test_data_prepared_anew_never_meet_what_was_fitted_to_the_old(prepared, tmp_
 
 def test_without_data_and_moments_only_the_standard_prior_is_there(tiny_config, tmp_path):
     config = change(tiny_config, data={"name": "lost", "data_dir": str(tmp_path)})
-    trained = random_model(config, tmp_path / "run", moments=None)
+    trained = random_model(config, tmp_path / "run")
     assert trained.available_priors() == ["standard"]
     assert trained.sample(2, prior="standard").shape == (2, 32, 32, 3)
     with pytest.raises(UserError, match="lost"):

@@ -7,7 +7,7 @@ from facevae_jax.core.errors import UserError
 from facevae_jax.latents.directions import Labels, Whitening, fit_direction
 from facevae_jax.latents.moments import moments_of
 from facevae_jax.trained import edit_curves
-from facevae_jax.trained.edit_curves import Curve, fit_attribute_map, fit_perceptron
+from facevae_jax.trained.edit_curves import Curve, fit_attribute_map
 from tests.scattered import random_model
 
 IMAGES = 6_000
@@ -26,13 +26,6 @@ def arc():
 
 def angle_of(latents):
     return np.arctan2(latents[:, 1], latents[:, 0])
-
-
-def test_a_network_with_a_line_beside_it():
-    x = np.random.default_rng(0).normal(size=(4_000, 2)).astype(np.float32)
-    y = np.stack([x[:, 0] - 2 * x[:, 1] + 3, np.sin(2 * x[:, 0])], axis=1)
-    error = fit_perceptron(x[:3_000], y[:3_000])(x[3_000:]) - y[3_000:]
-    assert np.abs(error).mean() < 0.1
 
 
 @pytest.mark.slow
@@ -86,25 +79,15 @@ def test_one_attribute_alone(arc):
 
 
 def test_a_curve_is_kept_and_shared(tiny_config, tmp_path, monkeypatch):
-    trained, fitted = random_model(tiny_config, tmp_path), []
-
-    def fit(*given):
-        fitted.append(given)
-        return fit_attribute_map(*given)
-
+    trained = random_model(tiny_config, tmp_path)
     monkeypatch.setattr(edit_curves, "MAX_EPOCHS", 3)  # how well it is fitted does not matter here
-    monkeypatch.setattr(edit_curves, "fit_attribute_map", fit)
     first = edit_curves.curve_of(trained, "skin_tone", keep=["background"])
+    monkeypatch.setattr(edit_curves, "fit_attribute_map", None)  # nothing is fitted again
     latent = np.zeros(8, np.float32)
     again = edit_curves.curve_of(trained, "skin_tone", keep=["background"])
     np.testing.assert_array_equal(again.edit(latent, [1.0]), first.edit(latent, [1.0]))
     other = edit_curves.curve_of(trained, "background", keep=["skin_tone"])
     assert not np.allclose(other.edit(latent, [1.0]), first.edit(latent, [1.0]))
-    assert len(fitted) == 1
     assert "skin_tone" in again.describe()
-    (path,) = tmp_path.rglob("curve-*.npz")
-    path.write_bytes(path.read_bytes()[:100])
-    edit_curves.curve_of(trained, "skin_tone", keep=["background"])
-    assert len(fitted) == 2
     with pytest.raises(UserError, match="skin_ton"):
         edit_curves.curve_of(trained, "skin_ton")
