@@ -35,12 +35,9 @@ def photographs(tmp_path_factory, originals) -> list[str]:
 
 def cells(path: pathlib.Path) -> np.ndarray:
     """The faces of a grid: [rows, columns, r, r, 3]."""
-    image = np.asarray(Image.open(path))
-    rows, columns = (image.shape[0] + 2) // CELL, (image.shape[1] + 2) // CELL
-    assert image.shape == (rows * CELL - 2, columns * CELL - 2, 3)
-    return np.stack(
-        [[image[r * CELL : r * CELL + SIDE, c * CELL : c * CELL + SIDE] for c in range(columns)] for r in range(rows)]
-    )
+    image = np.pad(np.asarray(Image.open(path)), ((0, CELL - SIDE), (0, CELL - SIDE), (0, 0)))
+    rows, columns = image.shape[0] // CELL, image.shape[1] // CELL
+    return image.reshape(rows, CELL, columns, CELL, 3)[:, :SIDE, :, :SIDE].swapaxes(1, 2)
 
 
 def array(path: pathlib.Path) -> np.ndarray:
