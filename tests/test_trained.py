@@ -13,12 +13,8 @@ from facevae_jax.core.errors import UserError
 SIDE = 32
 
 
-@pytest.fixture(scope="module")
-def originals(trained) -> np.ndarray:
-    return np.asarray(trained.dataset.images("validation"))
-
-
-def test_encode_and_decode(trained, originals):
+def test_encode_and_decode(trained):
+    originals = np.asarray(trained.dataset.images("validation"))
     assert (trained.resolution, trained.code_shape, trained.code_size) == (SIDE, (8,), 8)
     posterior = trained.encode(originals)
     assert posterior.mean.shape == posterior.log_variance.shape == (37, 8)
@@ -28,8 +24,8 @@ def test_encode_and_decode(trained, originals):
     assert trained.encode(originals[:0]).mean.shape == (0, 8)
 
 
-def test_posterior_samples_have_their_mean_and_deviation(trained, originals):
-    posterior = trained.encode(originals[:2])
+def test_posterior_samples_have_their_mean_and_deviation(trained):
+    posterior = trained.encode(trained.dataset.images("validation")[:2])
     repeated = type(posterior)(*(np.tile(part, (2000, 1)) for part in posterior))
     drawn = trained.posterior_sample(repeated).reshape(2000, 2, 8)
     deviation = np.exp(0.5 * posterior.log_variance)
