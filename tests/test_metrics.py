@@ -16,7 +16,8 @@ from facevae_jax.inference import Inference
 from facevae_jax.latents.moments import Moments, moments_of
 from facevae_jax.metrics import comparison, frechet, images, inception, likelihood, scores
 from facevae_jax.models.likelihoods import make_likelihood
-from tests.test_baselines import LinearVAE
+from tests import test_extending as examples
+from tests.test_baselines import LinearGaussian
 
 
 def pictures(side):
@@ -151,22 +152,23 @@ def linear():
     weight, bias = 0.3 * generator.normal(size=(12, 2)), generator.uniform(size=12)
     inverse = np.linalg.inv(np.eye(2) + weight.T @ weight / variance)
     projection = weight @ inverse / variance
-    parameters = {
-        "mean": {"kernel": projection, "bias": 0.3 - bias @ projection},
-        "log_variance": np.log(np.diag(inverse)) + 0.5,
-        "out": {"kernel": weight.T, "bias": bias},
+    encoder = {  # of the mean, and of a log variance that is the same for all images
+        "kernel": np.concatenate([projection, np.zeros((12, 2))], axis=1),
+        "bias": np.concatenate([0.3 - bias @ projection, np.log(np.diag(inverse)) + 0.5]),
     }
-    return parameters, variance
+    return {"encoder": encoder, "decoder": {"kernel": weight.T, "bias": bias}}, variance
 
 
 @pytest.fixture(scope="module")
 def bounds(linear):
     """Images of that model, and the bounds of their likelihoods."""
     (parameters, variance), generator = linear, np.random.default_rng(1)
-    mean = generator.normal(size=(8, 2)) @ parameters["out"]["kernel"] + parameters["out"]["bias"]
+    mean = generator.normal(size=(8, 2)) @ parameters["decoder"]["kernel"] + parameters["decoder"]["bias"]
     given = (mean + generator.normal(scale=math.sqrt(variance), size=mean.shape)).astype(np.float32)
     variables = {"params": jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), parameters)}
-    model = LinearVAE(2, (2, 2, 3))
+    with pytest.MonkeyPatch.context() as patched:
+        example = examples.example("A model", patched)
+    model = example.Linear(example.Config(latent_dim=2), 2, LinearGaussian(12))
     found = likelihood.importance_bounds(
         Inference(model, variables, batch_size=64),
         given.reshape(8, 2, 2, 3),
@@ -181,7 +183,7 @@ def test_the_importance_bound_grows_with_the_draws_to_the_likelihood(linear, bou
     (parameters, variance), (given, found) = linear, bounds
     values = np.stack(list(found.values()))
     assert np.all(np.diff(values, axis=0) >= 0)  # of each image, by the way smaller numbers of draws share them
-    decoder = parameters["out"]
+    decoder = parameters["decoder"]
     covariance = decoder["kernel"].T @ decoder["kernel"] + variance * np.eye(12)
     gap = scipy.stats.multivariate_normal(decoder["bias"], covariance).logpdf(given) - values
     assert gap[0].min() > 0.3
@@ -191,8 +193,9 @@ def test_the_importance_bound_grows_with_the_draws_to_the_likelihood(linear, bou
 
 def test_one_draw_is_the_elbo(linear, bounds):
     (parameters, variance), (given, found) = linear, bounds
-    encoder, decoder = parameters["mean"], parameters["out"]
-    mean, spread = given @ encoder["kernel"] + encoder["bias"], np.exp(parameters["log_variance"])
+    encoder, decoder = parameters["encoder"], parameters["decoder"]
+    mean, log_variance = np.split(given @ encoder["kernel"] + encoder["bias"], 2, axis=1)
+    spread = np.exp(log_variance[0])
     kl = 0.5 * (mean**2 + spread - 1 - np.log(spread)).sum(axis=1)
     # E|x - W z - b|^2 under the posterior, in closed form.
     error = ((given - mean @ decoder["kernel"] - decoder["bias"]) ** 2).sum(axis=1)
