@@ -21,7 +21,7 @@ from PIL import Image
 from facevae_jax.core.errors import UserError
 from facevae_jax.core.files import file_sha256
 from facevae_jax.data.layouts.folder import folder_layout
-from facevae_jax.data.prepared import beam, builder, conversion, reading, records
+from facevae_jax.data.prepared import beam, builder, conversion, reading
 from facevae_jax.data.sources import images
 from facevae_jax.data.sources.images import CENTER_SQUARE
 from facevae_jax.prepare import prepare
@@ -56,7 +56,7 @@ def test_the_bytes_are_those_of_one_machine(source, expected, tmp_path, options)
 
 
 def test_a_run_that_failed_resumes(source, expected, tmp_path, converted, monkeypatch):
-    begun, writer = [], records.writer
+    begun, writer = [], conversion.writer
 
     def fail(path):
         begun.append(path)
@@ -65,7 +65,7 @@ def test_a_run_that_failed_resumes(source, expected, tmp_path, converted, monkey
         return writer(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(records, "writer", fail)
+        patch.setattr(conversion, "writer", fail)
         with pytest.raises(UserError, match=r"the pipeline failed \(OSError: .*No space left on device\)") as caught:
             run(source, tmp_path)
     assert "\n" not in str(caught.value)
@@ -174,7 +174,7 @@ def test_a_dataset_in_an_object_store(source, expected, directory):
     result = run(source, URL)
     assert content(directory) == expected
     assert str(result.directory) == f"{URL}/toy/{RESOLUTION}/{reading.VERSION}"
-    assert Bucket.written[-1] == str(directory / records.INFO_FILE)
+    assert Bucket.written[-1] == str(directory / reading.INFO_FILE)
     assert Bucket.written.count(Bucket.written[-1]) == 1
     assert all(reading.VERSION not in path for path in Bucket.deleted)
     assert [path.name for path in directory.parent.iterdir()] == [reading.VERSION]
@@ -185,7 +185,7 @@ def test_a_store_that_refuses_the_metadata(source, expected, directory, converte
     Bucket.refused = "features.json"
     with pytest.raises(UserError, match=rf"--data_dir='{URL}': .*cannot be written \(Permission denied\)"):
         run(source, URL)
-    assert not (directory / records.INFO_FILE).exists()
+    assert not (directory / reading.INFO_FILE).exists()
     Bucket.refused = ""
     converted.clear()
     run(source, URL)

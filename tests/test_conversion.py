@@ -174,12 +174,12 @@ def test_kill_9_at_any_moment(source, expected, tmp_path, kills):
     """Each kill comes at a random moment of a process that converts slowly; one that ends first begins a new trial."""
     code = f"""
 import time, pathlib
-from facevae_jax.data.prepared import conversion, records
+from facevae_jax.data.prepared import conversion
 from facevae_jax.data.sources import images
 from tests import test_conversion
 conversion.SHARD_BYTES, convert = {conversion.SHARD_BYTES}, images.convert
 images.convert = lambda file, task: (time.sleep(0.03), convert(file, task))[1]
-records.import_for_writing()
+conversion.import_for_writing()
 print('ready', flush=True)
 test_conversion.prepare(pathlib.Path({str(source)!r}), {str(tmp_path / "out")!r}, on_bad_image='skip')"""
     published = reading.dataset_directory(tmp_path / "out", name="toy", resolution=RESOLUTION)

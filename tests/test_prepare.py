@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from facevae_jax.core.errors import UserError
-from facevae_jax.data.prepared import reading, records
+from facevae_jax.data.prepared import reading
 from facevae_jax.prepare import DEFAULT_DATA_DIR, next_command, open_layout, prepare
 from tests.conftest import assert_one_line_error, run_module
 
@@ -31,7 +31,7 @@ def data_dir(faces: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> p
 @pytest.fixture(scope="module")
 def catalogue(tmp_path_factory: pytest.TempPathFactory, faces: pathlib.Path) -> pathlib.Path:
     """A data_dir with `toy`, a dataset as TFDS writes it: truth values, floats, texts and images of any size."""
-    tfds = records.import_tfds()
+    tfds = reading.import_tfds()
     import numpy as np
 
     class Toy(tfds.core.ShardBasedBuilder, skip_registration=True):

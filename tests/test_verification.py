@@ -17,7 +17,7 @@ from facevae_jax.data import store
 from facevae_jax.data.dataset import open_dataset
 from facevae_jax.data.drawn import synthetic
 from facevae_jax.data.layouts import types
-from facevae_jax.data.prepared import builder, reading, records, verification
+from facevae_jax.data.prepared import builder, conversion, reading, verification
 from facevae_jax.data.sources.images import encode_png
 from facevae_jax.prepare import verify as verify_command
 from tests.conftest import assert_one_line_error, run_module
@@ -48,7 +48,7 @@ def whole(faces: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> pathli
     splits = {"train": sources[:TRAIN], "validation": sources[TRAIN:end], "test": sources[end:]}
     layout = types.Layout(kind="folder", source="source", splits=splits)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("facevae_jax.data.prepared.conversion.SHARD_BYTES", 3 * R**2 * 30)
+        patch.setattr(conversion, "SHARD_BYTES", 3 * R**2 * 30)
         builder.prepare_dataset(layout, data_dir=data_dir, name="toy", resolution=R, workers=2)
     config = DataConfig(name="toy", resolution=R, data_dir=str(data_dir))
     for split in ("train", "validation"):
@@ -155,9 +155,9 @@ def test_images_that_cannot_be_decoded_or_have_another_shape_are_named(toy, face
     images = [encode_png(face) for face in faces[-TEST:]]
     bad = [images[0][:-300], encode_png(faces[0][:32]), grey.getvalue()]
     (path,) = toy.glob("toy-validation*")
-    with records.writer(path) as write:
+    with conversion.writer(path) as write:
         for i, png in enumerate([*images, *bad]):
-            write(records.encode_example(png, name=f"{i}.png".encode(), attributes={}))
+            write(conversion.encode_example(png, name=f"{i}.png".encode(), attributes={}))
     (toy / "checksums.json").unlink()
     shutil.rmtree(toy / "pixels")
     report = verify(toy)

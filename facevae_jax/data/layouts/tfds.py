@@ -13,7 +13,7 @@ from facevae_jax.core.errors import UserError, expand_home, some
 from facevae_jax.core.files import reason
 from facevae_jax.data.layouts import types
 from facevae_jax.data.layouts.folder import validation_by_hash
-from facevae_jax.data.prepared import records
+from facevae_jax.data.prepared import reading
 from facevae_jax.data.sources.images import CELEBA_CROP, CELEBA_SIZE, CENTER_SQUARE
 
 IMAGE = "image"
@@ -33,7 +33,7 @@ def tfds_layout(source: str, *, data_dir: str | os.PathLike[str]) -> types.Layou
     Raises UserError: the dataset is not prepared there, or in another file format, or has no 8-bit `image`.
     """
     directory = _find(source, expand_home(data_dir, name="--data_dir"))
-    info = records.open_info(directory).info
+    info = reading.open_info(directory).info
     features = dict(info.features.items())  # a FeaturesDict is no Mapping
     image = features.get(IMAGE)
     if image is None or len(image.shape) != 3 or np.dtype(image.np_dtype) != np.uint8:
@@ -44,7 +44,7 @@ def tfds_layout(source: str, *, data_dir: str | os.PathLike[str]) -> types.Layou
     splits: dict[str, types.Images] = {}
     for split in (split for split in types.SPLITS if split in info.splits):
         make = functools.partial(_image, directory, split, fields)
-        splits[split] = types.Images(np.arange(len(records.open_split(directory, split))), make)
+        splits[split] = types.Images(np.arange(len(reading.open_split(directory, split))), make)
     notes = []
     if types.VALIDATION not in splits:
         train = splits[types.TRAIN]
@@ -67,7 +67,7 @@ def _name(split: str, row: int) -> str:
 
 
 def _image(directory: pathlib.Path, split: str, fields: Fields, row: int) -> types.SourceImage:
-    record = records.Record(str(directory), split, row)
+    record = reading.Record(str(directory), split, row)
     return types.SourceImage(_name(split, row), record, _labels(record.example(), fields) if fields else ())
 
 
@@ -79,7 +79,7 @@ def _find(source: str, data_dir: pathlib.Path) -> pathlib.Path:
     for place in (folder, *folder.glob("*")) if name else ():
         key = "" if place == folder else place.name
         # A number is the resolution of a dataset that this project prepared.
-        if (config or not key.isdecimal()) and (newest := records.newest_version(place.glob("*"))):
+        if (config or not key.isdecimal()) and (newest := reading.newest_version(place.glob("*"))):
             found[key] = newest
     remedy = (
         f'python -c "import tensorflow_datasets as tfds; tfds.builder({source!r}, data_dir={str(data_dir)!r}, '
@@ -93,7 +93,7 @@ def _find(source: str, data_dir: pathlib.Path) -> pathlib.Path:
         raise UserError(f"--source={source!r}: TFDS has not prepared it in --data_dir={str(data_dir)!r}: {remedy}")
     newest = found[config] if config in found else next(iter(found.values()))
     try:
-        file_format = json.loads((newest / records.INFO_FILE).read_bytes()).get("fileFormat")
+        file_format = json.loads((newest / reading.INFO_FILE).read_bytes()).get("fileFormat")
     except (OSError, ValueError) as error:
         raise UserError(f"{newest} is not a readable dataset ({reason(error)}): prepare it again.") from error
     if file_format != "array_record":
@@ -125,6 +125,6 @@ def _attribute_fields(features: Mapping[str, Any]) -> Fields:
 
 
 def _labels(example: bytes, fields: Fields) -> tuple[float, ...]:
-    features = records.features_of(example)
+    features = reading.features_of(example)
     values = (read(features[path]) if path in features else [] for path, (_, read) in fields.items())
     return tuple(float(value[0]) if value else types.UNKNOWN for value in values)

@@ -28,7 +28,6 @@ from facevae_jax.core.parallel import available_cpus
 from facevae_jax.data.layouts.types import Layout
 from facevae_jax.data.prepared import builder, conversion
 from facevae_jax.data.prepared.locations import is_remote, location, uploading
-from facevae_jax.data.prepared.records import import_for_writing
 
 REUSED = "images_reused"  # name of a counter
 DIRECT = ("direct", "directrunner", "fnapirunner")  # runners on this machine
@@ -58,7 +57,7 @@ def prepare_dataset(
 
 def convert_layout(layout: Layout, job: conversion.Job, *, options: Any) -> conversion.Outcome:
     """As `conversion.convert_layout`, by a pipeline with these `PipelineOptions`. Raises UserError: it failed."""
-    import_for_writing()  # also for workers that are threads of this process
+    conversion.import_for_writing()  # also for workers that are threads of this process
     shards = list(conversion.plan_shards(layout, resolution=job.task.resolution))
     for shard in shards:
         with uploading(list_of(shard.file_name(job.name), job)) as listed:
@@ -113,7 +112,7 @@ def run_pipeline(files: list[str], job: conversion.Job, options: Any) -> int:
 
 def convert_shard(file: str, job: conversion.Job) -> None:
     """Converts the images of one shard, on the worker, unless that is done."""
-    import_for_writing()
+    conversion.import_for_writing()
     made, reused = conversion.convert_shard(pickle.loads(list_of(file, job).read_bytes()), job)
     if reused:
         import_beam().metrics.Metrics.counter("facevae_jax", REUSED).inc(made.images)

@@ -22,7 +22,7 @@ from facevae_jax.core.errors import UserError, some
 from facevae_jax.core.files import AnyPath, locked, reason, write_json
 from facevae_jax.core.settings import CHANNELS
 from facevae_jax.data.layouts.types import TRAIN, Layout
-from facevae_jax.data.prepared import reading, records
+from facevae_jax.data.prepared import reading
 from facevae_jax.data.prepared.conversion import Job, Manifest, Outcome, convert_layout
 from facevae_jax.data.prepared.locations import is_remote, make_writable, uploading
 from facevae_jax.data.sources import images
@@ -141,13 +141,13 @@ def _finish(outcome: Outcome, layout: Layout, job: Job) -> None:
         _write_info(made, shards, layout, job)
         checksums = {file: {"bytes": found.size, "sha256": found.sha256} for file, (_, found) in sorted(shards.items())}
         write_json(made / reading.CHECKSUMS, checksums)
-        for file in sorted(made.iterdir(), key=lambda file: (file.name == records.INFO_FILE, file.name)):
+        for file in sorted(made.iterdir(), key=lambda file: (file.name == reading.INFO_FILE, file.name)):
             (job.folder / file.name).write_bytes(file.read_bytes())
 
 
 def _write_info(folder: AnyPath, shards: dict[str, tuple[str, Manifest]], layout: Layout, job: Job) -> None:
     """Writes TFDS's description of shards, which are given by file name with their split and manifest."""
-    tfds, resolution = records.import_tfds(), job.task.resolution
+    tfds, resolution = reading.import_tfds(), job.task.resolution
     splits: dict[str, list[Manifest]] = {}
     for split, manifest in shards.values():
         splits.setdefault(split, []).append(manifest)

@@ -18,7 +18,6 @@ from facevae_jax.core.parallel import map_in_order
 from facevae_jax.core.progress import progress_bar
 from facevae_jax.data.prepared import reading
 from facevae_jax.data.prepared.locations import is_remote, reaching
-from facevae_jax.data.prepared.records import INFO_FILE
 
 THREADS = 8  # that fetch; they wait for the network, not for the processor
 TRAINED = ("train", "validation")  # splits that a run reads
@@ -61,7 +60,8 @@ def local_dataset(config: DataConfig, splits: Sequence[str] = TRAINED) -> AnyPat
             fetch = functools.partial(_fetch, remote, directory, files)
             for name in map_in_order(fetch, missing, threads=THREADS):
                 progress.update(files[name].get("bytes", 0))
-        for name in sorted(small, key=lambda name: name == INFO_FILE):  # which makes a folder a dataset, comes last
+        # The description, which makes a folder a dataset, comes last.
+        for name in sorted(small, key=lambda name: name == reading.INFO_FILE):
             with replacing(directory / name) as temporary:
                 temporary.write_bytes(small[name])
     return directory
@@ -71,7 +71,7 @@ def _agrees(directory: AnyPath, small: Mapping[str, bytes]) -> bool:
     """Whether what was fetched before belongs to the dataset that is in the bucket now."""
     return all(
         not (directory / name).exists() or (directory / name).read_bytes() == small.get(name)
-        for name in (INFO_FILE, reading.CHECKSUMS)
+        for name in (reading.INFO_FILE, reading.CHECKSUMS)
     )
 
 

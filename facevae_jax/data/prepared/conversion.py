@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import PIL
@@ -21,8 +21,8 @@ from facevae_jax.core.files import AnyPath, file_sha256, write_json
 from facevae_jax.core.progress import progress_bar
 from facevae_jax.core.settings import CHANNELS
 from facevae_jax.data.layouts.types import Layout, SourceImage
-from facevae_jax.data.prepared import records
 from facevae_jax.data.prepared.locations import uploading
+from facevae_jax.data.prepared.reading import import_tfds
 from facevae_jax.data.sources import images
 
 SHARD_BYTES = 2**28  # of decoded pixels
@@ -111,7 +111,7 @@ def plan_shards(layout: Layout, *, resolution: int) -> Iterator[Shard]:
 
 def convert_layout(layout: Layout, job: Job) -> Outcome:
     """Writes all shards and their manifests."""
-    records.import_for_writing()
+    import_for_writing()
     outcome, written = Outcome([]), 0
     with progress_bar(total=sum(map(len, layout.splits.values()))) as progress:
         for shard in plan_shards(layout, resolution=job.task.resolution):
@@ -140,14 +140,14 @@ def convert_shard(
     bad, enlarged = [], 0
     with uploading(target) as local:
         files = (image.file for image in shard.members)
-        with records.writer(local) as write, images.converting(files, job.task, threads=job.threads) as stream:
+        with writer(local) as write, images.converting(files, job.task, threads=job.threads) as stream:
             for image, result in zip(shard.members, stream, strict=True):
                 advance(1)
                 if result.failure:
                     bad.append(BadImage(image.name, result.failure))
                     continue
                 values = dict(zip(job.attributes, image.attributes, strict=True))
-                write(records.encode_example(result.png, name=os.fsencode(image.name), attributes=values))
+                write(encode_example(result.png, name=os.fsencode(image.name), attributes=values))
                 enlarged += result.enlarged
         count = len(shard.members) - len(bad)
         made = Manifest(mark, file_sha256(local), local.stat().st_size, count, enlarged, tuple(bad))
@@ -169,3 +169,41 @@ def read_manifest(path: AnyPath) -> Manifest:
     """The manifest in a file; raises an OSError, ValueError, TypeError or KeyError if it is missing or incomplete."""
     content = json.loads(path.read_bytes())
     return Manifest(**content | {"bad": tuple(BadImage(*entry) for entry in content["bad"])})
+
+
+def import_for_writing() -> None:
+    """Imports everything that writing records needs, before threads are started. Raises UserError: it is missing.
+
+    While TFDS is imported it replaces `builtins.__import__` for all threads, and imports by other threads fail: Pillow
+    imports a decoder when it meets the first image that needs it, and good images were reported as bad.
+    """
+    import_tfds()
+    from array_record.python import array_record_module  # noqa: F401
+    from tensorflow_datasets.proto import tf_example_pb2  # noqa: F401
+
+
+@contextlib.contextmanager
+def writer(path: AnyPath) -> Iterator[Callable[[bytes], None]]:
+    """Yields a function that writes a record into a new ArrayRecord file, which is complete when the block ends."""
+    from array_record.python import array_record_module
+
+    # One record a group, so that any can be read alone; PNGs cannot be compressed again.
+    opened = array_record_module.ArrayRecordWriter(os.fspath(path), "group_size:1,uncompressed")
+    try:
+        yield opened.write
+    finally:
+        opened.close()
+
+
+def encode_example(png: bytes, *, name: bytes, attributes: Mapping[str, float]) -> bytes:
+    """A serialized `tf.train.Example` with the features that TFDS reads: image, name, attributes/..."""
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    example = tf_example_pb2.Example()
+    features = example.features.feature
+    features["image"].bytes_list.value.append(png)
+    features["name"].bytes_list.value.append(name)
+    for attribute, value in attributes.items():
+        features[f"attributes/{attribute}"].float_list.value.append(value)
+    # Otherwise the order of the map's entries would change from process to process.
+    return example.SerializeToString(deterministic=True)

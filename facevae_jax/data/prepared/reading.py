@@ -1,29 +1,135 @@
-"""Prepared datasets: finding one, and reading it without TensorFlow.
+"""Reading TFDS datasets in ArrayRecord files without TensorFlow, and finding prepared ones.
 
-A dataset is in `data_dir/NAME/RESOLUTION/VERSION/`: ArrayRecord files by split, whose row i is the i-th image in the
-order of the layout, with the features `image` (PNG), `name` and, if the layout has any, `attributes` (float32; NaN
-where unknown).
+A prepared dataset is in `data_dir/NAME/RESOLUTION/VERSION/`: ArrayRecord files by split, whose row i is the i-th image
+in the order of the layout, with the features `image` (PNG), `name` and, if the layout has any, `attributes` (float32;
+NaN where unknown).
+
+TFDS is imported where it is used: drawn faces work where it is not installed.
 """
 
+import functools
+import io
 import itertools
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, UInt8
+from PIL import Image
 
 from facevae_jax.core.errors import UserError
 from facevae_jax.core.files import AnyPath, reason
 from facevae_jax.core.parallel import map_in_order
-from facevae_jax.data.prepared import records
 from facevae_jax.data.prepared.locations import location, reaching
 
+INFO_FILE = "dataset_info.json"  # without which a folder is not a dataset
 VERSION = "1.0.0"
 CHECKSUMS = "checksums.json"  # of the dataset: bytes and SHA-256 of every ArrayRecord file, by name
 READ_ROWS = 16  # rows fetched and decoded together
+
+
+def import_tfds() -> Any:
+    """Imports TFDS, without its progress bars. Raises UserError: it is not installed."""
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise UserError("prepared datasets need TFDS: pip install tensorflow-datasets array_record.") from error
+    tfds.disable_progress_bar()
+    return tfds
+
+
+class Record(NamedTuple):
+    """Where one example of a TFDS dataset is."""
+
+    directory: str
+    split: str
+    row: int
+
+    def read(self) -> bytes:
+        """The encoded image."""
+        return feature_bytes(self.example(), "image")
+
+    def example(self) -> bytes:
+        """The serialized example; the split stays open for the next."""
+        return _cached_split(self.directory, self.split)[self.row]
+
+    def stamp(self) -> tuple[int, ...]:
+        """Numbers that change when the dataset does."""
+        status = pathlib.Path(self.directory, INFO_FILE).stat()
+        return status.st_size, status.st_mtime_ns, self.row
+
+
+@functools.lru_cache(maxsize=8)
+def _cached_split(directory: str, split: str) -> Any:  # of serialized examples
+    return open_split(pathlib.Path(directory), split)
+
+
+def newest_version(folders: Iterable[AnyPath]) -> AnyPath | None:
+    """Of folders that are called 1.10.0 or the like and hold a dataset, the one with the highest number."""
+    versions = {
+        tuple(map(int, folder.name.split("."))): folder
+        for folder in folders
+        if re.fullmatch(r"\d+\.\d+\.\d+", folder.name) and (folder / INFO_FILE).is_file()
+    }
+    return versions[max(versions)] if versions else None
+
+
+def open_info(directory: AnyPath) -> Any:
+    """The TFDS builder of the dataset in `directory`.
+
+    Raises UserError: the description of the dataset cannot be read, or TFDS is not installed.
+    """
+    tfds = import_tfds()
+    try:
+        return tfds.builder_from_directory(directory)
+    except Exception as error:  # TFDS raises many kinds for a damaged description
+        raise UserError(f"{directory} is not a readable dataset ({reason(error)}): prepare it again.") from error
+
+
+def open_files(paths: Sequence[str | os.PathLike[str]]) -> Any:
+    """The records of ArrayRecord files, by row; several rows by `__getitems__`. Raises various errors for damage."""
+    from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+    return ArrayRecordDataSource([os.fspath(path) for path in paths])
+
+
+def open_split(directory: AnyPath, split: str) -> Any:
+    """The serialized examples of `split`, as `open_files`. Raises UserError: it is missing or damaged."""
+    splits = open_info(directory).info.splits
+    if split not in splits:
+        raise UserError(f"{directory} has no split {split!r}: its splits are: {', '.join(sorted(splits)) or 'none'}.")
+    try:
+        source = open_files(splits[split].filepaths)
+        source[0]
+    except Exception as error:  # array_record raises RuntimeError, ValueError and others
+        raise UserError(
+            f"{directory}: the split {split!r} cannot be read ({reason(error)}): prepare it again."
+        ) from error
+    return source
+
+
+def features_of(example: bytes) -> Any:
+    """The mapping from feature names to `tf.train.Feature` messages of a serialized example."""
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    return tf_example_pb2.Example.FromString(example).features.feature
+
+
+def feature_bytes(example: bytes, feature: str) -> bytes:
+    """One bytes feature of a serialized example."""
+    return features_of(example)[feature].bytes_list.value[0]
+
+
+def decode_image(example: bytes) -> UInt8[np.ndarray, "h w 3"]:
+    """The image of a serialized example. Raises various errors for damaged bytes, and ValueError for other modes."""
+    with Image.open(io.BytesIO(feature_bytes(example, "image")), formats=["PNG"]) as image:
+        if image.mode != "RGB":
+            raise ValueError(f"the mode is {image.mode}, not RGB")
+        return np.array(image)
 
 
 def dataset_directory(data_dir: str | os.PathLike[str], *, name: str, resolution: int) -> AnyPath:
@@ -34,7 +140,7 @@ def dataset_directory(data_dir: str | os.PathLike[str], *, name: str, resolution
 def is_published(directory: AnyPath) -> bool:
     """Whether there is a dataset. Raises UserError: the folder or URL cannot be read."""
     with reaching(directory, name="--data_dir"):
-        return (directory / records.INFO_FILE).is_file()
+        return (directory / INFO_FILE).is_file()
 
 
 def prepared_datasets(data_dir: AnyPath) -> dict[str, dict[int, AnyPath]]:
@@ -45,7 +151,7 @@ def prepared_datasets(data_dir: AnyPath) -> dict[str, dict[int, AnyPath]]:
     found: dict[str, dict[int, AnyPath]] = {}
     for name in _folders(data_dir):
         for resolution in _folders(name):
-            if resolution.name.isdecimal() and (newest := records.newest_version(_folders(resolution))):
+            if resolution.name.isdecimal() and (newest := newest_version(_folders(resolution))):
                 found.setdefault(name.name, {})[int(resolution.name)] = newest
     return {name: dict(sorted(sizes.items())) for name, sizes in found.items()}
 
@@ -60,7 +166,7 @@ def find_dataset(data_dir: str | os.PathLike[str], *, name: str, resolution: int
     Raises UserError: it is not prepared, or not at this resolution.
     """
     root = location(data_dir, name="config.data.data_dir")
-    if newest := records.newest_version(_folders(root / name / str(resolution))):
+    if newest := newest_version(_folders(root / name / str(resolution))):
         return newest
     datasets = prepared_datasets(root)
     prepare = (
@@ -82,7 +188,7 @@ def find_dataset(data_dir: str | os.PathLike[str], *, name: str, resolution: int
 
 def split_sizes(directory: AnyPath) -> dict[str, int]:
     """The number of images in every split of a prepared dataset. Raises UserError: the dataset cannot be read."""
-    return {name: split.num_examples for name, split in records.open_info(directory).info.splits.items()}
+    return {name: split.num_examples for name, split in open_info(directory).info.splits.items()}
 
 
 def read_metadata(directory: AnyPath) -> dict[str, Any]:
@@ -108,12 +214,12 @@ def fingerprint(directory: AnyPath) -> str:
 
 def read_images(directory: AnyPath, split: str) -> Iterator[UInt8[np.ndarray, "r r 3"]]:
     """The images of a split, in row order. Raises UserError: the split is not there, or cannot be read."""
-    return _read(directory, split, records.decode_image)
+    return _read(directory, split, decode_image)
 
 
 def _read(directory: AnyPath, split: str, decode: Callable[[bytes], Any]) -> Iterator[Any]:
     """`decode` of serialized examples of a split in row order, decoded by threads: Pillow releases the GIL."""
-    source = records.open_split(pathlib.Path(directory), split)
+    source = open_split(pathlib.Path(directory), split)
 
     def decode_rows(start: int) -> list[Any]:
         try:
@@ -135,7 +241,7 @@ def read_attributes(directory: AnyPath, split: str, names: Sequence[str]) -> Flo
     """
 
     def values(example: bytes) -> list[float]:
-        features = records.features_of(example)
+        features = features_of(example)
         return [features[f"attributes/{name}"].float_list.value[0] for name in names]
 
     return np.fromiter(_read(directory, split, values), np.dtype((np.float32, (len(names),))))
@@ -143,4 +249,4 @@ def read_attributes(directory: AnyPath, split: str, names: Sequence[str]) -> Flo
 
 def read_names(directory: AnyPath, split: str) -> list[str]:
     """The names of a split's images: paths relative to their source. Raises UserError: they cannot be read."""
-    return list(_read(directory, split, lambda example: os.fsdecode(records.feature_bytes(example, "name"))))
+    return list(_read(directory, split, lambda example: os.fsdecode(feature_bytes(example, "name"))))

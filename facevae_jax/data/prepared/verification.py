@@ -20,7 +20,7 @@ from facevae_jax.core.progress import progress_bar
 from facevae_jax.core.settings import CHANNELS
 from facevae_jax.data import store
 from facevae_jax.data.layouts.types import SPLITS
-from facevae_jax.data.prepared import reading, records
+from facevae_jax.data.prepared import reading
 from facevae_jax.data.sources import images
 
 REPORT, DUPLICATES = "report.json", "duplicates.jsonl"
@@ -46,9 +46,9 @@ class SplitReader:
         self._shape = (resolution, resolution, CHANNELS)
         for path, described in zip(map(pathlib.Path, split.filepaths), split.shard_lengths, strict=True):
             try:
-                self._files.append(records.open_files([path]))
+                self._files.append(reading.open_files([path]))
                 if (held := len(self._files[-1])) != described:
-                    self.failures[path.name] = f"holds {held} records where {records.INFO_FILE} says {described}"
+                    self.failures[path.name] = f"holds {held} records where {reading.INFO_FILE} says {described}"
             except Exception as error:  # array_record raises RuntimeError, ValueError and others
                 self._files.append([])
                 missing = not path.exists()
@@ -67,8 +67,8 @@ class SplitReader:
         name = ""
         try:
             example = file[position]
-            name = os.fsdecode(records.feature_bytes(example, "name"))
-            pixels = records.decode_image(example)
+            name = os.fsdecode(reading.feature_bytes(example, "name"))
+            pixels = reading.decode_image(example)
         except Exception as error:  # array_record, Pillow and protobuf raise many kinds for damaged bytes
             return Row(name, failure=images.why_unreadable(error))
         if pixels.shape != self._shape:
@@ -134,7 +134,7 @@ def verify_dataset(directory: pathlib.Path, *, output: str | os.PathLike[str], t
     Raises UserError: the dataset's description cannot be read, or `output` cannot be written to.
     """
     folder = make_writable_directory(output, name="--output")
-    info = records.open_info(directory).info
+    info = reading.open_info(directory).info
     report = Report(dataset="/".join(directory.parts[-3:]))
     resolution = int(directory.parent.name)
     _check_files(directory, report, threads=threads)
