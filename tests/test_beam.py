@@ -6,7 +6,6 @@ In an object store nothing is renamed, and the description is written last.
 import concurrent.futures
 import errno
 import importlib.util
-import json
 import pathlib
 import pickle
 import signal
@@ -44,9 +43,7 @@ def run(source: pathlib.Path, data_dir: pathlib.Path | str, options: str = "", *
     return beam.prepare_dataset(folder_layout(source), data_dir=data_dir, **given)
 
 
-@pytest.mark.parametrize(
-    "options", ["", "--direct_num_workers=2", "--direct_num_workers=3 --direct_running_mode=multi_threading", PROCESSES]
-)
+@pytest.mark.parametrize("options", ["", "--direct_num_workers=3 --direct_running_mode=multi_threading", PROCESSES])
 def test_the_bytes_are_those_of_one_machine(source, expected, tmp_path, options):
     result = run(source, tmp_path / "out", options)
     assert content(result.directory) == expected
@@ -76,13 +73,6 @@ def test_a_run_that_failed_resumes(source, expected, tmp_path, converted, monkey
     assert content(result.directory) == expected
 
 
-def test_a_worker_that_is_killed_leaves_nothing_behind(source, expected, tmp_path):
-    left = tmp_path / "toy" / str(RESOLUTION) / builder.INCOMPLETE / reading.VERSION / ".toy-train.0.tmp"
-    left.parent.mkdir(parents=True)
-    left.write_bytes(b"half of a shard")
-    assert content(run(source, tmp_path).directory) == expected
-
-
 def test_two_workers_with_the_same_shard(source, tmp_path):
     """A runner may give a shard away twice: each writes aside, and the last that is whole has the name."""
     shard = next(iter(conversion.plan_shards(folder_layout(source), resolution=RESOLUTION)))
@@ -101,9 +91,7 @@ def test_two_workers_with_the_same_shard(source, tmp_path):
     ("options", "message"),
     [
         ("--direct_running_mode=fast", "invalid choice: 'fast' .*multi_processing"),
-        ("--direct_num_workers=two", "invalid int value: 'two'"),
         ("--direct_workers=2", "--direct_workers is not an option of Beam's"),
-        ("multi_processing", "multi_processing is not an option of Beam's"),
         ("--runner=SpaceRunner", "Unexpected pipeline runner: SpaceRunner"),
         ("--runner='", "No closing quotation"),
     ],
@@ -120,9 +108,6 @@ def test_the_command(source, tmp_path):
     flags = ["--layout=folder", f"--source={source}", "--resolution=32", f"--data_dir={tmp_path}"]
     refused = run_module("facevae_jax.prepare", *flags, f"--beam_options={PROCESSES}")
     assert_one_line_error(refused, "2 of 60 images", "--on_bad_image=skip")
-    incomplete = tmp_path / "folder" / "32" / builder.INCOMPLETE
-    listed = [json.loads(line)["path"] for line in (incomplete / builder.BAD_IMAGES).read_text().splitlines()]
-    assert sorted(listed) == ["0033.png", "0047.png"]
     result = run_module("facevae_jax.prepare", *flags, f"--beam_options={PROCESSES}", "--on_bad_image=skip")
     assert (result.returncode, result.stderr) == (0, "")
     assert "note: 58 images were reused" in result.stdout
@@ -179,6 +164,9 @@ def test_a_dataset_in_an_object_store(source, expected, directory):
     assert all(reading.VERSION not in path for path in Bucket.deleted)
     assert [path.name for path in directory.parent.iterdir()] == [reading.VERSION]
     assert list(reading.split_sizes(result.directory)) == ["train", "validation"]
+    with pytest.raises(UserError, match="is prepared already"):
+        run(source, URL)
+    assert content(directory) == expected
 
 
 def test_a_store_that_refuses_the_metadata(source, expected, directory, converted):
@@ -206,20 +194,11 @@ def test_a_store_is_cleared_of_another_run_and_a_damaged_shard(source, expected,
     assert content(directory) == expected
 
 
-def test_what_is_published_in_a_store_is_not_overwritten(source, bucket):
-    run(source, URL)
-    before = content(bucket)
-    with pytest.raises(UserError, match="is prepared already"):
-        run(source, URL)
-    assert content(bucket) == before
-
-
 def test_locations_that_cannot_be_written(source, bucket):
     Bucket.refused = "bucket"
     for data_dir, message in [
         (URL, r"--data_dir='s3://bucket/data' cannot be used \(Permission denied\)"),
         ("az://container/data", "--data_dir='az://container/data' cannot be used .*pip install adlfs"),
-        (__file__, "cannot be written to"),
     ]:
         with pytest.raises(UserError, match=message):
             run(source, data_dir)

@@ -1,7 +1,5 @@
 import filecmp
 import shutil
-import subprocess
-import sys
 import tracemalloc
 
 import numpy as np
@@ -12,7 +10,6 @@ from facevae_jax.core.errors import UserError
 from facevae_jax.core.parallel import map_in_order
 from facevae_jax.data.layouts import types
 from facevae_jax.data.prepared import builder, conversion, reading
-from tests.conftest import REPOSITORY
 from tests.test_images import RESOLUTION
 
 ATTRIBUTES = (types.Attribute("binary_one", "binary"), types.Attribute("age", "continuous"))
@@ -95,33 +92,11 @@ def test_workers_and_shards_do_not_change_the_rows(layout, prepared, tmp_path, m
     )
 
 
-def test_overwriting_keeps_the_old_dataset_until_the_new_one_is_whole(layout, tmp_path):
-    def prepare(images: list[types.SourceImage]) -> builder.Prepared:
-        part = types.Layout(kind="folder", source="s", splits={"train": images})
-        return builder.prepare_dataset(part, data_dir=tmp_path, name="toy", resolution=32, workers=1)
-
-    images = [image._replace(attributes=()) for image in layout.splits["train"]]
-    first = prepare(images[:2])
-    missing = types.SourceImage("gone.png", tmp_path / "gone.png")
-    with pytest.raises(UserError, match=r"gone\.png"):
-        prepare([*images[:3], missing])
-    assert len(list(reading.read_images(first.directory, "train"))) == 2
-    assert reading.read_metadata(first.directory)["attributes"] == []
-    prepare(images[4:7])
-    np.testing.assert_array_equal(list(reading.read_images(first.directory, "train")), [gradient(i) for i in (4, 5, 6)])
-    assert [path.name for path in first.directory.parent.iterdir()] == ["1.0.0"]
-
-
-def test_find_dataset(prepared, tmp_path):
+def test_find_dataset(prepared):
     data_dir = prepared.directory.parent.parent.parent
     assert reading.find_dataset(data_dir, name="toy", resolution=32) == prepared.directory
-    for folder, name, resolution, message in [
-        (data_dir, "toy", 64, r"config\.data\.resolution=64: .* at 32: use --config\.data\.resolution=32"),
-        (data_dir, "celeba", 32, r"config\.data\.name='celeba' .*there are: toy: .*facevae_jax\.prepare"),
-        (tmp_path / "nowhere", "toy", 32, "no dataset is prepared there"),
-    ]:
-        with pytest.raises(UserError, match=message):
-            reading.find_dataset(folder, name=name, resolution=resolution)
+    with pytest.raises(UserError, match=r"config\.data\.resolution=64: .* at 32: use --config\.data\.resolution=32"):
+        reading.find_dataset(data_dir, name="toy", resolution=64)
 
 
 def test_find_dataset_takes_the_newest_whole_version(tmp_path):
@@ -137,8 +112,6 @@ def test_damaged_datasets_are_named(prepared, tmp_path):
     shutil.copytree(prepared.directory, copy)
     with pytest.raises(UserError, match="no split 'test': its splits are: train, validation"):
         reading.read_attributes(copy, "test", ["age"])
-    with pytest.raises(UserError, match="no split 'test'"):
-        list(reading.read_images(copy, "test"))
     next(copy.glob("*train.array_record*")).unlink()
     with pytest.raises(UserError, match="'train' cannot be read"):
         list(reading.read_images(copy, "train"))
@@ -179,13 +152,3 @@ def test_work_in_threads_ends_with_the_first_failure():
     with pytest.raises(UserError, match="five"):
         next(results)
     assert max(seen) < 20
-
-
-@pytest.mark.slow
-def test_importing_needs_neither_tensorflow_nor_tfds():
-    code = (
-        "import sys; sys.modules['tensorflow_datasets'] = None; sys.modules['tensorflow'] = None; "
-        "import facevae_jax.data.prepared.reading, facevae_jax.prepare; print('jax' in sys.modules)"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=False)
-    assert result.stdout == "False\n", result.stderr

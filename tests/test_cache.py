@@ -93,12 +93,12 @@ def test_a_dataset_that_was_replaced_is_fetched_again_without_its_store(config, 
     assert not (directory / "pixels").exists()
 
 
-def test_a_damaged_file_is_refused_by_name(config, remote):
+def test_a_damaged_file_is_refused_by_name(config, remote, tmp_path):
     path = sorted(remote.glob("*train.array_record-*"))[1]
     flip(path)
     with pytest.raises(UserError, match=f"{path.name} is damaged"):
         open_dataset(config).images("train")
-    assert not list((remote.parent.parent).rglob("*.tmp"))
+    assert not list((tmp_path / "cache").rglob(f"*{path.name}*"))
 
 
 def fetch_and_count(arguments):
@@ -149,16 +149,15 @@ def test_a_cache_without_room_or_permission(config, tmp_path, monkeypatch):
         cache.local_dataset(dataclasses.replace(config, cache_dir=str(tmp_path / "file" / "x")))
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut"])
-def test_damaged_records_are_one_line(prepared, tmp_path, damage):
+def test_damaged_records_are_one_line(prepared, tmp_path):
     shutil.copytree(prepared, tmp_path / "data")
     directory = reading.find_dataset(tmp_path / "data", name="toy", resolution=RESOLUTION)
     path = sorted(directory.glob("*train.array_record-*"))[-1]
     data = bytearray(path.read_bytes())
-    for at in range(len(data) // 3, len(data) // 3 * 2, 50) if damage == "flip" else ():
+    for at in range(len(data) // 3, len(data) // 3 * 2, 50):
         data[at] ^= 255
-    path.write_bytes(data if damage == "flip" else data[: len(data) // 2])
-    with pytest.raises(UserError, match=r"1\.0\.0: the split 'train' (cannot be read|has a damaged image)"):
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"1\.0\.0: the split 'train' cannot be read"):
         list(reading.read_images(directory, "train"))
 
 

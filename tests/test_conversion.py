@@ -149,14 +149,12 @@ def test_another_policy_reuses_what_is_done(source, expected, tmp_path, converte
     assert converted == []
 
 
-@pytest.mark.parametrize("damage", ["cut", "flip", "note", "source"])
+@pytest.mark.parametrize("damage", ["flip", "note", "source"])
 def test_damaged_and_outdated_shards_are_converted_again(source, expected, tmp_path, converted, damage):
     incomplete = stopped(source, tmp_path)
     shard = next(incomplete.glob("1.0.0/*train.array_record-00002-of-*"))
     first = folder_layout(source).splits["train"][2 * PER_SHARD].file
-    if damage == "cut":
-        os.truncate(shard, shard.stat().st_size // 2)
-    elif damage == "flip":
+    if damage == "flip":
         flip(shard)
     elif damage == "note":
         next(incomplete.rglob("*train.array_record-00002-of-*.json")).write_text('{"fingerprint": ')
@@ -169,8 +167,7 @@ def test_damaged_and_outdated_shards_are_converted_again(source, expected, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kills", [4, 30])
-def test_kill_9_at_any_moment(source, expected, tmp_path, kills):
+def test_kill_9_at_any_moment(source, expected, tmp_path):
     """Each kill comes at a random moment of a process that converts slowly; one that ends first begins a new trial."""
     code = f"""
 import time, pathlib
@@ -184,7 +181,7 @@ print('ready', flush=True)
 test_conversion.prepare(pathlib.Path({str(source)!r}), {str(tmp_path / "out")!r}, on_bad_image='skip')"""
     published = reading.dataset_directory(tmp_path / "out", name="toy", resolution=RESOLUTION)
     randomness, killed = random.Random(0), 0
-    while killed < kills:
+    while killed < 30:
         with subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE) as process:
             assert process.stdout is not None
             process.stdout.readline()
@@ -271,7 +268,7 @@ def test_two_at_once_are_refused(source, tmp_path):
 
 
 def test_splits_and_shards_of_bad_images_alone(tmp_path):
-    write_images(tmp_path / "faces", 40)
+    prepare(write_images(tmp_path / "faces", 40), tmp_path)  # which is replaced
     layout = folder_layout(tmp_path / "faces")
     for image in (*layout.splits["validation"], *layout.splits["train"][PER_SHARD : 2 * PER_SHARD]):
         image.file.write_bytes(b"")

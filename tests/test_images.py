@@ -35,23 +35,16 @@ def test_center_square_crop_by_hand(tmp_path):
         assert (pixels(convert(tmp_path / "a.png", SQUARE)) == 255).all()
 
 
-def test_resizing_is_antialiased(tmp_path):
-    stripes = np.zeros((128, 128, 3), np.uint8)
-    stripes[:, ::2] = 255
-    Image.fromarray(stripes).save(tmp_path / "a.png")
-    result = convert(tmp_path / "a.png", SQUARE)
-    assert not result.enlarged
-    assert np.abs(pixels(result)[4:-4, 4:-4].astype(int) - 127).max() <= 2  # without a filter: all 0 or all 255
-
-
-@pytest.mark.parametrize("format", ["JPEG", "PNG"])
-def test_large_images_are_reduced_first_as_lanczos_alone_would(tmp_path, format):
-    """1024 pixels to 32 in two steps: JPEG by scaled decoding, PNG by boxes."""
-    face = Image.fromarray(synthetic.faces(np.arange(1), resolution=256)[0]).resize((1024, 1024))
+@pytest.mark.parametrize(("format", "side"), [("JPEG", 1024), ("PNG", 1024), ("PNG", 100)])
+def test_images_are_reduced_as_lanczos_alone_would(tmp_path, format, side):
+    """1024 pixels to 32 in two steps: JPEG by scaled decoding, PNG by boxes; 100 pixels in one."""
+    face = Image.fromarray(synthetic.faces(np.arange(1), resolution=256)[0]).resize((side, side))
     face.save(tmp_path / "a", format, quality=95)
     with Image.open(tmp_path / "a") as image:
         exact = np.asarray(image.convert("RGB").resize((32, 32), Image.Resampling.LANCZOS), np.float32)
-    difference = pixels(convert(tmp_path / "a", SQUARE)) - exact
+    result = convert(tmp_path / "a", SQUARE)
+    assert not result.enlarged
+    difference = pixels(result) - exact
     assert np.sqrt(np.mean(difference**2)) < 1.5  # levels of 255; bilinear is ten times as far off
     assert np.abs(difference.mean()) < 0.5
 
@@ -72,19 +65,10 @@ def test_the_encoded_png_is_about_as_small_as_pillows():
     assert len(encode_png(face)) < 1.3 * len(encoded(Image.fromarray(face), "PNG", compress_level=1))
 
 
-@pytest.mark.parametrize(
-    ("mode", "value", "expected"),
-    [
-        ("RGBA", (0, 0, 0, 0), (255, 255, 255)),
-        ("LA", (0, 0), (255, 255, 255)),
-    ],
-)
-def test_color_modes(tmp_path, mode, value, expected):
-    Image.new(mode, (32, 32), value).save(tmp_path / "a.png")
-    assert (pixels(convert(tmp_path / "a.png", SQUARE)) == expected).all()
-
-
-def test_palettes_with_a_transparent_color(tmp_path):
+def test_what_is_transparent_becomes_white(tmp_path):
+    for mode, value in (("RGBA", (0, 0, 0, 0)), ("LA", (0, 0))):
+        Image.new(mode, (32, 32), value).save(tmp_path / "a.png")
+        assert (pixels(convert(tmp_path / "a.png", SQUARE)) == 255).all()
     image = Image.new("P", (32, 32), 1)
     image.putpalette([9, 9, 9, 40, 50, 60])
     image.putpixel((0, 0), 0)
@@ -93,29 +77,17 @@ def test_palettes_with_a_transparent_color(tmp_path):
     assert result[0, :2].tolist() == [[255] * 3, [40, 50, 60]]
 
 
-def test_exif_orientation_is_applied(tmp_path):
+def test_exif_orientation_is_applied_and_metadata_does_not_travel(tmp_path):
     image = np.zeros((32, 32, 3), np.uint8)
     image[:8] = 255  # bright at the top
     exif = Image.Exif()
     exif[0x0112] = 3  # upside down
-    Image.fromarray(image).save(tmp_path / "a.png", exif=exif)
-    result = pixels(convert(tmp_path / "a.png", SQUARE))
+    Image.fromarray(image).save(tmp_path / "a.png", exif=exif, icc_profile=b"secret")
+    converted = convert(tmp_path / "a.png", SQUARE)
+    result = pixels(converted)
     assert (result[-8:] == 255).all()
     assert (result[:24] == 0).all()
-
-
-def test_decompression_bombs_are_refused(tmp_path, monkeypatch):
-    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3000)  # Pillow itself would only warn below twice this
-    assert "decompression bomb" in convert(tmp_path / "a.png", SQUARE).failure
-
-
-def test_metadata_of_the_source_does_not_travel(tmp_path):
-    image = Image.new("RGB", (32, 32))
-    image.save(tmp_path / "a.jpg", icc_profile=b"secret profile", exif=Image.Exif())
-    png = convert(tmp_path / "a.jpg", SQUARE).png
-    assert b"secret" not in png
-    assert b"iCCP" not in png
+    assert not [chunk for chunk in (b"eXIf", b"iCCP") if chunk in converted.png]
 
 
 def encoded(image: Image.Image, kind: str, **options) -> bytes:
@@ -159,7 +131,7 @@ def bad_images() -> dict[str, bytes]:
         "html.png": b"<!doctype html><title>404</title>",
         "gif.png": encoded(Image.new("RGB", (40, 40)), "GIF"),
         "tiny.png": encoded(Image.new("RGB", (1, 1)), "PNG"),
-        "bomb.png": encoded(Image.new("1", (20_000, 20_000)), "PNG"),
+        "bomb.png": encoded(Image.new("1", (12_001, 12_001)), "PNG"),  # Pillow itself would only warn
         "cut.png": good[:-200],
         "cut.jpg": jpeg[: len(jpeg) // 2],
         "header.webp": b"RIFF\x00\x00\x00\x00WEBPVP8 ",

@@ -67,8 +67,11 @@ def test_no_modules_import_each_other_in_a_circle():
     graphlib.TopologicalSorter(GRAPH).prepare()  # raises a CycleError that names a circle
 
 
-def test_training_imports_neither_tensorflow_nor_its_datasets():
-    program = "import sys, facevae_jax.training.loop; print([m for m in sys.modules if m.startswith('tensorflow')])"
+def test_preparation_imports_no_jax_and_training_neither_tensorflow_nor_its_datasets():
+    program = (
+        "import sys, facevae_jax.prepare; assert 'jax' not in sys.modules; import facevae_jax.training.loop;"
+        "print([m for m in sys.modules if m.startswith('tensorflow')])"
+    )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
 

@@ -20,7 +20,7 @@ from facevae_jax.data.layouts.folder import folder_layout
 from facevae_jax.data.prepared import builder
 from facevae_jax.data.sources.images import convert
 from facevae_jax.data.sources.opening import ZipMember, list_files, open_source
-from tests.test_conversion import content
+from tests.test_conversion import content, write_images
 from tests.test_images import SQUARE as TASK
 from tests.test_images import encoded
 from tests.test_layouts import celeba_tree, face, write_json
@@ -46,11 +46,8 @@ def pack(folder: pathlib.Path, path: pathlib.Path) -> pathlib.Path:
 
 def test_an_archive_gives_the_dataset_of_its_folder(tmp_path):
     folder = tmp_path / "faces"
-    for i in range(30):
-        path = folder / f"{i % 3}" / f"{i:02d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(png(i))
-    (folder / "1" / "bad.png").write_bytes(png(0)[:200])
+    write_images(folder / "0", 10)
+    write_images(folder / "1", 48, bad=True)
     (folder / "notes.txt").write_text("")
     results = []
     for number, source in enumerate((folder, pack(folder, tmp_path / "faces.zip"))):
@@ -59,7 +56,7 @@ def test_an_archive_gives_the_dataset_of_its_folder(tmp_path):
         layout = dataclasses.replace(layout, source="faces")  # the metadata holds the name of the source
         options = {"name": "toy", "resolution": 32, "workers": 2, "on_bad_image": "skip"}
         results.append(builder.prepare_dataset(layout, data_dir=tmp_path / str(number), **options))
-    assert [result.bad for result in results] == [1, 1]
+    assert [result.bad for result in results] == [2, 2]
     assert content(results[0].directory) == content(results[1].directory)
 
 
