@@ -1,4 +1,3 @@
-import filecmp
 import shutil
 import tracemalloc
 
@@ -10,7 +9,7 @@ from facevae_jax.core.errors import UserError
 from facevae_jax.core.parallel import map_in_order
 from facevae_jax.data.layouts import types
 from facevae_jax.data.prepared import builder, conversion, reading
-from tests.test_images import RESOLUTION
+from tests.test_conversion import RESOLUTION, content
 
 ATTRIBUTES = (types.Attribute("binary_one", "binary"), types.Attribute("age", "continuous"))
 
@@ -80,9 +79,7 @@ def test_tfds_opens_the_dataset(prepared):
 
 def test_workers_and_shards_do_not_change_the_rows(layout, prepared, tmp_path, monkeypatch):
     again = builder.prepare_dataset(layout, data_dir=tmp_path, name="toy", resolution=RESOLUTION, workers=2)
-    names = sorted(path.name for path in prepared.directory.iterdir())
-    assert sorted(path.name for path in again.directory.iterdir()) == names
-    assert filecmp.cmpfiles(prepared.directory, again.directory, names, shallow=False) == (names, [], [])
+    assert content(again.directory) == content(prepared.directory)
 
     monkeypatch.setattr(conversion, "SHARD_BYTES", 3 * RESOLUTION**2 * 20)  # 4 shards of at most 20 images
     sharded = builder.prepare_dataset(layout, data_dir=tmp_path, name="sharded", resolution=RESOLUTION, workers=1)
@@ -92,19 +89,14 @@ def test_workers_and_shards_do_not_change_the_rows(layout, prepared, tmp_path, m
     )
 
 
-def test_find_dataset(prepared):
-    data_dir = prepared.directory.parent.parent.parent
-    assert reading.find_dataset(data_dir, name="toy", resolution=32) == prepared.directory
-    with pytest.raises(UserError, match=r"config\.data\.resolution=64: .* at 32: use --config\.data\.resolution=32"):
-        reading.find_dataset(data_dir, name="toy", resolution=64)
-
-
 def test_find_dataset_takes_the_newest_whole_version(tmp_path):
     for version in ("1.9.0", "1.10.0", "incomplete.77", "2.0.0"):
         (tmp_path / "toy" / "32" / version).mkdir(parents=True)
         (tmp_path / "toy" / "32" / version / "dataset_info.json").write_text("{}")
     (tmp_path / "toy" / "32" / "2.0.0" / "dataset_info.json").unlink()  # not whole
     assert reading.find_dataset(tmp_path, name="toy", resolution=32).name == "1.10.0"
+    with pytest.raises(UserError, match=r"config\.data\.resolution=64: .* at 32: use --config\.data\.resolution=32"):
+        reading.find_dataset(tmp_path, name="toy", resolution=64)
 
 
 def test_damaged_datasets_are_named(prepared, tmp_path):

@@ -15,8 +15,8 @@ from facevae_jax.data.drawn import synthetic
 from facevae_jax.data.layouts.folder import folder_layout
 from facevae_jax.data.prepared import builder, reading
 from facevae_jax.data.sources.images import CENTER_SQUARE, Converted, Task, convert, encode_png
+from tests.test_conversion import RESOLUTION, prepare
 
-RESOLUTION = 32
 SQUARE = Task(CENTER_SQUARE, RESOLUTION)
 
 
@@ -158,8 +158,7 @@ def test_a_zoo_of_files(tmp_path):
     (folder / "device.png").symlink_to("/dev/zero")
     (folder / "._alpha.png").write_bytes(b"AppleDouble")
     (folder / "folder.png").mkdir()
-    options = {"name": "toy", "resolution": RESOLUTION, "workers": 2, "on_bad_image": "skip"}
-    result = builder.prepare_dataset(folder_layout(folder), data_dir=tmp_path, **options)
+    result = prepare(folder, tmp_path, on_bad_image="skip")
     reported = [json.loads(line) for line in (result.directory / builder.BAD_IMAGES).read_text().splitlines()]
     names = {entry["path"] for entry in reported}
     assert len(reported) == result.bad == len(names)
