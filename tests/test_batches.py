@@ -20,10 +20,10 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (64, 4, 6, 3), np.uint8)
 ROWS = np.arange(100, 164, dtype=np.int32)
 
 
-def streamed_feed(pixels=PIXELS, *, capacity=4, first=0) -> StreamedFeed:
+def streamed_feed(pixels=PIXELS, *, first=0) -> StreamedFeed:
     mesh = make_mesh()
     shardings = {"batch_sharding": split_along(mesh, 0), "rows_sharding": split_along(mesh, 1)}
-    return StreamedFeed(pixels, PLAN, capacity=capacity, first=first, **shardings)
+    return StreamedFeed(pixels, PLAN, capacity=4, first=first, **shardings)
 
 
 def feeds(first) -> dict[str, Feed]:
@@ -95,7 +95,7 @@ def test_a_fault_in_the_prefetch_thread_reaches_the_caller():
         def __getitem__(self, rows):
             raise OSError("the disk is gone")
 
-    feed = streamed_feed(PIXELS.view(Broken), capacity=2)
+    feed = streamed_feed(PIXELS.view(Broken))
     with pytest.raises(OSError, match="the disk is gone"):
         feed.chunk(0, 1)
     feed.close()

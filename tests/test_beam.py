@@ -116,8 +116,7 @@ def test_the_command(source, tmp_path):
 
 
 def test_a_worker_process_that_fails_is_one_line(source, tmp_path):
-    splits = ("train", "validation")
-    for split in splits:  # a folder where a shard must go
+    for split in ("train", "validation"):  # a folder where a shard must go
         shard = f"folder-{split}.array_record-00000-of-00001"
         (tmp_path / "folder" / "32" / builder.INCOMPLETE / reading.VERSION / shard).mkdir(parents=True)
     flags = ["--layout=folder", f"--source={source}", "--resolution=32", f"--data_dir={tmp_path}"]
@@ -194,14 +193,10 @@ def test_a_store_is_cleared_of_another_run_and_a_damaged_shard(source, expected,
     assert content(directory) == expected
 
 
-def test_locations_that_cannot_be_written(source, bucket):
+def test_a_store_that_cannot_be_written(source, bucket):
     Bucket.refused = "bucket"
-    for data_dir, message in [
-        (URL, r"--data_dir='s3://bucket/data' cannot be used \(Permission denied\)"),
-        ("az://container/data", "--data_dir='az://container/data' cannot be used .*pip install adlfs"),
-    ]:
-        with pytest.raises(UserError, match=message):
-            run(source, data_dir)
+    with pytest.raises(UserError, match=rf"--data_dir='{URL}' cannot be used \(Permission denied\)"):
+        run(source, URL)
 
 
 def test_the_command_with_an_object_store(source, bucket, capsys):

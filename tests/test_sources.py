@@ -21,8 +21,7 @@ from facevae_jax.data.prepared import builder
 from facevae_jax.data.sources.images import convert
 from facevae_jax.data.sources.opening import ZipMember, list_files, open_source
 from tests.test_conversion import content, write_images
-from tests.test_images import SQUARE as TASK
-from tests.test_images import encoded
+from tests.test_images import SQUARE, encoded
 from tests.test_layouts import celeba_tree, face, write_json
 
 
@@ -65,7 +64,7 @@ def test_ffhq_and_celeba_in_archives(tmp_path):
     expected, found = celeba_layout(faces).splits, celeba_layout(pack(faces, tmp_path / "celeba.zip")).splits
     for split in expected:
         assert [image[::2] for image in found[split]] == [image[::2] for image in expected[split]]
-    assert convert(found["train"][0].file, TASK) == convert(expected["train"][0].file, TASK)
+    assert convert(found["train"][0].file, SQUARE) == convert(expected["train"][0].file, SQUARE)
     thumbnails = tmp_path / "ffhq" / "thumbnails128x128" / "00000"
     thumbnails.mkdir(parents=True)
     (thumbnails / "00011.png").write_bytes(png(0))
@@ -128,7 +127,7 @@ def test_links_bombs_and_damage_in_archives_are_bad_images(tmp_path):
     data[at + 24 : at + 28] = struct.pack("<I", 2**31)  # the size that it claims
     path.write_bytes(data)
     listing = list_files(open_source(path))
-    reasons = {name: convert(listing.file(row), TASK).failure for row, name in enumerate(listing.names)}
+    reasons = {name: convert(listing.file(row), SQUARE).failure for row, name in enumerate(listing.names)}
     assert set(reasons) == {"flipped.png", "large.png", "link.png"}
     assert "link" in reasons["link.png"]
     assert "Bad CRC-32" in reasons["flipped.png"] or "decompressing" in reasons["flipped.png"]

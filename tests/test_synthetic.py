@@ -14,10 +14,10 @@ PLAIN = {
 }
 
 
-def draw_variants(*changes: dict[str, float], resolution: int = 64) -> np.ndarray:
+def draw_variants(*changes: dict[str, float]) -> np.ndarray:
     """The plain face with each of the changes, as float32 so that differences do not wrap."""
     values = {name: np.array([change.get(name, PLAIN[name]) for change in changes]) for name in NAMES}
-    return synthetic.draw(values, resolution=resolution).astype(np.float32)
+    return synthetic.draw(values, resolution=64).astype(np.float32)
 
 
 def extreme_attributes(count: int) -> dict[str, np.ndarray]:

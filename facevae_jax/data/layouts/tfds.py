@@ -67,7 +67,7 @@ def _name(split: str, row: int) -> str:
 
 
 def _image(directory: pathlib.Path, split: str, fields: Fields, row: int) -> types.SourceImage:
-    record = reading.Record(str(directory), split, row)
+    record = reading.Record(directory, split, row)
     return types.SourceImage(_name(split, row), record, _labels(record.example(), fields) if fields else ())
 
 

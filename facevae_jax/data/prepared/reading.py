@@ -45,7 +45,7 @@ def import_tfds() -> Any:
 class Record(NamedTuple):
     """Where one example of a TFDS dataset is."""
 
-    directory: str
+    directory: pathlib.Path
     split: str
     row: int
 
@@ -59,13 +59,8 @@ class Record(NamedTuple):
 
     def stamp(self) -> tuple[int, ...]:
         """Numbers that change when the dataset does."""
-        status = pathlib.Path(self.directory, INFO_FILE).stat()
+        status = (self.directory / INFO_FILE).stat()
         return status.st_size, status.st_mtime_ns, self.row
-
-
-@functools.lru_cache(maxsize=8)
-def _cached_split(directory: str, split: str) -> Any:  # of serialized examples
-    return open_split(pathlib.Path(directory), split)
 
 
 def newest_version(folders: Iterable[AnyPath]) -> AnyPath | None:
@@ -110,6 +105,9 @@ def open_split(directory: AnyPath, split: str) -> Any:
             f"{directory}: the split {split!r} cannot be read ({reason(error)}): prepare it again."
         ) from error
     return source
+
+
+_cached_split = functools.lru_cache(maxsize=8)(open_split)
 
 
 def features_of(example: bytes) -> Any:
