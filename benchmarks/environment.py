@@ -14,7 +14,6 @@ from facevae_jax.core.parallel import available_cpus
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 # Environment variables that change the speed.
 VARIABLES = ("GLIBC_TUNABLES", "XLA_FLAGS", "XLA_PYTHON_CLIENT_PREALLOCATE", "XLA_PYTHON_CLIENT_MEM_FRACTION")
-COMMIT_VARIABLE = "MEASURED_COMMIT"  # the commit of a copy without history
 MEASURED = ("facevae_jax", "configs")
 REPOSITORY = pathlib.Path(__file__).parent.parent
 
@@ -45,10 +44,7 @@ def cpu_name() -> str:
 
 
 def commit() -> str:
-    """The last commit that changed the measured code, with `+` if it has uncommitted changes.
-
-    Without git or its history: the value of MEASURED_COMMIT.
-    """
+    """The last commit that changed the measured code, with `+` if it has uncommitted changes."""
 
     def git(*arguments: str) -> str:
         words = ["git", *arguments, "--", *MEASURED]
@@ -57,7 +53,7 @@ def commit() -> str:
     if (REPOSITORY / ".git").exists():
         with contextlib.suppress(OSError, subprocess.CalledProcessError):
             return git("log", "-1", "--format=%H") + ("+" if git("diff", "HEAD") else "")
-    return os.environ.get(COMMIT_VARIABLE, "unknown")
+    return "unknown"
 
 
 def without_paths(config: dict[str, Any]) -> dict[str, Any]:

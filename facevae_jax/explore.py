@@ -52,13 +52,13 @@ def serve(workdir: pathlib.Path, dimensions: tuple[int, ...]) -> None:
     photographs.ignore_bomb_warnings()
     with server.listen(_PORT.value) as listener:  # first, so that a port in use is reported before anything is computed
         trained = load(workdir)
+        of_dimensions = sliders.dimension_sliders(trained, dimensions)
         attributes, lines = sliders.attribute_sliders(trained, _ATTRIBUTE.value)
         print(*lines, sep="\n", end="\n" if lines else "")
-        controls = [*attributes, *sliders.dimension_sliders(trained, dimensions)]
         # The fitted prior comes first: where the posteriors are far from N(0, I), that draws no faces.
         available = trained.available_priors()
         priors: Any = _PRIOR.value or [name for name in (DEFAULT, STANDARD) if name in available]
-        explorer = Explorer(trained, sliders=controls, priors=priors, name=workdir.absolute().name)
+        explorer = Explorer(trained, sliders=[*attributes, *of_dimensions], priors=priors, name=workdir.absolute().name)
         print(f"open {server.address(listener)} in a browser; Ctrl-C stops", flush=True)
         server.make_server(explorer).run(sockets=[listener])
 

@@ -98,6 +98,7 @@ def test_an_interrupted_run_resumes(source, expected, tmp_path, monkeypatch, con
 
     with monkeypatch.context() as patch:
         patch.setattr(images, "convert", stop)
+        patch.setattr(images, "CHUNK_IMAGES", 1)
         with pytest.raises(KeyboardInterrupt):
             prepare(source, tmp_path / "out", on_bad_image="skip")
     with pytest.raises(UserError, match="no dataset is prepared there"):

@@ -103,8 +103,6 @@ def test_scores_are_those_of_the_discrete_likelihood(run):
 
 def test_every_exported_form_gives_the_mean(run, tmp_path):
     """`export` compares each with the model itself, and publishes nothing that differs."""
-    pytest.importorskip("onnx", reason="needs the extra `onnx`")
-    pytest.importorskip("onnxruntime", reason="needs the extra `onnx`")
     _, trained = run
     restored = trained.portable()
     differences = publishing.export(restored, tmp_path / "out", onnx=True)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import onnxruntime
@@ -42,10 +43,15 @@ def test_onnx_gives_what_the_model_gives(tiny_config, model):
         np.testing.assert_allclose(outputs[0], decoded[:count], atol=1e-4, strict=True)
 
 
-def test_an_operation_without_an_operator_is_refused(tiny_config, monkeypatch):
-    monkeypatch.setattr(layers.lax, "rsqrt", jnp.sort)
+def half(x):  # a loop
+    return jax.lax.fori_loop(0, 2, lambda _, y: y / 2, x)
+
+
+@pytest.mark.parametrize(("operation", "name"), [(jnp.sort, "sort"), (half, "scan")])
+def test_an_operation_without_an_operator_is_refused(tiny_config, monkeypatch, operation, name):
+    monkeypatch.setattr(layers.lax, "rsqrt", operation)
     model = scattered_model(change(tiny_config, model={"normalization": "group"}))
-    with pytest.raises(UserError, match="sort has no ONNX operator"):
+    with pytest.raises(UserError, match=f"{name} has no ONNX operator"):
         onnx_graphs.serialize_graphs(model)
 
 

@@ -134,12 +134,6 @@ def test_links_bombs_and_damage_in_archives_are_bad_images(tmp_path):
     assert "2147483648 bytes" in reasons["large.png"]
 
 
-@pytest.mark.parametrize("layout", [folder_layout, celeba_layout, lambda path: ffhq_layout(path, resolution=64)])
-def test_an_empty_archive(tmp_path, layout):
-    with pytest.raises(UserError, match=r"expected .*, found: nothing \(0 entries\)"):
-        layout(archive(tmp_path / "a.zip", []))
-
-
 def test_an_archive_that_is_cut_cannot_be_read(tmp_path):
     path = archive(tmp_path / "a.zip", [(f"{i}.png", png(i)) for i in range(5)])
     os.truncate(path, path.stat().st_size // 3)

@@ -77,7 +77,7 @@ def numbers(name: str, kind: type) -> tuple:
     Raises:
       UserError: one of them is not a number.
     """
-    texts = [text for text in flags.FLAGS[name].value or [] if text]
+    texts = flags.FLAGS[name].value or []
     try:
         return tuple(kind(text) for text in texts)
     except ValueError as error:

@@ -52,6 +52,10 @@ def atomic_writer(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         yield file
 
 
+class LockedError(BlockingIOError):
+    """Another process has a lock; `strerror` says which."""
+
+
 @contextlib.contextmanager
 def locked(path: str | os.PathLike[str], *, wait: bool) -> Iterator[None]:
     """Holds the lock `path` for this process; the system frees it when the process ends, however it ends.
@@ -59,14 +63,14 @@ def locked(path: str | os.PathLike[str], *, wait: bool) -> Iterator[None]:
     On a file system without locks it warns and holds none.
 
     Raises:
-      BlockingIOError: another process has it, and `wait` is False; the message says which process.
+      LockedError: another process has it, and `wait` is False.
     """
     with open(path, "a+") as file:  # noqa: PTH123 - a mode that neither truncates nor needs the file
         try:
             fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.seek(0)
-            raise BlockingIOError(error.errno, file.read().strip()) from error
+            raise LockedError(error.errno, file.read().strip()) from error
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise

@@ -12,9 +12,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int
-
-from facevae_jax.data.hashing import splitmix64
+from jaxtyping import Bool, Int, UInt64
 
 ROUNDS = 8  # of the Feistel network; 4 make a pseudo-random permutation of a large set (Luby & Rackoff 1988)
 SHUFFLE = zlib.crc32(b"shuffle")
@@ -81,3 +79,11 @@ def evaluation_rows(*, images: int, batch_size: int) -> Iterator[tuple[Int[np.nd
     for start in range(0, images, batch_size):
         rows = np.arange(start, start + batch_size, dtype=np.int32)
         yield np.minimum(rows, images - 1), rows < images
+
+
+def splitmix64(value: UInt64[np.ndarray, "..."]) -> UInt64[np.ndarray, "..."]:
+    """A bijection of uint64 whose output bits look independent, the same on every machine (Steele et al. 2014)."""
+    value = value + np.uint64(0x9E3779B97F4A7C15)
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))

@@ -25,6 +25,9 @@ from facevae_jax.trained.model import Restored
 ENCODER, DECODER = "encoder.onnx", "decoder.onnx"
 NAMES = {ENCODER: ("images", "mean", "log_variance"), DECODER: ("latents", "images")}  # the input, then the outputs
 OPSET, IR_VERSION = 17, 8
+LAYOUT = jax.lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))  # NHWC, HWIO, NHWC
+# Operations that are functions called once, and the parameter with the function.
+CALLS = {"jit": "jaxpr", "remat2": "jaxpr", "custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr"}
 
 Value = str | np.ndarray  # the name of an operator's output, or an array that does not depend on the input
 
@@ -103,10 +106,10 @@ class _Graph:
 
     def _apply(self, equation: Any, inputs: list[Value]) -> Sequence[Value]:
         operation = equation.primitive
-        inner = equation.params.get("jaxpr") or equation.params.get("call_jaxpr")
+        inner = equation.params.get(CALLS.get(operation.name))
         name = equation.params.get("name", operation.name) if inner else operation.name
         if inner and name not in OPERATORS:
-            return self.run(inner.jaxpr, inner.consts, inputs)
+            return self.run(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), inputs)
         if name == "stop_gradient":
             return inputs
         if not any(isinstance(value, str) for value in inputs) and self.batch not in equation.outvars[0].aval.shape:
@@ -226,6 +229,14 @@ def _convolution(graph: _Graph, equation: Any, x: Value, kernel: np.ndarray) -> 
     if parameters["lhs_dilation"] != (1, 1):
         kernel, strides, operator = kernel.swapaxes(0, 1)[..., ::-1, ::-1], parameters["lhs_dilation"], "ConvTranspose"
         before, after = (np.array(kernel.shape[2:]) - 1 - padding for padding in (before, after))
+    others = [parameters[name] for name in ("feature_group_count", "batch_group_count", "rhs_dilation")]
+    plain = [parameters["dimension_numbers"], *others] == [LAYOUT, 1, 1, (1, 1)]
+    if (
+        not plain
+        or (1, 1) not in (parameters["window_strides"], parameters["lhs_dilation"])
+        or min(*before, *after) < 0
+    ):
+        raise UserError("--onnx: a convolution of this kind has no ONNX operator here: leave --onnx out.")
     attributes = {"kernel_shape": kernel.shape[2:], "strides": strides, "pads": [*before, *after]}
     bias = np.zeros(equation.outvars[0].aval.shape[-1], np.float32)
     return _Convolution(operator, x, kernel, bias, attributes).add_to(graph)

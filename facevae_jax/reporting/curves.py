@@ -20,7 +20,7 @@ from facevae_jax.reporting.page import (
     logarithmic,
     sheet,
 )
-from facevae_jax.reporting.runs import Run
+from facevae_jax.reporting.runs import Run, number
 from facevae_jax.training.pictures import COLUMNS, PICTURES
 
 # Keys of the records: title and axis.
@@ -118,8 +118,10 @@ def first_row(path: pathlib.Path, *, resolution: int) -> UInt8[np.ndarray, "n r 
     try:
         with Image.open(path, formats=["PNG"]) as image:
             # To the end of the last face's gap, which is outside of the picture.
+            if image.width != COLUMNS * (resolution + GAP) - GAP:
+                return None
             row = image.convert("RGB").crop((0, 0, COLUMNS * (resolution + GAP), resolution))
-    except (OSError, ValueError, SyntaxError):
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
     return np.asarray(row).reshape(resolution, COLUMNS, -1, 3)[:, :, :resolution].swapaxes(0, 1)
 
@@ -138,10 +140,11 @@ def rate_distortion(runs: Sequence[Run]) -> list[Block]:
     axes = figure.add_subplot(xlabel="rate: KL, nats", ylabel="distortion: MSE")
     lines, points = [], []
     for run in evaluated:
+        last = run.evaluations[-1]
         rate, distortion = run.series("evaluation", "kl").values, run.series("evaluation", "mse").values
         axes.plot(rate, distortion, color=color_of(run), linewidth=0.8, marker=".", markersize=3, alpha=0.5)
         lines += axes.plot(rate[-1], distortion[-1], color=color_of(run), marker="o", markersize=7)
-        points.append(f"{run.name} {rate[-1]:,.4g} nats, MSE {distortion[-1]:,.4g}")
+        points.append(f"{run.name} {number(last.get('kl'), ',.4g')} nats, MSE {number(last.get('mse'), ',.4g')}")
         if len(evaluated) <= MAX_ANNOTATED:
             at = (rate[-1], distortion[-1])
             axes.annotate(run.weight, at, xytext=(0, 8), textcoords="offset points", ha="center", fontsize=8)

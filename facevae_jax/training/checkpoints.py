@@ -33,7 +33,7 @@ def _loss(metrics: dict[str, float]) -> float:
 
 def steps_in(workdir: pathlib.Path) -> list[int]:
     """Steps that have a finished checkpoint in a workdir, without opening any."""
-    return sorted(int(path.name) for path in (workdir / DIRECTORY).glob("*") if path.name.isdigit())
+    return sorted(int(path.name) for path in (workdir / DIRECTORY).glob("*") if path.name.isdecimal() and path.is_dir())
 
 
 class Restored(NamedTuple):

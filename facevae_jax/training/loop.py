@@ -230,6 +230,7 @@ def train(
             feed = make_feed(config, dataset.images("train"), mesh, first_step=step)
             stack.callback(feed.close)
         telemetry = Telemetry(directory, config.train, first_step=step, total_steps=schedule.total)
+        stack.enter_context(telemetry)
         train_images, images = dataset.images("train"), dataset.images(dataset.evaluation_split)
         trainer = Trainer(
             setup=setup,
@@ -238,7 +239,7 @@ def train(
             evaluator=Evaluator(setup, images),
             alarms=Alarms(images),
             checkpoints=checkpoints,
-            telemetry=stack.enter_context(telemetry),
+            telemetry=telemetry,
             pictures=stack.enter_context(PictureWriter(setup, train_images, images, directory)),
             watchdog=watchdog,
             should_stop=should_stop,

@@ -59,7 +59,7 @@ def open_workdir(config: RunConfig, workdir: str | pathlib.Path, stack: contextl
     directory = make_writable_directory(workdir, name="--workdir")
     try:
         stack.enter_context(files.locked(directory / LOCK_FILE, wait=False))
-    except BlockingIOError as error:
+    except files.LockedError as error:
         message = f"is in use by {error.strerror}: wait for that run, stop it, or take another workdir."
         raise UserError(f"--workdir={str(directory)!r} {message}") from error
     for line in write_or_check_config(directory, config):

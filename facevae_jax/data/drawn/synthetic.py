@@ -15,7 +15,7 @@ from jaxtyping import Float32, Int, UInt8
 
 from facevae_jax.data.drawn.drawing import Canvas
 from facevae_jax.data.drawn.portrait import Portrait
-from facevae_jax.data.hashing import splitmix64
+from facevae_jax.data.plan import splitmix64
 
 VERSION = "1.0.0"  # of the drawing: a change of any pixel is another dataset, kept in another directory
 HALF_WIDTH, MIDDLE = 0.84, 0.03  # of the square that is shown: from hair to collar, as FFHQ is cropped

@@ -28,6 +28,7 @@ from facevae_jax.core.parallel import available_cpus
 from facevae_jax.data.layouts.types import Layout
 from facevae_jax.data.prepared import builder, conversion
 from facevae_jax.data.prepared.locations import is_remote, location, uploading
+from facevae_jax.data.sources import images
 
 REUSED = "images_reused"  # name of a counter
 DIRECT = ("direct", "directrunner", "fnapirunner")  # runners on this machine
@@ -113,9 +114,13 @@ def run_pipeline(files: list[str], job: conversion.Job, options: Any) -> int:
 def convert_shard(file: str, job: conversion.Job) -> None:
     """Converts the images of one shard, on the worker, unless that is done."""
     conversion.import_for_writing()
-    made, reused = conversion.convert_shard(pickle.loads(list_of(file, job).read_bytes()), job)
-    if reused:
-        import_beam().metrics.Metrics.counter("facevae_jax", REUSED).inc(made.images)
+    shard = pickle.loads(list_of(file, job).read_bytes())
+    mark, kept = conversion.earlier(shard, job)
+    if kept is not None:
+        import_beam().metrics.Metrics.counter("facevae_jax", REUSED).inc(kept.images)
+        return
+    with images.converting((image.file for image in shard.members), job.task, threads=job.threads) as stream:
+        conversion.write_shard(shard, job, mark, stream, advance=lambda count: None)
 
 
 def parse_options(text: str) -> Any:

@@ -19,7 +19,7 @@ import numpy as np
 
 import facevae_jax
 from facevae_jax.core.errors import UserError, some
-from facevae_jax.core.files import AnyPath, locked, reason, write_json
+from facevae_jax.core.files import AnyPath, LockedError, locked, reason, write_json
 from facevae_jax.core.settings import CHANNELS
 from facevae_jax.data.layouts.types import TRAIN, Layout
 from facevae_jax.data.prepared import reading
@@ -90,7 +90,7 @@ def prepare_dataset(
             incomplete.rmtree() if remote else shutil.rmtree(incomplete)  # type: ignore[union-attr]
     except UserError:
         raise
-    except BlockingIOError as error:
+    except LockedError as error:
         raise UserError(f"{incomplete}: another process is preparing this dataset: wait until it ends.") from error
     except failures as error:
         raise UserError(

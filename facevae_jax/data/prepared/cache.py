@@ -32,9 +32,9 @@ def local_dataset(config: DataConfig, splits: Sequence[str] = TRAINED) -> AnyPat
         return reading.find_dataset(config.data_dir, name=config.name, resolution=config.resolution)
     with reaching(config.data_dir, name="config.data.data_dir"):
         remote = reading.find_dataset(config.data_dir, name=config.name, resolution=config.resolution)
-        names = [path.name for path in remote.iterdir()]
-        small = {name: (remote / name).read_bytes() for name in names if ".array_record-" not in name and "." in name}
-    files = _record_files(config, names, small, splits)
+        found = [path for path in remote.iterdir() if ".array_record-" not in path.name and "." in path.name]
+        small = {path.name: path.read_bytes() for path in found}
+    files = _record_files(config, small, splits)
     home = make_writable_directory(config.cache_dir, name="config.data.cache_dir")
     parent = home / urllib.parse.quote(config.data_dir, safe="") / config.name / str(config.resolution)
     make_writable_directory(parent, name="config.data.cache_dir")
@@ -75,18 +75,20 @@ def _agrees(directory: AnyPath, small: Mapping[str, bytes]) -> bool:
     )
 
 
-def _record_files(
-    config: DataConfig, names: Sequence[str], small: Mapping[str, bytes], splits: Sequence[str]
-) -> dict[str, dict[str, Any]]:
+def _record_files(config: DataConfig, small: Mapping[str, bytes], splits: Sequence[str]) -> dict[str, dict[str, Any]]:
     """The record files of some splits, with their bytes and SHA-256; without, if an older version made the dataset."""
     try:
-        known = json.loads(small[reading.CHECKSUMS]) if reading.CHECKSUMS in small else {name: {} for name in names}
-    except ValueError as error:
+        lengths = {
+            split["name"]: len(split["shardLengths"]) for split in json.loads(small[reading.INFO_FILE])["splits"]
+        }
+        known = json.loads(small.get(reading.CHECKSUMS, b"{}"))
+        numbers = [(split, number) for split in splits for number in range(lengths.get(split, 0))]
+        files = [f"{config.name}-{s}.array_record-{number:05d}-of-{lengths[s]:05d}" for s, number in numbers]
+        return {file: known.get(file, {}) for file in files}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"config.data.data_dir={config.data_dir!r}: {config.name!r} is damaged: copy it again."
         ) from error
-    prefixes = tuple(f"{config.name}-{split}.array_record-" for split in splits)
-    return {name: entry for name, entry in known.items() if name.startswith(prefixes)}
 
 
 def _fetch(remote: AnyPath, directory: AnyPath, files: Mapping[str, dict[str, Any]], name: str) -> str:

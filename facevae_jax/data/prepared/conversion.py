@@ -113,35 +113,44 @@ def convert_layout(layout: Layout, job: Job) -> Outcome:
     """Writes all shards and their manifests."""
     import_for_writing()
     outcome, written = Outcome([]), 0
-    with progress_bar(total=sum(map(len, layout.splits.values()))) as progress:
-        for shard in plan_shards(layout, resolution=job.task.resolution):
-            made, reused = convert_shard(shard, job, advance=progress.update)
+    shards = [(shard, *earlier(shard, job)) for shard in plan_shards(layout, resolution=job.task.resolution)]
+    waiting = (image.file for shard, _, kept in shards if kept is None for image in shard.members)
+    with (
+        progress_bar(total=sum(map(len, layout.splits.values()))) as progress,
+        images.converting(waiting, job.task, threads=job.threads) as stream,  # on, while a shard is checked and kept
+    ):
+        for shard, mark, kept in shards:
+            if kept is not None:
+                progress.update(len(shard.members))
+                outcome.reused += kept.images
+            made = kept or write_shard(shard, job, mark, stream, advance=progress.update)
             outcome.shards.append((shard, made))
-            outcome.reused += made.images if reused else 0
             written += made.size
             progress.set_postfix_str(f"{written / 1e6:,.0f} MB, {len(outcome.bad)} bad", refresh=False)
     return outcome
 
 
-def convert_shard(
-    shard: Shard, job: Job, *, advance: Callable[[int], Any] = lambda images: None
-) -> tuple[Manifest, bool]:
-    """Writes the images of the shard into its file, and then its manifest, unless an earlier run has done that.
-
-    `advance` is called with numbers of images that are done. Returns the manifest, and whether the file is that of an
-    earlier run.
-    """
-    target, mark = job.folder / shard.file_name(job.name), fingerprint(shard, job.task, job.attributes)
+def earlier(shard: Shard, job: Job) -> tuple[str, Manifest | None]:
+    """The shard's fingerprint, and its manifest if an earlier run has written it."""
+    mark = fingerprint(shard, job.task, job.attributes)
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # there is none, or it is damaged
-        finished = read_manifest(job.manifest(shard))
-        if finished.fingerprint == mark and finished.sha256 == file_sha256(target):
-            advance(len(shard.members))
-            return finished, True
+        found = read_manifest(job.manifest(shard))
+        if found.fingerprint == mark and found.sha256 == file_sha256(job.folder / shard.file_name(job.name)):
+            return mark, found
+    return mark, None
+
+
+def write_shard(
+    shard: Shard, job: Job, mark: str, stream: Iterator[images.Converted], *, advance: Callable[[int], Any]
+) -> Manifest:
+    """Writes the shard's file from the next of the converted images, and then its manifest.
+
+    `advance` is called with numbers of images that are done.
+    """
     bad, enlarged = [], 0
-    with uploading(target) as local:
-        files = (image.file for image in shard.members)
-        with writer(local) as write, images.converting(files, job.task, threads=job.threads) as stream:
-            for image, result in zip(shard.members, stream, strict=True):
+    with uploading(job.folder / shard.file_name(job.name)) as local:
+        with writer(local) as write:
+            for image, result in zip(shard.members, stream, strict=False):
                 advance(1)
                 if result.failure:
                     bad.append(BadImage(image.name, result.failure))
@@ -153,7 +162,7 @@ def convert_shard(
         made = Manifest(mark, file_sha256(local), local.stat().st_size, count, enlarged, tuple(bad))
     with uploading(job.manifest(shard)) as local:
         write_json(local, made._asdict())
-    return made, False
+    return made
 
 
 def fingerprint(shard: Shard, task: images.Task, attributes: list[str]) -> str:
