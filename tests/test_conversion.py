@@ -100,7 +100,7 @@ def test_an_interrupted_run_resumes(source, expected, tmp_path, monkeypatch, con
         patch.setattr(images, "convert", stop)
         patch.setattr(images, "CHUNK_IMAGES", 1)
         with pytest.raises(KeyboardInterrupt):
-            prepare(source, tmp_path / "out", on_bad_image="skip")
+            prepare(source, tmp_path / "out", on_bad_image="skip", workers=1)  # images are converted in order
     with pytest.raises(UserError, match="no dataset is prepared there"):
         reading.find_dataset(tmp_path / "out", name="toy", resolution=RESOLUTION)
     converted.clear()
