@@ -117,7 +117,7 @@ def convert_layout(layout: Layout, job: Job) -> Outcome:
     waiting = (image.file for shard, _, kept in shards if kept is None for image in shard.members)
     with (
         progress_bar(total=sum(map(len, layout.splits.values()))) as progress,
-        images.converting(waiting, job.task, threads=job.threads) as stream,  # on, while a shard is checked and kept
+        images.converting(waiting, job.task, threads=job.threads) as stream,  # continues while a shard is hashed
     ):
         for shard, mark, kept in shards:
             if kept is not None:
@@ -150,7 +150,8 @@ def write_shard(
     bad, enlarged = [], 0
     with uploading(job.folder / shard.file_name(job.name)) as local:
         with writer(local) as write:
-            for image, result in zip(shard.members, stream, strict=False):
+            for image in shard.members:
+                result = next(stream)
                 advance(1)
                 if result.failure:
                     bad.append(BadImage(image.name, result.failure))
