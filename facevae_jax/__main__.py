@@ -7,6 +7,7 @@ import sys
 COMMANDS = {  # each is a module of this package
     "prepare": "make a dataset from a folder or archive of images, or verify one",
     "main": "train a model, or resume a run (also `train`)",
+    "plan": "compile a run for accelerators that are not here: does it fit, how long may it take",
     "generate": "make pictures or latents with a trained model: sample, reconstruct, interpolate,\n"
     "            morph, edit, traverse, encode",
     "evaluate": "score a trained model: reconstruction, likelihood, latents, samples",

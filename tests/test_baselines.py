@@ -1,5 +1,6 @@
 """PCA and the autoencoder, by the same trainer; and a linear VAE against its optimum."""
 
+import functools
 import math
 
 import jax
@@ -11,8 +12,8 @@ from sklearn.decomposition import PCA
 import facevae_jax
 from facevae_jax.config import DataConfig, ObjectiveConfig, RunConfig, TrainConfig
 from facevae_jax.core.errors import UserError
+from facevae_jax.data.batches import Chunk
 from facevae_jax.data.dataset import open_dataset
-from facevae_jax.data.feed import ResidentFeed
 from facevae_jax.data.plan import BatchPlan
 from facevae_jax.metrics import scores
 from facevae_jax.models import pca, vae
@@ -20,8 +21,8 @@ from facevae_jax.models.api import image_keys
 from facevae_jax.models.likelihoods import Decoded, GaussianLikelihood
 from facevae_jax.training.evaluation import Evaluator
 from facevae_jax.training.loop import train
-from facevae_jax.training.setup import TrainSetup, create_state, make_mesh, make_optimizer, replicated, split_along
-from facevae_jax.training.step import compile_train_steps
+from facevae_jax.training.setup import TrainSetup, create_state, make_mesh, make_optimizer
+from facevae_jax.training.step import train_steps
 from tests.conftest import change
 from tests.test_extending import example
 
@@ -129,16 +130,10 @@ def test_a_linear_vae_reaches_the_likelihood_of_probabilistic_pca(monkeypatch):
     setup = TrainSetup(config, linear.Linear(config.model, 2, likelihood), likelihood, optimizer, mesh)
     state = create_state(setup)
     shaped = data.reshape(-1, *shape)
-    feed = ResidentFeed(
-        shaped,
-        BatchPlan(0, images, 256),
-        capacity=500,
-        pixels_sharding=replicated(mesh),
-        rows_sharding=split_along(mesh, 1),
-    )
-    compiled = compile_train_steps(setup, state, feed.abstract_chunk(), capacity=500)
+    steps = jax.jit(functools.partial(train_steps, setup=setup, capacity=500))
+    plan, pixels = BatchPlan(0, images, 256), jnp.asarray(data.reshape(images, 1, size))
     for at in range(0, 8_000, 500):
-        state, _ = compiled(state, feed.chunk(at, 500), np.int32(500))
+        state, _ = steps(state, Chunk(pixels, jnp.asarray(plan.rows(at, 500))), jnp.int32(500))
     # Eight draws for each image: that of one alone is known to about 1%.
     loss = Evaluator(setup, np.tile(shaped, (8, 1, 1, 1)))(state).loss
 

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from facevae_jax.data.batches import Batch, batch_reader, dequantize, random_flip
-from facevae_jax.data.feed import Feed, ResidentFeed, StreamedFeed, gather_rows
-from facevae_jax.data.plan import BatchPlan
-from facevae_jax.training.setup import make_mesh, replicated, split_along
+from facevae_jax.data.exchange import make_routes, send_capacity
+from facevae_jax.data.feed import Feed, FeedSpec, Kind, ResidentFeed, StreamedFeed, gather_rows
+from facevae_jax.data.plan import PADDING, BatchPlan
+from facevae_jax.training.setup import make_mesh, split_along
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (50, 4, 4, 3), np.uint8)
 PLAN = BatchPlan(seed=3, images=50, batch_size=16)
@@ -20,25 +21,30 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (64, 4, 6, 3), np.uint8)
 ROWS = np.arange(100, 164, dtype=np.int32)
 
 
-def streamed_feed(pixels=PIXELS, *, first=0) -> StreamedFeed:
-    mesh = make_mesh()
-    shardings = {"batch_sharding": split_along(mesh, 0), "rows_sharding": split_along(mesh, 1)}
-    return StreamedFeed(pixels, PLAN, capacity=4, first=first, **shardings)
+def spec_of(kind: Kind, *, plan=PLAN, devices=8, parts=1) -> FeedSpec:
+    return FeedSpec.of(kind, plan, PIXELS.shape[1:], make_mesh(jax.devices()[:devices]), capacity=4, parts=parts)
 
 
-def feeds(first) -> dict[str, Feed]:
-    mesh = make_mesh()
-    rows = split_along(mesh, 1)
+def streamed_feed(pixels=PIXELS, *, first=0, **given) -> StreamedFeed:
+    return StreamedFeed(pixels, spec_of("streamed", **given), first=first)
+
+
+def feeds(first, **given) -> dict[str, Feed]:
     return {
-        "resident": ResidentFeed(PIXELS, PLAN, capacity=4, pixels_sharding=replicated(mesh), rows_sharding=rows),
-        "sharded": ResidentFeed(PIXELS, PLAN, capacity=4, pixels_sharding=split_along(mesh, 0), rows_sharding=rows),
-        "streamed": streamed_feed(first=first),
+        "resident": ResidentFeed(PIXELS, spec_of("resident", **given)),
+        "sharded": ResidentFeed(PIXELS, spec_of("sharded", **given)),
+        "streamed": streamed_feed(first=first, **given),
     }
 
 
-def test_all_feeds_give_the_same_batches():
-    get = jax.jit(lambda chunk, index: batch_reader(chunk)(index))
-    opened = feeds(first=5)
+def reader(mesh):
+    return jax.jit(lambda chunk, index: batch_reader(chunk, image_shape=PIXELS.shape[1:], mesh=mesh)(index))
+
+
+@pytest.mark.parametrize("devices", [1, 2, 8])
+def test_all_feeds_give_the_same_batches(devices):
+    opened = feeds(first=5, devices=devices)
+    get = reader(opened["resident"].spec.mesh)
     try:
         for step, count in [(5, 4), (9, 1), (10, 3), (13, 4)]:
             for feed in opened.values():
@@ -48,28 +54,58 @@ def test_all_feeds_give_the_same_batches():
                     rows = PLAN.rows(step + index)[0]
                     np.testing.assert_array_equal(batch.rows, rows)
                     np.testing.assert_array_equal(batch.images, PIXELS[rows])
-                    assert len(chunk.rows.sharding.device_set) == 8
+                    assert len(chunk.rows.sharding.device_set) == devices
     finally:
         opened["streamed"].close()
 
 
+@pytest.mark.parametrize("parts", [1, 3])
+def test_a_batch_that_devices_do_not_divide_is_filled_up(parts):
+    """15 rows on 4 devices: 16, or 3 parts of 5 rows and 3 of padding."""
+    plan = BatchPlan(seed=3, images=50, batch_size=15)
+    opened = feeds(first=0, plan=plan, devices=4, parts=parts)
+    get = reader(opened["resident"].spec.mesh)
+    for feed in opened.values():
+        batch = get(feed.chunk(0, 1), 0)
+        rows, images = np.asarray(batch.rows), np.asarray(batch.images)
+        real = rows != PADDING
+        assert len(rows) == {1: 16, 3: 24}[parts]
+        np.testing.assert_array_equal(rows[real], plan.rows(0)[0])
+        np.testing.assert_array_equal(images[real], PIXELS[rows[real]])
+        assert (real.reshape(-1, parts).sum(axis=0) == 15 // parts).all()  # no part has more than another
+        feed.close()
+
+
 def test_each_device_holds_its_slice_and_never_the_split():
-    """50 images on 8 devices: 7 on each, of which the last has one; what travels is as large as a batch."""
-    sharding = split_along(make_mesh(), 0)
-    rows = split_along(make_mesh(), 1)
-    chunk = ResidentFeed(PIXELS, PLAN, capacity=4, pixels_sharding=sharding, rows_sharding=rows).chunk(0, 1)
+    """50 images on 8 devices: 7 on each, of which the last has one."""
+    chunk = ResidentFeed(PIXELS, spec_of("sharded")).chunk(0, 1)
     shards = chunk.pixels.addressable_shards
-    assert {shard.data.shape for shard in shards} == {(7, 4, 4, 3)}
-    np.testing.assert_array_equal(np.concatenate([shard.data for shard in shards])[:50], PIXELS)
-    program = jax.jit(lambda chunk: batch_reader(chunk)(0).images * 2).lower(chunk).compile().as_text()
-    moved = re.findall(r"= u8\[(\d+),4,4,3\]\S* (?:all-|reduce-|collective-)", program)
-    assert moved
-    assert all(int(images) <= PLAN.batch_size for images in moved)
+    assert {shard.data.shape[0] for shard in shards} == {7}
+    held = np.concatenate([shard.data for shard in shards])[:50]
+    np.testing.assert_array_equal(held.reshape(PIXELS.shape), PIXELS)
+
+
+def test_a_device_sends_what_the_others_need_and_no_more():
+    """The runs that peers announce to each other agree, and the images sent are those of the batch, once each."""
+    rows = np.stack([np.random.default_rng(step).permutation(4000)[:256] for step in range(3)])
+    send, runs, place = make_routes(rows, devices=8, slice_size=500)
+    starts, sizes, arrivals, arriving = np.moveaxis(runs, 2, 0)
+    np.testing.assert_array_equal(sizes, arriving.swapaxes(1, 2))
+    assert (sizes.sum(axis=1) == 32).all()  # each device gets its share
+    assert sizes.sum(axis=2).max() <= send.shape[2] == send_capacity(32)
+    for step in range(3):
+        received = np.full((8, 32), -1)
+        for source, target in np.ndindex(8, 8):
+            run = slice(starts[step, source, target], starts[step, source, target] + sizes[step, source, target])
+            at = arrivals[step, source, target]
+            received[target, at : at + sizes[step, source, target]] = source * 500 + send[step, source, run]
+        by_device = np.take_along_axis(received, place[step].reshape(8, 32), axis=1)
+        np.testing.assert_array_equal(by_device.ravel(), rows[step])
 
 
 def test_chunks_are_as_announced():
     for feed in feeds(first=0).values():
-        chunk, announced = feed.chunk(0, 2), feed.abstract_chunk()
+        chunk, announced = feed.chunk(0, 2), feed.spec.abstract_chunk()
         for actual, expected in zip(jax.tree.leaves(chunk), jax.tree.leaves(announced), strict=True):
             assert (actual.shape, actual.dtype, actual.sharding) == (expected.shape, expected.dtype, expected.sharding)
         feed.close()

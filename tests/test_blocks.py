@@ -22,21 +22,22 @@ def layer(shared, x, extras):
     return jnp.tanh(x / 2 @ weight + bias[None, None, None]) * extras[:, None, None, None]
 
 
-@pytest.mark.parametrize("moments", [True, False])
+@pytest.mark.parametrize(("moments", "weighted"), [(True, False), (True, True), (False, False)])
 @pytest.mark.parametrize("dtype", [np.float32, np.uint8])
 @pytest.mark.parametrize(("blocks", "block"), [(1, 1), (3, 2), (1, 3), (2, 4)])
-def test_blocks_agree_with_the_whole_batch(blocks, block, dtype, moments):
+def test_blocks_agree_with_the_whole_batch(blocks, block, dtype, moments, weighted):
     batch = blocks * block
     keys = jax.random.split(jax.random.key(0), 8)
     x = (2 * jnp.abs(jax.random.normal(keys[0], (batch, 3, 2, 4)))).astype(dtype)
     shared = (jax.random.normal(keys[1], (4, 5)), jax.random.normal(keys[2], (5,)))
     extras = jax.random.bernoulli(keys[3], 0.5, (batch,)).astype(jnp.int32)
+    of_images = jax.random.bernoulli(keys[6], 0.7, (batch,)).astype(jnp.float32) if weighted else None
     weights = jax.random.normal(keys[4], (batch, 3, 2, 5)), *jax.random.normal(keys[5], (2, 5))
 
     @functools.partial(jax.jit, static_argnames="block")
     def value_and_gradients(**cut):
         def scalar(shared, x):
-            y, sums = apply_layer(layer, shared, x, extras, moments=moments, **cut)
+            y, sums = apply_layer(layer, shared, x, extras, moments=moments, weights=of_images, **cut)
             assert (sums is not None) == moments
             return sum(jnp.vdot(w, part) for w, part in zip(weights, (y, *(sums or ())), strict=False))
 

@@ -42,7 +42,7 @@ def program(*, feed, accumulation=1, convolution="matmul"):
     state = abstract_state(setup)
     images = np.zeros((1000, RESOLUTION, RESOLUTION, 3), np.uint8)
     with contextlib.closing(make_feed(config, images, mesh, first_step=0)) as made:
-        compiled = compile_train_steps(setup, state, made.abstract_chunk(), capacity=made.capacity)
+        compiled = compile_train_steps(setup, state, made.spec)
     return compiled.as_text(), sum(leaf.size for leaf in jax.tree.leaves(state.params))
 
 

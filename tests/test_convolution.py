@@ -31,7 +31,8 @@ def test_parameters_and_results_are_those_of_flax(ours, theirs, form, size):
     layer = ours(7, vae.Config(kernel_size=size), Execution(form))
     shapes = jax.tree.map(jnp.shape, layer.init(jax.random.key(1), Features(x)))
     assert shapes == jax.tree.map(jnp.shape, variables)
-    output, moments = layer.apply(variables, Features(x))
+    features, moments = layer.apply(variables, Features(x))
+    output = features.raw
     expected = reference.apply(variables, x)
     np.testing.assert_allclose(output, expected, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(moments.total, expected.sum(axis=(0, 1, 2)), rtol=1e-5, atol=1e-4)

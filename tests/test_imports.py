@@ -20,13 +20,14 @@ LAYERS = (
     ("objective",),
     ("inference", "latents"),
     ("training",),
-    ("trained",),
+    ("trained", "planning"),
     ("exporting", "generation"),
     ("metrics",),
     ("reporting", "exploring"),
     ("prepare", "generate", "report", "explore", "export", "evaluate"),
     ("api",),
     ("main",),
+    ("plan",),
     ("__main__",),
 )
 PACKAGE = REPOSITORY / "facevae_jax"

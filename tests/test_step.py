@@ -13,6 +13,7 @@ from facevae_jax.config import TrainConfig
 from facevae_jax.data.batches import Batch
 from facevae_jax.data.dataset import open_dataset
 from facevae_jax.data.feed import put
+from facevae_jax.data.plan import PADDING, padded_rows
 from facevae_jax.models import autoencoder
 from facevae_jax.models.likelihoods import make_likelihood
 from facevae_jax.training.setup import TrainSetup, create_state, make_mesh, make_optimizer, make_schedule, split_along
@@ -38,6 +39,33 @@ def test_a_notebooks_steps_are_the_same_on_one_and_on_eight_devices(tiny_config,
             found.append(float(metrics.loss.loss))
     np.testing.assert_allclose(found[:8], found[8:], rtol=1e-5)
     assert found[-1] < found[0]
+
+
+@pytest.mark.parametrize("form", ["matmul", "plain"])
+def test_a_batch_of_15_is_the_same_batch_on_1_2_4_and_8_devices(tiny_config, form):
+    """Padding counts in no mean: not in the loss, the moments of batch normalization or their gradients."""
+    config = change(
+        tiny_config,
+        train={"warmup_steps": 100, "batch_size": 15, "convolution": form},
+        model={"dropout_rate": 0.25},
+        data={"flip": True},
+    )
+    images, found = open_dataset(config.data).images("train"), {}
+    for devices in (1, 2, 4, 8):
+        setup = TrainSetup.of(config, make_mesh(jax.devices()[:devices]))
+        step, state = jax.jit(functools.partial(train_step, setup=setup)), create_state(setup)
+        losses = []
+        for number in range(4):
+            rows = np.arange(number * 15, (number + 1) * 15, dtype=np.int32)[None]
+            rows = padded_rows(rows, parts=1, devices=devices)[0]
+            given = (images[np.where(rows == PADDING, 63, rows)], rows)  # of padding, any image
+            state, metrics = step(state, Batch(*(put(array, split_along(setup.mesh, 0)) for array in given)))
+            losses.append(float(metrics.loss.loss))
+        found[devices] = losses, jax.device_get((state.params, state.batch_stats))
+    for devices in (2, 4, 8):
+        np.testing.assert_allclose(found[devices][0], found[1][0], rtol=1e-5)
+        same = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=2e-5)
+        jax.tree.map(same, found[devices][1], found[1][1])
 
 
 def test_a_models_module_works_under_jit_vmap_and_grad(finished, tiny_config):

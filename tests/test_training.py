@@ -211,7 +211,7 @@ def test_another_model_in_the_same_workdir_is_refused(finished, tiny_config, sec
 @pytest.mark.parametrize(
     ("section", "setting", "value"),
     [
-        ("train", {"batch_size": 20}, "8 devices.*=16"),
+        ("train", {"batch_size": 7}, "8 devices.*=8"),
         ("train", {"batch_size": 176}, "165 training images.*=160"),
         ("data", {"synthetic_train_images": 5}, "5 training images.*8 devices"),
     ],

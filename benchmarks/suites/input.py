@@ -40,7 +40,7 @@ def run(options: Options) -> dict[str, Any]:
         "what": f"batches of {batch_size} at {config.data.resolution}x{config.data.resolution} on the device: row "
         "numbers alone (resident), or pixels gathered from a memory-mapped file in the page cache (streamed)",
         **image_rates(values),
-        "batches_per_chunk": {name: feed.capacity for name, feed in feeds.items()},
+        "batches_per_chunk": {name: feed.spec.capacity for name, feed in feeds.items()},
         "images_in_store": images,
     }
 
@@ -55,8 +55,8 @@ def feed_case(feed: Feed, *, batch_size: int, ahead: int) -> Case:
     def take(count: int) -> None:
         nonlocal step
         for _ in range(count):
-            jax.block_until_ready(feed.chunk(step, feed.capacity))
-            step += feed.capacity
+            jax.block_until_ready(feed.chunk(step, feed.spec.capacity))
+            step += feed.spec.capacity
 
     def run(count: int) -> float:
         take(ahead)
@@ -64,4 +64,4 @@ def feed_case(feed: Feed, *, batch_size: int, ahead: int) -> Case:
         take(count)
         return time.perf_counter() - started
 
-    return Case(run, feed.capacity * batch_size)
+    return Case(run, feed.spec.capacity * batch_size)

@@ -13,9 +13,10 @@ from jaxtyping import UInt8
 from benchmarks.suites.timing import Case
 from facevae_jax.config import RunConfig
 from facevae_jax.core.settings import CHANNELS
-from facevae_jax.data.batches import Chunk
 from facevae_jax.data.dataset import open_dataset
-from facevae_jax.training.setup import TrainSetup, abstract_state, create_state, make_mesh, replicated, split_along
+from facevae_jax.data.feed import FeedSpec, ResidentFeed
+from facevae_jax.data.plan import BatchPlan
+from facevae_jax.training.setup import TrainSetup, abstract_state, create_state, make_mesh
 from facevae_jax.training.step import compile_train_steps
 
 
@@ -41,14 +42,12 @@ class FixedBatch:
         """Compiles it."""
         train, size, mesh = config.train, config.data.resolution, make_mesh()
         self._setup = TrainSetup.of(config, mesh)
-        self._shardings = Chunk(replicated(mesh), split_along(mesh, 1))
-        chunk = Chunk(
-            jax.ShapeDtypeStruct((train.batch_size, size, size, CHANNELS), np.uint8, sharding=self._shardings[0]),
-            jax.ShapeDtypeStruct((train.steps_per_dispatch, train.batch_size), np.int32, sharding=self._shardings[1]),
-        )
+        plan = BatchPlan(train.seed, train.batch_size, train.batch_size)
+        shape, parts = (size, size, CHANNELS), train.accumulation
+        self._spec = FeedSpec.of("resident", plan, shape, mesh, capacity=train.steps_per_dispatch, parts=parts)
         state = abstract_state(self._setup)
         self.parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-        self._compiled = compile_train_steps(self._setup, state, chunk, capacity=train.steps_per_dispatch)
+        self._compiled = compile_train_steps(self._setup, state, self._spec)
 
     def start(self, pixels: UInt8[np.ndarray, "b r r 3"] | None = None) -> Case:
         """The case of one step, in images, on these pixels or on random ones.
@@ -57,10 +56,9 @@ class FixedBatch:
           FloatingPointError: when it is run, if the loss is not finite.
         """
         config = self._setup.config
-        batch_size, capacity = config.train.batch_size, config.train.steps_per_dispatch
+        batch_size, capacity = config.train.batch_size, self._spec.capacity
         pixels = random_pixels(batch_size, config.data.resolution) if pixels is None else pixels
-        rows = np.tile(np.arange(batch_size, dtype=np.int32), (capacity, 1))
-        chunk = jax.device_put(Chunk(pixels, rows), self._shardings)
+        chunk = ResidentFeed(pixels, self._spec).chunk(0, capacity)
         state = create_state(self._setup)
 
         def run(steps: int) -> float:

@@ -1,13 +1,15 @@
 """A batch on the device, and its augmentation: keyed by (seed, step, row), so devices and resuming change nothing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import Array, Float, Int, Key, Shaped, UInt8
 
 from facevae_jax.core.random import keys_of, named_key
+from facevae_jax.data.exchange import Routes, exchange
 
 GRAY_LEVELS = 256
 
@@ -16,23 +18,34 @@ class Batch(NamedTuple):
     """Images and their rows in the split."""
 
     images: Shaped[Array, "b ..."]  # uint8 [b, h, w, c]
-    rows: Int[Array, " b"]
+    rows: Int[Array, " b"]  # -1: padding, which has some image or other
 
 
 class Chunk(NamedTuple):
-    """The batches of one dispatch, on the device."""
+    """The batches of one dispatch, on the device; of an image its numbers are cut into rows of `data.feed.LANES`."""
 
-    pixels: Shaped[Array, "n ..."] | tuple[Shaped[Array, "b ..."], ...]  # the whole split, or the batches themselves
+    pixels: UInt8[Array, "n l lanes"] | tuple[UInt8[Array, "b l lanes"], ...]  # the split, or the batches themselves
     rows: Int[Array, "k b"]  # rows of each batch in the split
+    routes: Routes | None = None  # where each device has a slice of the split
 
 
-def batch_reader(chunk: Chunk) -> Callable[[Array | int], Batch]:
+def batch_reader(
+    chunk: Chunk, *, image_shape: Sequence[int], mesh: Mesh | AbstractMesh
+) -> Callable[[Array | int], Batch]:
     """A function from a batch's number in the chunk to the batch, for use inside a compiled function."""
-    pixels, rows = chunk
-    if not isinstance(pixels, tuple):
-        return lambda index: Batch(pixels[rows[index]], rows[index])
-    batches = jnp.stack(pixels)
-    return lambda index: Batch(batches[index], rows[index])
+    pixels, rows, routes = chunk
+    split = jnp.stack(pixels) if isinstance(pixels, tuple) else pixels
+
+    def read(index: Array | int) -> Batch:
+        if isinstance(pixels, tuple):
+            images = split[index]
+        elif routes is not None:
+            images = exchange(split, jax.tree.map(lambda array: array[index], routes), mesh)
+        else:
+            images = split[jnp.maximum(rows[index], 0)]
+        return Batch(images.reshape(-1, *image_shape), rows[index])
+
+    return read
 
 
 def row_keys(rows: Int[Array, " b"], *, seed: int, stream: str, step: Array | int) -> Key[Array, " b"]:

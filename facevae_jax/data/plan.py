@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt64
 
 ROUNDS = 8  # of the Feistel network; 4 make a pseudo-random permutation of a large set (Luby & Rackoff 1988)
+PADDING = -1  # in place of a row
 SHUFFLE = zlib.crc32(b"shuffle")
 
 
@@ -72,6 +73,16 @@ class BatchPlan(NamedTuple):
             for epoch in np.unique(epochs)
         ]
         return np.concatenate(rows).reshape(positions.shape)
+
+
+def padded_rows(rows: Int[np.ndarray, "k b"], *, parts: int, devices: int) -> Int[np.ndarray, "k c"]:
+    """Batches whose parts are filled up with `PADDING` to a multiple of the number of devices.
+
+    Every n-th row goes into one of n parts, so that each device finds its share of each part in its slice of the batch.
+    """
+    images = rows.shape[1] // parts
+    padding = ((0, 0), (0, -images % devices), (0, 0))
+    return np.pad(rows.reshape(-1, images, parts), padding, constant_values=PADDING).reshape(len(rows), -1)
 
 
 def evaluation_rows(*, images: int, batch_size: int) -> Iterator[tuple[Int[np.ndarray, " b"], Bool[np.ndarray, " b"]]]:

@@ -78,8 +78,18 @@ class Model(Hashable, Protocol):
         """Of the code that tools use: (z,) of a flat one, (h, w, c) of a spatial one, the top groups of a hierarchy."""
         ...
 
-    def __call__(self, images: Shaped[Array, "b ..."], keys: Key[Array, " b"], *, train: bool) -> Output:
-        """Reconstructs images, uint8 or floats in [0, 1], from one draw of the posterior; one key for each image."""
+    def __call__(
+        self,
+        images: Shaped[Array, "b ..."],
+        keys: Key[Array, " b"],
+        *,
+        train: bool,
+        weights: Float[Array, " b"] | None = None,
+    ) -> Output:
+        """Reconstructs images, uint8 or floats in [0, 1], from one draw of the posterior; one key for each image.
+
+        `weights` are those of the images in means over the batch, 1 on average: 0 of padding. None: all weigh 1.
+        """
         ...
 
     def encode(self, images: Shaped[Array, "b ..."]) -> Gaussian:

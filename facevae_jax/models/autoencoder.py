@@ -61,7 +61,7 @@ class Residual(nn.Module):
         y, width = x, x.shape[-1]
         for _ in range(2):
             pending = Pending(GroupNorm()(width), None)
-            y, _ = SameConvolution(width, self.config, self.execution)(Features(y, pending))
+            y = SameConvolution(width, self.config, self.execution)(Features(y, pending))[0].raw
         return x + by_channel(self.param("scale", nn.initializers.zeros, (width,)), y) * y
 
 
@@ -134,7 +134,14 @@ class AutoencoderKL(nn.Module):
         self.encoder = Encoder(self.config, self.execution, 2 * self.config.latent_channels)
         self.decoder = Decoder(self.config, self.execution, self.likelihood.channels(CHANNELS))
 
-    def __call__(self, images: Shaped[Array, "b r r 3"], keys: Key[Array, " b"], *, train: bool) -> Output:  # noqa: D102
+    def __call__(  # noqa: D102
+        self,
+        images: Shaped[Array, "b r r 3"],
+        keys: Key[Array, " b"],
+        *,
+        train: bool,
+        weights: Float[Array, " b"] | None = None,
+    ) -> Output:
         posterior = self.encode(images)
         code = posterior.sample(keys)
         return Output(self.decode(code), (LatentGroup(code, posterior),))

@@ -30,7 +30,14 @@ class Moments(NamedTuple):
 
 
 def apply_layer(
-    layer: Layer, shared: Any, x: Shaped[Array, "b ..."], extras: Any, *, block: int, moments: bool
+    layer: Layer,
+    shared: Any,
+    x: Shaped[Array, "b ..."],
+    extras: Any,
+    *,
+    block: int,
+    moments: bool,
+    weights: Float[Array, " b"] | None = None,
 ) -> tuple[Float[Array, "b h w f"], Moments | None]:
     """`layer` of a batch and, with `moments`, the moments of its output.
 
@@ -41,11 +48,12 @@ def apply_layer(
       extras: a tree of arrays [b, ...] without gradients, such as keys.
       block: images at a time; 0 is the whole batch at once, left to XLA.
       moments: whether they are needed.
+      weights: of the images in the moments; None: all weigh 1.
     """
     if not block:
         y = layer(shared, x, extras)
-        return y, _moments(y) if moments else None
-    return _blocked(layer, block, moments, shared, x, extras)
+        return y, _moments(y, weights) if moments else None
+    return _blocked(layer, block, moments, shared, x, extras, weights)
 
 
 def block_size(batch: int, *, image_bytes: int) -> int:
@@ -60,9 +68,14 @@ def by_channel(values: Float[Array, " c"], x: Shaped[Array, "... c"]) -> Float[A
     return values.reshape(*[1] * (x.ndim - 1), -1)
 
 
-def _moments(y: Float[Array, "b h w f"]) -> Moments:
+def _by_image(weights: Float[Array, " b"]) -> Float[Array, "b 1 1 1"]:
+    return weights.reshape(-1, 1, 1, 1)
+
+
+def _moments(y: Float[Array, "b h w f"], weights: Float[Array, " b"] | None) -> Moments:
     y = y.astype(jnp.float32)
-    return Moments(jnp.sum(y, axis=(0, 1, 2)), jnp.sum(jnp.square(y), axis=(0, 1, 2)))
+    weighted = y if weights is None else y * _by_image(weights)
+    return Moments(jnp.sum(weighted, axis=(0, 1, 2)), jnp.sum(weighted * y, axis=(0, 1, 2)))
 
 
 def _cut(tree: Any, block: int) -> Any:
@@ -77,39 +90,49 @@ def _join(y: Array) -> Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _blocked(
-    layer: Layer, block: int, with_moments: bool, shared: Any, x: Array, extras: Any
+    layer: Layer, block: int, with_moments: bool, shared: Any, x: Array, extras: Any, weights: Array | None
 ) -> tuple[Array, Moments | None]:
-    def one(images: tuple[Array, Any]) -> tuple[Array, Moments | None]:
-        y = layer(shared, *images)
-        return y, _moments(y) if with_moments else None
+    def one(images: tuple[Array, Any, Array | None]) -> tuple[Array, Moments | None]:
+        x, extras, weights = images
+        y = layer(shared, x, extras)
+        return y, _moments(y, weights) if with_moments else None
 
-    y, moments = lax.map(one, _cut((x, extras), block))
+    y, moments = lax.map(one, _cut((x, extras, weights), block))
     return _join(y), jax.tree.map(lambda sums: jnp.sum(sums, axis=0), moments)
 
 
-def _forward(layer: Layer, block: int, with_moments: bool, shared: Any, x: Array, extras: Any) -> tuple[Any, Any]:
-    y, moments = _blocked(layer, block, with_moments, shared, x, extras)
-    return (y, moments), (shared, x, extras, y if with_moments else None)
+def _forward(
+    layer: Layer, block: int, with_moments: bool, shared: Any, x: Array, extras: Any, weights: Array | None
+) -> tuple[Any, Any]:
+    y, moments = _blocked(layer, block, with_moments, shared, x, extras, weights)
+    return (y, moments), (shared, x, extras, y if with_moments else None, weights)
 
 
 def _backward(
     layer: Layer, block: int, with_moments: bool, residuals: Any, gradients: tuple[Array, Moments | None]
 ) -> Any:
-    shared, x, extras, y = residuals
+    shared, x, extras, y, weights = residuals
     of_y, of_moments = gradients
     smooth = jnp.issubdtype(x.dtype, jnp.inexact)
 
-    def one(sums: Any, x: Array, extras: Any, y: Array | None, of_y: Array) -> tuple[Any, list[Array]]:
+    def one(
+        sums: Any, x: Array, extras: Any, y: Array | None, weights: Array | None, of_y: Array
+    ) -> tuple[Any, list[Array]]:
         if of_moments is not None and y is not None:  # what y gave to the moments
             total, square = (by_channel(gradient, y) for gradient in of_moments)
-            of_y = (of_y + total + 2.0 * square * y).astype(of_y.dtype)
+            of_moments_y = total + 2.0 * square * y
+            if weights is not None:
+                of_moments_y *= _by_image(weights)
+            of_y = (of_y + of_moments_y).astype(of_y.dtype)
         primals = (shared, x) if smooth else (shared,)
         of_shared, *of_x = jax.vjp(lambda shared, x=x: layer(shared, x, extras), *primals)[1](of_y)
         return jax.tree.map(jnp.add, sums, of_shared), of_x
 
     zeros = jax.tree.map(jnp.zeros_like, shared)
-    of_shared, of_x = lax.scan(lambda sums, images: one(sums, *images), zeros, _cut((x, extras, y, of_y), block))
-    return of_shared, _join(of_x[0]) if smooth else None, None
+    of_shared, of_x = lax.scan(
+        lambda sums, images: one(sums, *images), zeros, _cut((x, extras, y, weights, of_y), block)
+    )
+    return of_shared, _join(of_x[0]) if smooth else None, None, None
 
 
 _blocked.defvjp(_forward, _backward)

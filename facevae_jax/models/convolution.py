@@ -19,11 +19,11 @@ STRIDE = 2
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
-def choose_form(form: Literal["auto", "plain", "matmul"]) -> Form:
-    """Resolves `auto` for the platform that jax computes on."""
+def choose_form(form: Literal["auto", "plain", "matmul"], platform: str | None = None) -> Form:
+    """Resolves `auto` for a platform, by default the one that jax computes on."""
     if form != "auto":
         return form
-    return "matmul" if jax.default_backend() == "cpu" else "plain"
+    return "matmul" if (platform or jax.default_backend()) == "cpu" else "plain"
 
 
 def convolution(

@@ -50,7 +50,7 @@ class Pending(NamedTuple):
     """Normalization, activation and dropout that a reader of `Features` applies."""
 
     affine: Affine | None
-    dropout_keys: UInt32[Array, "b 2"] | None  # one for each image, so that its draws depend on no block or device
+    kept: UInt32[Array, "b words"] | None  # bits: what dropout leaves; see `random.bernoulli_words`
 
     def apply(self, x: Float[Array, "b h w c"], config: LayerConfig) -> Float[Array, "b h w c"]:
         """In float32."""
@@ -60,11 +60,9 @@ class Pending(NamedTuple):
         if self.affine is not None:
             x = x * by_channel(self.affine.scale, x) + by_channel(self.affine.shift, x)
         x = ACTIVATIONS[config.activation](x)
-        if self.dropout_keys is not None:
-            keep = 1.0 - config.dropout_rate
-            keys = jax.random.wrap_key_data(self.dropout_keys)
-            kept = jax.vmap(lambda key: jax.random.bernoulli(key, keep, x.shape[1:]))(keys)
-            x = jnp.where(kept, x / keep, 0.0)
+        if self.kept is not None:
+            probability = random.representable(1.0 - config.dropout_rate)
+            x = jnp.where(random.unpack_bits(self.kept, x.shape[1:]), x / probability, 0.0)
         return x
 
 
@@ -73,6 +71,7 @@ class Features(NamedTuple):
 
     raw: Shaped[Array, "b h w c"]
     pending: Pending | None = None
+    weights: Float[Array, " b"] | None = None  # of the images in the batch's moments; None: all weigh 1
 
     def value(self, config: LayerConfig) -> Shaped[Array, "b h w c"]:
         """The array with all done."""
@@ -131,9 +130,10 @@ class Stage(nn.Module):
 
     @nn.compact
     def __call__(  # noqa: D102
-        self, x: tuple[Float[Array, "b h w c"], Moments | None], keys: Key[Array, " b"] | None, *, train: bool
+        self, x: tuple[Features, Moments | None], keys: Key[Array, " b"] | None, *, train: bool
     ) -> Features:
-        (y, moments), affine, dropout = x, None, None
+        (features, moments), affine, kept = x, None, None
+        y = features.raw
         execution = self.execution if train else Execution()
         if moments is not None:
             moments = execution.sum(moments)
@@ -142,8 +142,10 @@ class Stage(nn.Module):
         elif self.config.normalization == "group":
             affine = GroupNorm()(y.shape[-1])
         if train and self.config.dropout_rate and keys is not None:
-            dropout = jax.random.key_data(keys)
-        return Features(y, Pending(affine, dropout))
+            probability = 1.0 - self.config.dropout_rate
+            # Three fusions read the bits. Without the barrier XLA draws them anew in each.
+            kept = lax.optimization_barrier(random.bernoulli_words(keys, probability, math.prod(y.shape[1:])))
+        return features._replace(pending=Pending(affine, kept))
 
 
 class Convolution(nn.Module):
@@ -159,7 +161,7 @@ class Convolution(nn.Module):
     function: ClassVar[Callable[..., Any]]  # of images and the kernel
 
     @nn.compact
-    def __call__(self, x: Features) -> tuple[Float[Array, "b h2 w2 f"], Moments | None]:
+    def __call__(self, x: Features) -> tuple[Features, Moments | None]:
         """The convolution, and the moments that batch normalization needs."""
         size, channels = self.config.kernel_size, x.raw.shape[-1]
         ends = (self.features, channels) if self.transposed else (channels, self.features)
@@ -176,20 +178,22 @@ class Convolution(nn.Module):
         if self.execution.form == "matmul":
             patches = positions * size**2 * ends[0] * jnp.dtype(self.config.dtype).itemsize
             block = block_size(x.raw.shape[0], image_bytes=patches)
-        affine, keys = x.pending or (None, None)
+        affine, kept = x.pending or (None, None)
         layer = functools.partial(
             _convolve,
             convolve=functools.partial(self.function, form=self.execution.form),
             config=self.config if x.pending else None,
             dtype=jnp.dtype(self.config.dtype),
         )
-        return apply_layer(layer, (affine, kernel, bias), x.raw, keys, block=block, moments=normalized)
+        shared = (affine, kernel, bias)
+        y, moments = apply_layer(layer, shared, x.raw, kept, block=block, moments=normalized, weights=x.weights)
+        return Features(y, weights=x.weights), moments
 
 
 def _convolve(
     shared: tuple[Affine | None, Array, Array],
     x: Array,
-    keys: Array | None,
+    kept: Array | None,
     *,
     convolve: Callable[..., Any],
     config: LayerConfig | None,
@@ -197,7 +201,7 @@ def _convolve(
 ) -> Array:
     affine, kernel, bias = shared
     if config is not None:
-        x = Pending(affine, keys).apply(x, config)
+        x = Pending(affine, kept).apply(x, config)
     y = convolve(to_unit(x).astype(dtype), kernel.astype(dtype))
     return y + by_channel(bias.astype(dtype), y)
 

@@ -64,7 +64,14 @@ class PCA(nn.Module):
         self.components = self.param("components", nn.initializers.zeros, (components, size))  # rows of length 1
         self.deviations = self.param("deviations", nn.initializers.ones, (components,))
 
-    def __call__(self, images: Shaped[Array, "b h w c"], keys: Key[Array, " b"], *, train: bool) -> Output:  # noqa: D102
+    def __call__(  # noqa: D102
+        self,
+        images: Shaped[Array, "b h w c"],
+        keys: Key[Array, " b"],
+        *,
+        train: bool,
+        weights: Float[Array, " b"] | None = None,
+    ) -> Output:
         return Output(self.decode(self.encode(images).mean), ())
 
     def encode(self, images: Shaped[Array, "b h w c"]) -> Gaussian:  # noqa: D102

@@ -88,8 +88,15 @@ class Encoder(nn.Module):
     execution: Execution
 
     @nn.compact
-    def __call__(self, images: Shaped[Array, "b h w c"], keys: Key[Array, " b"] | None, *, train: bool) -> Gaussian:  # noqa: D102
-        config, x = self.config, Features(images)
+    def __call__(  # noqa: D102
+        self,
+        images: Shaped[Array, "b h w c"],
+        keys: Key[Array, " b"] | None,
+        *,
+        train: bool,
+        weights: Float[Array, " b"] | None = None,
+    ) -> Gaussian:
+        config, x = self.config, Features(images, weights=weights)
         for layer, filters in enumerate(config.stage_filters(images.shape[1])):
             y = StridedConvolution(filters, config, self.execution)(x)
             x = Stage(config, self.execution)(y, layer_keys(keys, layer), train=train)
@@ -112,17 +119,24 @@ class Decoder(nn.Module):
     execution: Execution
 
     @nn.compact
-    def __call__(self, code: Float[Array, "b z"], keys: Key[Array, " b"] | None, *, train: bool) -> Decoded:  # noqa: D102
+    def __call__(  # noqa: D102
+        self,
+        code: Float[Array, "b z"],
+        keys: Key[Array, " b"] | None,
+        *,
+        train: bool,
+        weights: Float[Array, " b"] | None = None,
+    ) -> Decoded:
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         *hidden, deepest = config.stage_filters(self.resolution)
         grid = self.resolution >> (len(hidden) + 1)
         dense = nn.Dense(grid * grid * deepest, dtype=dtype, kernel_init=nn.initializers.glorot_uniform())
-        x = Features(dense(code.astype(dtype)).reshape(-1, grid, grid, deepest))
+        x = Features(dense(code.astype(dtype)).reshape(-1, grid, grid, deepest), weights=weights)
         for layer, filters in enumerate(reversed(hidden)):
             y = TransposedConvolution(filters, config, self.execution)(x)
             x = Stage(config, self.execution)(y, layer_keys(keys, layer), train=train)
         channels = self.likelihood.channels(CHANNELS)
-        raw, _ = TransposedConvolution(channels, config, self.execution, hidden=False)(x)
+        raw = TransposedConvolution(channels, config, self.execution, hidden=False)(x)[0].raw
         return self.likelihood.decode(raw.astype(jnp.float32))
 
 
@@ -146,13 +160,21 @@ class VAE(nn.Module):
         self.encoder = Encoder(self.config, self.execution)
         self.decoder = Decoder(self.config, self.resolution, self.likelihood, self.execution)
 
-    def __call__(self, images: Shaped[Array, "b h w c"], keys: Key[Array, " b"], *, train: bool) -> Output:  # noqa: D102
+    def __call__(  # noqa: D102
+        self,
+        images: Shaped[Array, "b h w c"],
+        keys: Key[Array, " b"],
+        *,
+        train: bool,
+        weights: Float[Array, " b"] | None = None,
+    ) -> Output:
         latent, encoder, decoder = (random.substream(keys, number) for number in range(3))
-        posterior = self.encoder(images, encoder, train=train)
+        posterior = self.encoder(images, encoder, train=train, weights=weights)
         if self.config.kind == "autoencoder":
-            return Output(self.decoder(posterior.mean, decoder, train=train), ())
+            return Output(self.decoder(posterior.mean, decoder, train=train, weights=weights), ())
         code = posterior.sample(latent)
-        return Output(self.decoder(code, decoder, train=train), (LatentGroup(code, posterior),))
+        decoded = self.decoder(code, decoder, train=train, weights=weights)
+        return Output(decoded, (LatentGroup(code, posterior),))
 
     def encode(self, images: Shaped[Array, "b h w c"]) -> Gaussian:  # noqa: D102
         return self.encoder(images, None, train=False)

@@ -79,7 +79,8 @@ class Evaluator:
     def __init__(self, setup: TrainSetup, images: np.ndarray) -> None:
         """`images` is the split's pixel store [N, R, R, 3]."""
         self._images, self._sharding = images, split_along(setup.mesh, 0)
-        self._batch_size = setup.config.train.batch_size // setup.config.train.accumulation
+        part = setup.config.train.batch_size // setup.config.train.accumulation
+        self._batch_size = part + -part % setup.mesh.size
         self._sums = jax.jit(on_each_device(functools.partial(_sums, setup=setup), setup.mesh, axis=0))
         self._add = jax.jit(functools.partial(jax.tree.map, jnp.add))
         self._finish = jax.jit(functools.partial(finish_evaluation, setup=setup))

@@ -1,5 +1,7 @@
 """Which feed a run gets, and whether its batches can be cut up for the devices."""
 
+import math
+
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import UInt8
@@ -7,20 +9,24 @@ from jaxtyping import UInt8
 from facevae_jax.config import RunConfig
 from facevae_jax.core import hosts
 from facevae_jax.core.errors import UserError
-from facevae_jax.data.feed import Feed, ResidentFeed, StreamedFeed, device_memory_budget
+from facevae_jax.core.settings import CHANNELS
+from facevae_jax.data.exchange import can_exchange
+from facevae_jax.data.feed import Feed, FeedSpec, Kind, ResidentFeed, StreamedFeed, device_memory_budget
 from facevae_jax.data.plan import BatchPlan
-from facevae_jax.training.setup import replicated, split_along
 from facevae_jax.training.telemetry import log
 
 
 def check_batch_size(config: RunConfig, mesh: Mesh) -> None:
-    """Raises a UserError unless the global batch, or each of its parts, can be cut evenly among the devices."""
+    """Raises a UserError unless each part of a batch has at least one image for each device.
+
+    A part that the devices do not divide is filled up with images that do not count.
+    """
     devices, batch_size, parts = mesh.size, config.train.batch_size, config.train.accumulation
-    if batch_size % (devices * parts):
-        near = max(1, round(batch_size / (devices * parts))) * devices * parts
-        cut = f"the {devices} devices" + (f" x {parts} parts of config.train.accumulation" if parts > 1 else "")
+    if batch_size // parts < devices:
+        of = f" in each of the {parts} parts of config.train.accumulation" if parts > 1 else ""
         raise UserError(
-            f"config.train.batch_size={batch_size} is not divisible by {cut}: take --config.train.batch_size={near}."
+            f"config.train.batch_size={batch_size} is less than one image for each of the {devices} devices{of}: take "
+            f"--config.train.batch_size={devices * parts}."
         )
 
 
@@ -38,23 +44,32 @@ def check_split_size(config: RunConfig, images: int, mesh: Mesh) -> None:
 
 def make_feed(config: RunConfig, images: UInt8[np.ndarray, "n h w c"], mesh: Mesh, *, first_step: int) -> Feed:
     """The feed that the config forces, or the fastest that the training split fits: see `choose_feed`."""
-    train = config.train
-    plan = BatchPlan(train.seed, len(images), train.batch_size)
     (negative_budget,) = hosts.agree(-device_memory_budget())  # the smallest, or processes would choose differently
-    kind, reason = choose_feed(images.nbytes, budget=-int(negative_budget), devices=mesh.size)
+    spec, reason = feed_spec(config, len(images), mesh, budget=-int(negative_budget))
+    log(f"feed: {spec.kind}; {len(images):,} images: {reason}")
+    if spec.kind == "streamed":
+        return StreamedFeed(images, spec, first=first_step)
+    return ResidentFeed(images, spec)
+
+
+def feed_spec(config: RunConfig, images: int, mesh: Mesh, *, budget: int) -> tuple[FeedSpec, str]:
+    """What feed a run gets and why, given the number of its training images and a device's bytes for them."""
+    train, shape = config.train, (config.data.resolution, config.data.resolution, CHANNELS)
+    slices = can_exchange(mesh)
+    if config.data.feed == "sharded" and not slices:
+        raise UserError(
+            f"config.data.feed='sharded': {mesh.size} chips of {mesh.devices.flat[0].device_kind} cannot exchange "
+            "images: take --config.data.feed=streamed."
+        )
+    kind, reason = choose_feed(images * math.prod(shape), budget=budget, devices=mesh.size if slices else 1)
     if config.data.feed != "auto":
         kind, reason = config.data.feed, f"as config.data.feed says, though {kind} would be chosen ({reason})"
-    log(f"feed: {kind}; {len(images):,} images: {reason}")
-    rows = split_along(mesh, 1)
-    if kind == "streamed":
-        batches = split_along(mesh, 0)
-        of = {"capacity": train.steps_per_dispatch, "first": first_step}
-        return StreamedFeed(images, plan, batch_sharding=batches, rows_sharding=rows, **of)
-    pixels = split_along(mesh, 0) if kind == "sharded" else replicated(mesh)
-    return ResidentFeed(images, plan, capacity=train.steps_per_dispatch, pixels_sharding=pixels, rows_sharding=rows)
+    plan = BatchPlan(train.seed, images, train.batch_size)
+    spec = FeedSpec.of(kind, plan, shape, mesh, capacity=train.steps_per_dispatch, parts=train.accumulation)
+    return spec, reason
 
 
-def choose_feed(size: int, *, budget: int, devices: int) -> tuple[str, str]:
+def choose_feed(size: int, *, budget: int, devices: int) -> tuple[Kind, str]:
     """The fastest feed that a split of `size` bytes fits, and why, given the bytes that a device has for it."""
     given, slice_size = f"{size / 2**20:,.0f} MiB, {budget / 2**20:,.0f} MiB a device", -(-size // devices)
     if size <= budget:

@@ -72,7 +72,7 @@ class Trainer:
         stopped = not evaluated and not self._evaluate_and_save(state, step)
         while feed and compiled and not stopped and step < self.schedule.total:
             boundary = self.schedule.next_boundary(step)
-            count = min(dispatch_length(seconds_per_step, feed.capacity), boundary - step)
+            count = min(dispatch_length(seconds_per_step, feed.spec.capacity), boundary - step)
             state, seconds = self._advance(compiled, feed, state, step, count)
             if not seconds_per_step:
                 log(f"first step after {time.time() - started:.1f} s")
@@ -93,7 +93,7 @@ class Trainer:
 
     def _compile(self, state: TrainState, feed: Feed) -> jax.stages.Compiled:
         started = time.perf_counter()
-        compiled = compile_train_steps(self.setup, state, feed.abstract_chunk(), capacity=feed.capacity)
+        compiled = compile_train_steps(self.setup, state, feed.spec)
         temporaries = getattr(compiled.memory_analysis(), "temp_size_in_bytes", 0) / 2**20
         log(f"compiled in {time.perf_counter() - started:.1f} s: {temporaries:,.0f} MiB of temporaries a device")
         return compiled

@@ -31,6 +31,11 @@ def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     return jax.make_mesh((count,), (DATA_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 
 
+def platform_of(mesh: Mesh | AbstractMesh) -> str | None:
+    """cpu, gpu or tpu; None of a mesh without devices."""
+    return mesh.devices.flat[0].platform if isinstance(mesh, Mesh) else None
+
+
 def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """A whole copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
@@ -94,7 +99,8 @@ class TrainSetup(NamedTuple):
     @classmethod
     def of(cls, config: RunConfig, mesh: Mesh | AbstractMesh, *, total_steps: int = 1) -> "TrainSetup":
         """The setup of a run; `total_steps` shapes the learning rate's schedule."""
-        model, likelihood = make_model(config, Execution(choose_form(config.train.convolution), DATA_AXIS))
+        form = choose_form(config.train.convolution, platform_of(mesh))
+        model, likelihood = make_model(config, Execution(form, DATA_AXIS))
         return cls(config, model, likelihood, make_optimizer(config.train, total_steps=total_steps), mesh)
 
 

@@ -11,6 +11,8 @@ from jaxtyping import Array, Float, Int
 
 from facevae_jax.config import RunConfig
 from facevae_jax.data.batches import Batch, Chunk, batch_reader, dequantize, random_flip, row_keys
+from facevae_jax.data.feed import FeedSpec
+from facevae_jax.data.plan import PADDING
 from facevae_jax.models.api import all_reduce, to_unit
 from facevae_jax.objective import Loss, image_terms, kl_weight, loss_of
 from facevae_jax.training.setup import DATA_AXIS, DecoderVariance, TrainSetup, TrainState, on_each_device, replicated
@@ -33,6 +35,22 @@ def make_targets(batch: Batch, *, stream: str, step: Array | int, config: RunCon
     return to_unit(batch.images)
 
 
+def image_weights(rows: Int[Array, " b"], *, images: int) -> Float[Array, " b"] | None:
+    """The weights of this device's images in means over a batch of `images`: 1 on average over the devices.
+
+    None where the batch has no padding, so that all weigh 1.
+    """
+    padded = len(rows) * lax.axis_size(DATA_AXIS)
+    return None if padded == images else jnp.where(rows == PADDING, 0.0, padded / images)
+
+
+def weighted_mean(values: Float[Array, "b ..."], weights: Float[Array, " b"] | None) -> Float[Array, "..."]:
+    """Over the images."""
+    if weights is not None:
+        values = values * weights.reshape(-1, *[1] * (values.ndim - 1))
+    return jnp.mean(values, axis=0)
+
+
 def _gradients(state: TrainState, batch: Batch, *, setup: TrainSetup) -> tuple[Any, Loss, Any]:
     """This device's gradients, and the loss and the new batch statistics of all devices, of one part of a batch.
 
@@ -43,13 +61,17 @@ def _gradients(state: TrainState, batch: Batch, *, setup: TrainSetup) -> tuple[A
         batch = batch._replace(images=random_flip(batch, seed=seed, step=step))
     targets = make_targets(batch, stream="dequantize", step=step, config=config)
     keys = row_keys(batch.rows, seed=seed, stream="latent", step=step)
+    weights = image_weights(batch.rows, images=config.train.batch_size // config.train.accumulation)
+    counted = {} if weights is None else {"weights": weights}
 
     def loss_function(params: Any) -> tuple[Float[Array, ""], tuple[Loss, Any]]:
         variables = {"params": params, "batch_stats": state.batch_stats}
-        output, updates = setup.model.apply(variables, batch.images, keys, train=True, mutable=["batch_stats"])
+        output, updates = setup.model.apply(
+            variables, batch.images, keys, train=True, mutable=["batch_stats"], **counted
+        )
         terms = image_terms(targets, output, setup.likelihood)
         devices = lax.axis_size(DATA_AXIS)
-        means = all_reduce(jax.tree.map(lambda term: jnp.mean(term, axis=0) / devices, terms), DATA_AXIS)
+        means = all_reduce(jax.tree.map(lambda term: weighted_mean(term, weights) / devices, terms), DATA_AXIS)
         variance = setup.likelihood.batch_variance(means.pixels.squared_error, params)
         loss = loss_of(
             means,
@@ -129,7 +151,7 @@ def train_steps(
     `count` is a traced number, so one compiled program serves every length up to `capacity`. The metrics are arrays
     [capacity]; their first `count` values are filled.
     """
-    read = batch_reader(chunk)
+    read = batch_reader(chunk, image_shape=setup.model.image_shape, mesh=setup.mesh)
 
     def one(state: TrainState, index: Array | int) -> tuple[TrainState, Metrics]:
         return train_step(state, read(index), setup=setup)
@@ -145,8 +167,8 @@ def train_steps(
     return lax.fori_loop(0, count, body, (state, history))
 
 
-def compile_train_steps(setup: TrainSetup, state: TrainState, chunk: Chunk, *, capacity: int) -> jax.stages.Compiled:
-    """Ahead-of-time compilation of `train_steps` for arrays like these; the state is donated."""
-    function = jax.jit(functools.partial(train_steps, setup=setup, capacity=capacity), donate_argnums=0)
+def compile_train_steps(setup: TrainSetup, state: TrainState, feed: FeedSpec) -> jax.stages.Compiled:
+    """Ahead-of-time compilation of `train_steps` for a state like this and a feed; the state is donated."""
+    function = jax.jit(functools.partial(train_steps, setup=setup, capacity=feed.capacity), donate_argnums=0)
     count = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(setup.mesh))
-    return function.lower(state, chunk, count).compile()
+    return function.lower(state, feed.abstract_chunk(), count).compile()

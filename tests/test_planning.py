@@ -1,0 +1,207 @@
+"""Programs compiled for TPUs and GPUs that are not here, and what `plan` reads in them."""
+
+import functools
+import importlib.util
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from facevae_jax.config import RunConfig
+from facevae_jax.core.errors import UserError
+from facevae_jax.data.batches import batch_reader
+from facevae_jax.data.feed import FeedSpec
+from facevae_jax.data.plan import BatchPlan
+from facevae_jax.planning import programs
+from facevae_jax.planning.planning import plan
+from facevae_jax.planning.topologies import topology_of
+from facevae_jax.training.feeds import feed_spec
+from facevae_jax.training.setup import make_mesh
+from tests.conftest import assert_one_line_error, run_module
+
+PROGRAM = """
+HloModule jit_train_steps, is_scheduled=true
+
+%body.1 (p: (f32[8], u8[4,128])) -> (f32[8], u8[4,128]) {
+  %p = (f32[8]{0}, u8[4,128]{1,0}) parameter(0)
+  %g.1 = f32[8]{0:T(128)S(1)} get-tuple-element(%p), index=0
+  %f.1 = f32[2,8]{1,0:T(8,128)} fusion(%g.1), kind=kLoop, calls=%c, backend_config={"estimated_cycles":"120"}
+  %ar.1 = ((f32[2,8]{1,0}, f32[8]{0}), (f32[2,8]{1,0}, f32[8]{0})) all-reduce-start(%f.1, %g.1), to_apply=%add
+  %ar.2 = (f32[2,8]{1,0}, f32[8]{0}) all-reduce-done(%ar.1)
+  %ag.1 = (f32[8]{0}, f32[32]{0}) all-gather-start(%g.1), dimensions={0}
+  ROOT %t.1 = (f32[8]{0}, u8[4,128]{1,0}) tuple(%g.1, %g.1)
+}
+
+ENTRY %main (a: f32[8]) -> f32[8] {
+  %a = f32[8]{0} parameter(0)
+  %copy.1 = f32[8]{0} copy(%a), backend_config={"estimated_cycles":"7"}
+  %w = (f32[8]{0}, u8[4,128]{1,0}) while(%copy.1), condition=%cond, body=%body.1
+  ROOT %r = f32[8]{0} get-tuple-element(%w), index=0
+}
+"""
+
+
+def needs(topology: str):
+    """A topology, or a skip with the reason."""
+    module = "jax_cuda13_plugin" if "h100" in topology else "libtpu"
+    return pytest.param(
+        topology,
+        marks=[
+            pytest.mark.plan,
+            pytest.mark.skipif(importlib.util.find_spec(module) is None, reason=f"{module} is not installed"),
+        ],
+    )
+
+
+V5E, H100 = needs("v5e-4"), needs("8xh100")
+
+
+def test_what_a_device_sends_is_what_goes_in_and_not_what_comes_out():
+    """Of asynchronous exchanges the shape holds operands and results: 2x8 + 8 floats are reduced, and 8 gathered."""
+    program = programs.parse(PROGRAM)
+    assert programs.exchanges(program) == {"all-gather": (1, 32), "all-reduce": (1, 96)}
+    assert programs.cycles(program) == (120, 7)
+    assert programs.launches(program) == 3
+    # Of three instructions; g.1 is in a TPU's own memory.
+    assert programs.traffic(program) == 64 + (64 + 2 * (64 + 32)) + (32 + 128)
+    assert programs.array_bytes("(f32[2,8]{1,0:T(8,128)}, bf16[3]{0:S(1)}, pred[])", outside=True) == 65
+
+
+def test_mistakes_are_one_line():
+    for given, expected in {
+        ("--topology=v5e-5",): "v5e-4",
+        ("--topology=8xb900",): "8xh100",
+        ("--topology=v5e-4", "--config.train.batch_size=3"): "--config.train.batch_size=4",
+        ("--topology=8xh100", "--config.train.accumulation=7"): "config.train.accumulation",
+        (): "--topology",
+    }.items():
+        module = "jax_cuda13_plugin" if "8xh100" in str(given) else "libtpu"
+        result = run_module("facevae_jax.plan", "--config=quickstart", *given)
+        missing = given and importlib.util.find_spec(module) is None and "v5e-5" not in str(given)
+        missing = missing and "b900" not in str(given) and "accumulation" not in str(given)
+        assert_one_line_error(result, "pip install" if missing else expected)
+
+
+def small(**sections) -> RunConfig:
+    settings = {
+        "data": {"resolution": 32, "flip": True},
+        "model": {"filters": (8, 16, 24), "latent_dim": 5, "dropout_rate": 0.25},
+        "train": {"batch_size": 64, "steps_per_dispatch": 4},
+    }
+    for name, values in sections.items():
+        settings[name] |= values
+    return RunConfig.from_config_dict(settings)
+
+
+@functools.cache
+def compiled(topology: str, folder) -> str:
+    plan(small(), topology_of(topology), images=1000, dump=folder)
+    return (folder / f"{topology}.txt").read_text()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("programs")
+
+
+@pytest.mark.parametrize("topology", [V5E, H100])
+def test_no_window_is_larger_than_the_kernel_and_no_activation_is_reversed(topology, folder):
+    text = compiled(topology, folder)
+    windows = {tuple(map(int, found.split("x"))) for found in re.findall(r"window={size=(\d+x\d+)", text)}
+    on_gpu = "h100" in topology
+    assert windows
+    # A TPU's compiler writes a kernel's gradient as a convolution whose window is the smaller image.
+    assert max(max(sizes) for sizes in windows) <= (3 if on_gpu else 16)
+    reversed_shapes = [
+        [int(size) for size in found.split(",")] for found in re.findall(r"= b?f\d+\[([\d,]+)\]\S* reverse\(", text)
+    ]
+    assert all(max(sizes[:2]) <= 3 for sizes in reversed_shapes)  # kernels alone; images are mirrored as uint8
+
+
+@pytest.mark.parametrize("topology", [V5E, H100])
+def test_dropout_is_drawn_once(topology, folder):
+    """The draws of a layer are one computation: its words come out of one fusion, which nothing else repeats."""
+    program = programs.parse(compiled(topology, folder))
+    drawing = [
+        name
+        for name, lines in program.computations.items()
+        if sum(each.op == "xor" for each in lines) >= 20
+        and re.search(r"u32\[\d+,\d*,?128\]|u32\[\d+,2,\d+\]", str(lines))
+    ]
+    assert len(drawing) <= 5  # hidden layers: 3 of the encoder, 2 of the decoder
+
+
+@pytest.mark.parametrize("topology", [V5E, H100])
+@pytest.mark.parametrize("resolution", [32, 64, 128])
+def test_the_split_is_not_copied(topology, resolution):
+    mesh = make_mesh(topology_of(topology).devices)
+    shape = (resolution, resolution, 3)
+    spec = FeedSpec.of("resident", BatchPlan(0, 20_000, 64), shape, mesh, capacity=4)
+    memory, _ = read_batch(spec)
+    assert memory.temp_size_in_bytes < 5 * 64 * resolution**2 * 3 * 4  # some batches, and not 20,000 images
+
+
+@pytest.mark.plan
+@pytest.mark.parametrize(
+    "topologies", [[needs("v6e-4"), needs("v6e-64")], [needs("8xh100"), needs("8x8xh100")]], ids=["TPU", "GPU"]
+)
+def test_a_sharded_feed_sends_a_devices_share_however_many_there_are(topologies):
+    sent = []
+    for each in topologies:
+        (topology,) = each.values
+        if importlib.util.find_spec("jax_cuda13_plugin" if "h100" in topology else "libtpu") is None:
+            pytest.skip("the compiler is not installed")
+        mesh = make_mesh(topology_of(topology).devices)
+        plan = BatchPlan(0, 100_000, 16 * mesh.size)
+        spec = FeedSpec.of("sharded", plan, (64, 64, 3), mesh, capacity=4)
+        memory, text = read_batch(spec)
+        program = programs.parse(text)
+        sent.append({kind: size for kind, (_, size) in programs.exchanges(program).items()})
+        assert memory.temp_size_in_bytes < 10 * 64 * 64 * 64 * 3
+    assert sent[0] == sent[1]
+    assert set(sent[0]) == {"ragged-all-to-all"}
+
+
+@pytest.mark.parametrize("topology", [needs("v5e-64")])
+def test_a_slice_that_cannot_exchange_streams(topology):
+    config, mesh = small(train={"batch_size": 64}), make_mesh(topology_of(topology).devices)
+    size = 1000 * 32 * 32 * 3
+    assert feed_spec(config, 1000, mesh, budget=size)[0].kind == "resident"
+    assert feed_spec(config, 1000, mesh, budget=size // 2)[0].kind == "streamed"
+    with pytest.raises(UserError, match=r"--config\.data\.feed=streamed"):
+        feed_spec(small(data={"feed": "sharded"}), 1000, mesh, budget=size)
+
+
+def read_batch(spec: FeedSpec):
+    """Memory and text of a program that sums the batches of a dispatch, step by step."""
+
+    def total(chunk):
+        read = batch_reader(chunk, image_shape=spec.image_shape, mesh=spec.mesh)
+        start = jnp.zeros((spec.batch_images, *spec.image_shape))
+        start = jax.lax.with_sharding_constraint(start, NamedSharding(spec.mesh, PartitionSpec("data")))
+        return jax.lax.fori_loop(0, spec.capacity, lambda index, sums: sums + read(index).images / 255, start)
+
+    program = jax.jit(total).lower(spec.abstract_chunk()).compile()
+    return program.memory_analysis(), program.as_text()
+
+
+@pytest.mark.parametrize("topology", [V5E, H100])
+def test_a_plan_is_json_and_names_what_is_sent(topology, tmp_path):
+    flags = ("--images=1000", "--json", "--config.train.batch_size=60", "--config.data.resolution=32")
+    network = ("--config.model.filters=(8,16)", "--config.train.steps=100", "--config.train.steps_per_dispatch=4")
+    result = run_module("facevae_jax.plan", "--config=quickstart", f"--topology={topology}", *flags, *network)
+    assert result.returncode == 0, result.stderr
+    (found,) = json.loads(result.stdout)
+    assert found["peak_bytes"] < found["memory_bytes"]
+    assert set(found["exchanges"]) == {"all-reduce"}
+    assert found["hours"] == pytest.approx(100 * found["estimated_step_seconds"] / 3600)
+
+
+@pytest.mark.parametrize("topology", [needs("1xh100"), needs("v5e-1")])
+def test_what_does_not_fit_is_refused_with_a_remedy(topology):
+    config = small(data={"resolution": 128}, train={"batch_size": 2**17, "steps_per_dispatch": 1})
+    with pytest.raises(UserError, match=r"does not fit.*Take --config.train.batch_size=65536"):
+        plan(config, topology_of(topology), images=2**17)
