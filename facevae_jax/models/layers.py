@@ -143,7 +143,7 @@ class Stage(nn.Module):
             affine = GroupNorm()(y.shape[-1])
         if train and self.config.dropout_rate and keys is not None:
             probability = 1.0 - self.config.dropout_rate
-            # Three fusions read the bits. Without the barrier XLA draws them anew in each.
+            # Three fusions read the bits: the barrier keeps XLA from drawing them anew in each.
             kept = lax.optimization_barrier(random.bernoulli_words(keys, probability, math.prod(y.shape[1:])))
         return features._replace(pending=Pending(affine, kept))
 
