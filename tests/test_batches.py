@@ -12,7 +12,7 @@ import pytest
 from facevae_jax.data.batches import Batch, batch_reader, dequantize, random_flip
 from facevae_jax.data.exchange import make_routes, send_capacity
 from facevae_jax.data.feed import Feed, FeedSpec, Kind, ResidentFeed, StreamedFeed, gather_rows
-from facevae_jax.data.plan import PADDING, BatchPlan
+from facevae_jax.data.plan import PADDING, BatchPlan, padded_rows
 from facevae_jax.training.setup import make_mesh, split_along
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (50, 4, 4, 3), np.uint8)
@@ -83,6 +83,15 @@ def test_each_device_holds_its_slice_and_never_the_split():
     assert {shard.data.shape[0] for shard in shards} == {7}
     held = np.concatenate([shard.data for shard in shards])[:50]
     np.testing.assert_array_equal(held.reshape(PIXELS.shape), PIXELS)
+
+
+def test_a_batch_that_is_half_padding_has_room():
+    """65 rows on 64 devices: 63 of padding, which no device sends to another."""
+    rows = padded_rows(np.arange(0, 6500, 100)[None], parts=1, devices=64)
+    runs = make_routes(rows, devices=64, slice_size=110).runs
+    between = runs[0, :, 1] * (1 - np.eye(64, dtype=int))
+    assert rows.shape == (1, 128)
+    assert between.sum() <= 65
 
 
 def test_a_device_sends_what_the_others_need_and_no_more():

@@ -27,6 +27,13 @@ def test_each_bit_is_one_with_the_probability(probability):
         assert abs(pairs - exact**2) < 8 * deviation
 
 
+def test_a_probability_next_to_0_or_1_stays_there():
+    keys = image_keys(jax.random.key(1), 4)
+    for probability, expected in ((1e-9, 0.0), (1 - 1e-9, 1.0)):
+        bits = random.unpack_bits(random.bernoulli_words(keys, probability, math.prod(SHAPE)), SHAPE)
+        assert abs(np.mean(bits) - expected) < 1e-3
+
+
 def test_the_bits_of_an_image_depend_on_its_key_alone():
     keys = image_keys(jax.random.key(1), 5)
     words = np.asarray(random.bernoulli_words(keys, 0.75, 100))

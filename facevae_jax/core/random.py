@@ -34,8 +34,8 @@ def normal(keys: Key[Array, " n"], shape: Sequence[int]) -> Float[Array, "n ..."
 
 
 def representable(probability: float) -> float:
-    """The nearest probability that `bernoulli_words` draws with, a multiple of 2^-16."""
-    return round(probability * 2**PROBABILITY_BITS) / 2**PROBABILITY_BITS
+    """The nearest probability that `bernoulli_words` draws with: a multiple of 2^-16 between 0 and 1, without them."""
+    return min(max(round(probability * 2**PROBABILITY_BITS), 1), 2**PROBABILITY_BITS - 1) / 2**PROBABILITY_BITS
 
 
 def bernoulli_words(keys: Key[Array, " n"], probability: float, size: int) -> UInt32[Array, "n words"]:
@@ -45,7 +45,8 @@ def bernoulli_words(keys: Key[Array, " n"], probability: float, size: int) -> UI
     the binary digits of the probability decide what to do with one random word each, from the last digit that is not 0:
     3/4 takes two random bits for each that is drawn, not 32.
     """
-    digits = [int(digit) for digit in f"{round(probability * 2**PROBABILITY_BITS):0{PROBABILITY_BITS}b}".rstrip("0")]
+    numerator = int(representable(probability) * 2**PROBABILITY_BITS)
+    digits = [int(digit) for digit in f"{numerator:0{PROBABILITY_BITS}b}".rstrip("0")]
     words = -(-size // WORD_BITS)
     drawn = jax.vmap(lambda key: jax.random.bits(key, (len(digits), words)))(keys)
     result = jnp.zeros_like(drawn[:, 0])

@@ -15,6 +15,7 @@ from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 from jaxtyping import Array, Int, Shaped
 
 from facevae_jax.core.errors import UserError
+from facevae_jax.data.plan import PADDING
 
 
 class Routes(NamedTuple):
@@ -40,14 +41,15 @@ def send_capacity(share: int) -> int:
 
 
 def make_routes(rows: Int[np.ndarray, "k b"], *, devices: int, slice_size: int) -> Routes:
-    """The routes of batches whose images lie in slices of `slice_size` rows, one a device; padding (-1) is row 0.
+    """The routes of batches whose images lie in slices of `slice_size` rows, one a device; padding is a device's own.
 
     Raises UserError: a step has more rows in one slice than `send_capacity`.
     """
     steps, share = len(rows), rows.shape[1] // devices
     capacity = send_capacity(share)
-    owner, local = np.divmod(np.maximum(rows, 0), slice_size)
     target = np.broadcast_to(np.arange(rows.shape[1]) // share, rows.shape)
+    # The first row of its own slice: all padding from one slice could be more than its device has room to send.
+    owner, local = np.divmod(np.where(rows == PADDING, target * slice_size, rows), slice_size)
     pairs = (np.arange(steps)[:, None] * devices + owner) * devices + target
     sizes = np.bincount(pairs.ravel(), minlength=steps * devices**2).reshape(steps, devices, devices)  # owner, target
     if sizes.sum(axis=2).max() > capacity:

@@ -172,7 +172,7 @@ class StreamedFeed:
     def __init__(self, pixels: UInt8[np.ndarray, "n r r 3"], spec: FeedSpec, *, first: int) -> None:
         """Starts gathering at batch `first`."""
         self.spec = spec
-        self._pixels = pixels
+        self._pixels = pixels.reshape(len(pixels), *packed_shape(spec.image_shape))  # a memory map stays one
         self._next = first
         self._executor = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="prefetch")
         self._coming: collections.deque[concurrent.futures.Future[Array]] = collections.deque()
@@ -181,13 +181,7 @@ class StreamedFeed:
 
     def _prefetch(self, number: int) -> None:
         def gather() -> Array:
-            rows = np.maximum(self.spec.rows(number, 1)[0], 0)
-            shape = (len(rows), *packed_shape(self.spec.image_shape))
-
-            def part(index: Any) -> np.ndarray:
-                return packed(gather_rows(self._pixels, rows[index[0]]))
-
-            return jax.make_array_from_callback(shape, self.spec.images_cut, part)
+            return put_rows(self._pixels, np.maximum(self.spec.rows(number, 1)[0], 0), self.spec.images_cut)
 
         self._coming.append(self._executor.submit(gather))
 
