@@ -15,7 +15,7 @@ from absl import flags
 from facevae_jax import main as train_command  # defines --config
 from facevae_jax.config import RunConfig, check_overrides
 from facevae_jax.core import command_line
-from facevae_jax.core.errors import UserError, expand_home
+from facevae_jax.core.errors import UserError, expand_home, make_writable_directory
 
 _TOPOLOGY = flags.DEFINE_string("topology", None, "What to compile for, such as v5e-16, v5p-8, 8xh100 or 2x8xh100.")
 _COMPARE = flags.DEFINE_list("compare", [], "Other topologies, for a table.")
@@ -39,6 +39,8 @@ def main(arguments: list[str]) -> None:
 
     images = _IMAGES.value or images_of(config)
     dump = expand_home(_DUMP.value, name="--dump") if _DUMP.value else None
+    if dump:
+        make_writable_directory(dump, name="--dump")
     found = []
     for topology in [topology_of(name) for name in dict.fromkeys([_TOPOLOGY.value, *_COMPARE.value])]:
         found.append(plan(config, topology, images=images, dump=dump))

@@ -54,7 +54,7 @@ class Plan:
 
 
 def plan(config: RunConfig, topology: Topology, *, images: int, dump: pathlib.Path | None = None) -> Plan:
-    """Compiles the steps of `config` for `topology`; `dump` is a folder for the program's text.
+    """Compiles the steps of `config` for `topology`; `dump` is an existing folder for the program's text.
 
     Raises:
       UserError: it does not fit, or the batch cannot be cut.
@@ -78,7 +78,6 @@ def plan(config: RunConfig, topology: Topology, *, images: int, dump: pathlib.Pa
     seconds = time.perf_counter() - started
     text, memory = compiled.as_text() or "", cast(Any, compiled.memory_analysis())
     if dump:
-        dump.mkdir(parents=True, exist_ok=True)
         (dump / f"{topology.name}.txt").write_text(text)
     peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     if peak > topology.chip.memory:
