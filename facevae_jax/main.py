@@ -52,6 +52,7 @@ def main(arguments: list[str]) -> int:
     from facevae_jax.trained.loading import load
     from facevae_jax.training import loop, telemetry
 
+    startup.use_cores(config.train.batch_size // config.train.accumulation)
     startup.keep_compiled_programs()
     hosts.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS_ID.value, heartbeat_seconds=_HEARTBEAT.value)
     signals = StopSignals(telemetry.log)

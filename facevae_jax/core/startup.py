@@ -10,6 +10,7 @@ CACHE = "facevae_jax/compiled"
 MIN_COMPILE_SECONDS = 0.1  # faster compilations are not worth a file; JAX's default is 1 s
 TUNABLES = "GLIBC_TUNABLES"
 HUGE_PAGES = "glibc.malloc.hugetlb"
+MAX_CPU_DEVICES = 8  # each holds a copy of the parameters, and waits for the others
 
 
 def use_huge_pages() -> None:
@@ -25,6 +26,26 @@ def use_huge_pages() -> None:
     environment = os.environ | {TUNABLES: f"{tunables}:{HUGE_PAGES}=1".lstrip(":")}
     sys.stdout.flush()
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+
+
+def use_cores(images: int) -> None:
+    """Makes each core a device of the CPU, so that cores compute on different images: without effect elsewhere.
+
+    XLA divides an operation among its threads, and those on a few images in the cache are too short for that. On 2
+    cores steps of `gdl128` are a fifth faster with two devices than with one. A count in XLA_FLAGS or in
+    JAX_NUM_CPU_DEVICES is kept.
+
+    Args:
+      images: computed at a time; the devices divide them.
+    """
+    import jax
+
+    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "") or "JAX_NUM_CPU_DEVICES" in os.environ:
+        return
+    process = psutil.Process()
+    allowed = len(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else MAX_CPU_DEVICES
+    cores = min(psutil.cpu_count(logical=False) or 1, allowed, MAX_CPU_DEVICES)
+    jax.config.update("jax_num_cpu_devices", next(n for n in range(cores, 0, -1) if images % n == 0))
 
 
 def keep_compiled_programs() -> None:

@@ -206,10 +206,12 @@ Feed = ResidentFeed | StreamedFeed  # where a dispatch gets its batches from
 def device_memory_budget() -> int:
     """Bytes of one device that a split may take: half of what is free, since the step needs memory too.
 
-    Devices that do not report memory (CPU) share that of the machine.
+    The devices of a CPU share the machine's memory, and one map of a split that all of them have whole.
     """
-    stats, devices = jax.local_devices()[0].memory_stats(), jax.local_device_count()
+    stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return (stats["bytes_limit"] - stats.get("bytes_in_use", 0)) // 2
-    budget = psutil.virtual_memory().available // devices // 2
-    return min(budget, MAX_MAPPED_BYTES_ON_CPU // devices) if jax.default_backend() == "cpu" else budget
+    budget = psutil.virtual_memory().available // 2
+    if jax.default_backend() == "cpu":
+        return min(budget, MAX_MAPPED_BYTES_ON_CPU)
+    return budget // jax.local_device_count()

@@ -13,6 +13,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Key, PRNGKeyArray, Shaped, UInt8
 
 from facevae_jax.core import random
+from facevae_jax.models.blocks import BLOCK_BYTES
 from facevae_jax.models.convolution import Form
 from facevae_jax.models.likelihoods import Decoded
 
@@ -108,6 +109,7 @@ class Execution(NamedTuple):
 
     form: Form = "plain"
     axis: str | None = None  # mesh axis that cuts a training batch; None: this device has the whole batch
+    block_bytes: int = BLOCK_BYTES  # of patches at a time, in the form `matmul`
 
     def sum(self, tree: Any) -> Any:
         """The sum over the devices that have a part of the batch."""

@@ -177,7 +177,7 @@ class Convolution(nn.Module):
         block = 0
         if self.execution.form == "matmul":
             patches = positions * size**2 * ends[0] * jnp.dtype(self.config.dtype).itemsize
-            block = block_size(x.raw.shape[0], image_bytes=patches)
+            block = block_size(x.raw.shape[0], image_bytes=patches, limit=self.execution.block_bytes)
         affine, kept = x.pending or (None, None)
         layer = functools.partial(
             _convolve,

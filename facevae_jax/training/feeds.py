@@ -61,7 +61,9 @@ def feed_spec(config: RunConfig, images: int, mesh: Mesh, *, budget: int) -> tup
             f"config.data.feed='sharded': {mesh.size} chips of {mesh.devices.flat[0].device_kind} cannot exchange "
             "images: take --config.data.feed=streamed."
         )
-    kind, reason = choose_feed(images * math.prod(shape), budget=budget, devices=mesh.size if slices else 1)
+    # A CPU's devices have one memory, where a slice for each saves nothing.
+    cut = mesh.size if slices and mesh.devices.flat[0].platform != "cpu" else 1
+    kind, reason = choose_feed(images * math.prod(shape), budget=budget, devices=cut)
     if config.data.feed != "auto":
         kind, reason = config.data.feed, f"as config.data.feed says, though {kind} would be chosen ({reason})"
     plan = BatchPlan(train.seed, images, train.batch_size)

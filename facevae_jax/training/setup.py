@@ -15,6 +15,7 @@ from facevae_jax.config import RunConfig, TrainConfig
 from facevae_jax.core.random import named_key
 from facevae_jax.core.settings import CHANNELS
 from facevae_jax.models.api import Execution, Model, image_keys
+from facevae_jax.models.blocks import BLOCK_BYTES, CORE_BLOCK_BYTES
 from facevae_jax.models.convolution import choose_form
 from facevae_jax.models.likelihoods import GaussianLikelihood, make_likelihood
 
@@ -100,7 +101,8 @@ class TrainSetup(NamedTuple):
     def of(cls, config: RunConfig, mesh: Mesh | AbstractMesh, *, total_steps: int = 1) -> "TrainSetup":
         """The setup of a run; `total_steps` shapes the learning rate's schedule."""
         form = choose_form(config.train.convolution, platform_of(mesh))
-        model, likelihood = make_model(config, Execution(form, DATA_AXIS))
+        block_bytes = BLOCK_BYTES if mesh.size == 1 else CORE_BLOCK_BYTES
+        model, likelihood = make_model(config, Execution(form, DATA_AXIS, block_bytes))
         return cls(config, model, likelihood, make_optimizer(config.train, total_steps=total_steps), mesh)
 
 
