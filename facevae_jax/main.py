@@ -36,10 +36,7 @@ def main(arguments: list[str]) -> int:
     if arguments:
         raise UserError(f"{arguments[0]!r} is not a flag: flags look like --name=value.")
     workdir: str | None = _WORKDIR.value
-    if _CONFIG.value is None and flags.FLAGS["config"].present:
-        path = config_flags.get_config_filename(flags.FLAGS["config"])
-        raise UserError(f"--config={path!r}: get_config() returned None: return RunConfig(...).to_config_dict().")
-    if _CONFIG.value is None or not workdir:
+    if not flags.FLAGS["config"].present or not workdir:
         raise UserError(
             "--config or --workdir is missing: give both, such as --config=quickstart --workdir=/tmp/quickstart."
         )
@@ -77,12 +74,16 @@ def read_config() -> RunConfig:
     Raises:
       UserError: the file cannot be loaded, or a key or value is impossible.
     """
+    path = config_flags.get_config_filename(flags.FLAGS["config"])
     try:
+        if _CONFIG.value is None:
+            raise UserError(f"--config={path!r}: get_config() returned None: return RunConfig(...).to_config_dict().")
         typed = config_flags.get_override_values(flags.FLAGS["config"])
         return RunConfig.from_config_dict(_CONFIG.value, typed)
     except OSError as error:  # ml_collections raises it on first access, for any error while it read the file
-        message = f"--config={config_flags.get_config_filename(flags.FLAGS['config'])!r} cannot be loaded"
-        raise UserError(f"{message}: {command_line.one_line(error).rpartition('] ')[2]}") from error
+        raise UserError(
+            f"--config={path!r} cannot be loaded: {command_line.one_line(error).rpartition('] ')[2]}"
+        ) from error
     except (TypeError, ValueError) as error:
         raise UserError(command_line.one_line(error)) from error
 

@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> None:
     config = train_command.read_config()
     os.environ["JAX_PLATFORMS"] = "cpu"  # what is here; the compilers need no device
 
-    from facevae_jax.planning.planning import plan  # only for a valid config: importing JAX takes seconds
+    from facevae_jax.planning.plans import plan  # only for a valid config: importing JAX takes seconds
     from facevae_jax.planning.topologies import topology_of
 
     images = _IMAGES.value or images_of(config)
@@ -72,18 +72,27 @@ def describe(plan: Any) -> list[str]:
     gib, mb = 2**30, 1e6
     sent = "; ".join(f"{times} x {kind}, {size / mb:.1f} MB" for kind, (times, size) in plan.exchanges.items())
     work = f"{plan.cycles / 1e6:.2f} M cycles" if plan.cycles else f"{plan.launches} launches"
+    work += f"; {plan.flops / 1e9:,.1f} GFLOP; {plan.memory_traffic_bytes / mb:,.0f} MB read and written in memory"
     return [
         f"{plan.topology}: {plan.devices} devices on {plan.hosts} hosts, {plan.images_per_device:g} images each",
         f"  feed       {plan.feed}",
         f"  memory     fits: {plan.argument_bytes / gib:.2f} GiB of arguments, {plan.temporary_bytes / gib:.2f} of "
         f"temporaries, of {plan.memory_bytes / gib:.2f}",
         f"  exchanges  {sent or 'none'} (a device and step)",
-        f"  step       {work}; {plan.memory_traffic_bytes / mb:,.0f} MB read and written in memory",
+        f"  step       {work}",
         f"  estimate   {plan.estimated_step_seconds * 1e3:.2f} ms a step, {plan.images_per_second:,.0f} images/s, "
-        f"{plan.hours:.3g} hours for the schedule ({plan.estimate})",
+        f"{duration(plan.hours)} for the schedule ({plan.estimate})",
         f"  compiled   in {plan.compile_seconds:.0f} s",
         *(f"  advice     {line}" for line in plan.advice),
     ]
+
+
+def duration(hours: float) -> str:
+    """In hours, minutes or seconds."""
+    for unit, per_hour in (("hours", 1), ("minutes", 60)):
+        if hours * per_hour >= 1:
+            return f"{hours * per_hour:.3g} {unit}"
+    return f"{hours * 3600:.3g} seconds"
 
 
 if __name__ == "__main__":

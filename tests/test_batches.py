@@ -38,7 +38,11 @@ def feeds(first, **given) -> dict[str, Feed]:
 
 
 def reader(mesh):
-    return jax.jit(lambda chunk, index: batch_reader(chunk, image_shape=PIXELS.shape[1:], mesh=mesh)(index))
+    def read(chunk, index):
+        images, rows = batch_reader(chunk, mesh=mesh)(index)
+        return Batch(images.reshape(-1, *PIXELS.shape[1:]), rows)
+
+    return jax.jit(read)
 
 
 @pytest.mark.parametrize("devices", [1, 2, 8])

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import time
 
 import numpy as np
 import pytest
@@ -65,6 +66,21 @@ def test_suites_run_in_their_order_and_once(tmp_path):
     assert list(record["suites"]) == ["step", "sampling"]
     assert {"device", "cpu_cores", "versions", "commit"} <= set(record)
     assert_one_line_error(run_module("benchmarks.throughput", "--suite=step,nothing"), "nothing", "peers")
+
+
+@pytest.mark.slow
+def test_an_accelerator_s_minutes_end_in_time_and_name_what_is_missing(tmp_path):
+    path = tmp_path / "record.json"
+    flags = ("--configs=quickstart", "--settings=data.resolution=32,train.batch_size=8", "--rounds=1", "--seconds=0.01")
+    started = time.monotonic()
+    result = run_module("benchmarks.accelerator", *flags, "--topology=v5e-5", "--minutes=0.3", f"--json={path}")
+    assert result.returncode == 0, result.stderr
+    assert time.monotonic() - started < 60
+    record = json.loads(path.read_text())
+    assert record["parts"]["step quickstart"]["images_per_second"] > 0
+    assert "v5e-4" in record["missing"]["plan quickstart"]
+    assert "did not end" in record["missing"]["peers"]
+    assert {"device", "versions", "commit"} <= set(record)
 
 
 @pytest.mark.slow

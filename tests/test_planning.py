@@ -1,5 +1,6 @@
 """Programs compiled for TPUs and GPUs that are not here, and what `plan` reads in them."""
 
+import dataclasses
 import functools
 import importlib.util
 import json
@@ -16,10 +17,10 @@ from facevae_jax.data.batches import batch_reader
 from facevae_jax.data.feed import FeedSpec
 from facevae_jax.data.plan import BatchPlan
 from facevae_jax.planning import programs
-from facevae_jax.planning.planning import plan
+from facevae_jax.planning.plans import DoesNotFit, compile_for, plan
 from facevae_jax.planning.topologies import topology_of
 from facevae_jax.training.feeds import feed_spec
-from facevae_jax.training.setup import make_mesh
+from facevae_jax.training.setup import TrainSetup, abstract_state, make_mesh
 from tests.conftest import assert_one_line_error, run_module
 
 PROGRAM = """
@@ -133,6 +134,24 @@ def test_dropout_is_drawn_once(topology, folder, tmp_path):
     assert drawn(compiled(topology, folder)) - drawn(without) == 5 * 21
 
 
+@pytest.mark.plan
+def test_adam_is_one_launch_of_a_gpu_and_products_are_of_bfloat16(folder):
+    topology = "8xh100"
+    if importlib.util.find_spec("jax_cuda13_plugin") is None:
+        pytest.skip("the compiler is not installed")
+    text = compiled(topology, folder)
+    setup = TrainSetup.of(small(), make_mesh(topology_of(topology).devices))
+    size = sum(leaf.size for leaf in jax.tree.leaves(abstract_state(setup).params))
+    vectors = rf"f32\[{size}\]\S*"
+    # The parameters and Adam's two moments, in one fusion; and the gradients in one exchange.
+    program = programs.parse(text)
+    updates = [each for each in program.step if len(re.findall(vectors, each.shape)) == 3 and each.op == "fusion"]
+    assert len(updates) == 1
+    assert programs.launches(program) < 150
+    convolutions = [each.shape for each in program.step if "__cudnn$conv" in each.attributes]
+    assert {re.search(r"\w+", shape)[0] for shape in convolutions} == {"bf16"}
+
+
 @pytest.mark.parametrize("topology", [V5E, H100])
 @pytest.mark.parametrize("resolution", [32, 64, 128])
 def test_the_split_is_not_copied(topology, resolution):
@@ -178,10 +197,12 @@ def read_batch(spec: FeedSpec):
     """Memory and text of a program that sums the batches of a dispatch, step by step."""
 
     def total(chunk):
-        read = batch_reader(chunk, image_shape=spec.image_shape, mesh=spec.mesh)
+        read = batch_reader(chunk, mesh=spec.mesh)
         start = jnp.zeros((spec.batch_images, *spec.image_shape))
         start = jax.lax.with_sharding_constraint(start, NamedSharding(spec.mesh, PartitionSpec("data")))
-        return jax.lax.fori_loop(0, spec.capacity, lambda index, sums: sums + read(index).images / 255, start)
+        return jax.lax.fori_loop(
+            0, spec.capacity, lambda index, sums: sums + read(index).images.reshape(start.shape) / 255, start
+        )
 
     program = jax.jit(total).lower(spec.abstract_chunk()).compile()
     return program.memory_analysis(), program.as_text()
@@ -202,5 +223,11 @@ def test_a_plan_is_json_and_names_what_is_sent(topology, tmp_path):
 @pytest.mark.parametrize("topology", [needs("1xh100"), needs("v5e-1")])
 def test_what_does_not_fit_is_refused_with_a_remedy(topology):
     config = small(data={"resolution": 128}, train={"batch_size": 2**17, "steps_per_dispatch": 1})
-    with pytest.raises(UserError, match=r"does not fit.*Take --config.train.batch_size=65536"):
+    with pytest.raises(UserError, match=r"does not fit.*This fits: --config.train.accumulation=(\d+)") as error:
         plan(config, topology_of(topology), images=2**17)
+    parts = int(str(error.value).rpartition("=")[2].rstrip("."))
+    fits = dataclasses.replace(config, train=dataclasses.replace(config.train, accumulation=parts))
+    assert compile_for(fits, topology_of(topology), images=2**17).temporary_bytes > 0
+    half = dataclasses.replace(config, train=dataclasses.replace(config.train, accumulation=parts // 2))
+    with pytest.raises(DoesNotFit):
+        compile_for(half, topology_of(topology), images=2**17)

@@ -16,6 +16,7 @@ from facevae_jax.data.feed import put
 from facevae_jax.data.plan import PADDING, padded_rows
 from facevae_jax.models import autoencoder
 from facevae_jax.models.likelihoods import make_likelihood
+from facevae_jax.training.packing import Packing
 from facevae_jax.training.setup import TrainSetup, create_state, make_mesh, make_optimizer, make_schedule, split_along
 from facevae_jax.training.step import train_step
 from tests.conftest import change
@@ -66,6 +67,32 @@ def test_a_batch_of_15_is_the_same_batch_on_1_2_4_and_8_devices(tiny_config, for
         np.testing.assert_allclose(found[devices][0], found[1][0], rtol=1e-5)
         same = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=2e-5)
         jax.tree.map(same, found[devices][1], found[1][1])
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_packed_state_takes_the_same_steps(tiny_config, accumulation):
+    """Parameters, moments and averages in vectors, as on a GPU: only the sum in the norm has another order."""
+    config = change(
+        tiny_config, train={"accumulation": accumulation, "clip_norm": 1.0, "ema_decay": 0.9, "warmup_steps": 0}
+    )
+    images = open_dataset(config.data).images("train")
+    setup = TrainSetup.of(config, make_mesh(jax.devices()[:2]))
+    state = create_state(setup)
+    packing = Packing.of(state)
+    packed = jax.jit(packing.pack)(state)
+    assert len(jax.tree.leaves(packed)) == 11  # 5 trees in vectors beside the counters and the decoder's variance
+    jax.tree.map(np.testing.assert_array_equal, packing.unpack(packed, like=state), state)
+    step = jax.jit(functools.partial(train_step, setup=setup, packing=packing))
+    plain_step = jax.jit(functools.partial(train_step, setup=setup))
+    for number in range(4):
+        rows = np.arange(number * 16, (number + 1) * 16)
+        batch = Batch(*(put(array, split_along(setup.mesh, 0)) for array in (images[rows], rows)))
+        packed, metrics = step(packed, batch)
+        state, expected = plain_step(state, batch)
+        np.testing.assert_allclose(metrics.loss.loss, expected.loss.loss, rtol=1e-6)
+        np.testing.assert_allclose(metrics.gradient_norm, expected.gradient_norm, rtol=1e-5)
+    same = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+    jax.tree.map(same, packing.unpack(packed, like=state), state)
 
 
 def test_a_models_module_works_under_jit_vmap_and_grad(finished, tiny_config):

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import jax
+
 from benchmarks.suites.timing import Options, medians, rates
 from benchmarks.suites.training import FixedBatch
 
@@ -9,7 +11,9 @@ from benchmarks.suites.training import FixedBatch
 def run(options: Options) -> dict[str, Any]:
     """Times many steps per dispatch on one fixed batch in device memory."""
     train = options.config.train
-    values = rates({"step": FixedBatch(options.config).start()}, rounds=options.rounds, seconds=options.seconds)
+    program = FixedBatch(options.config)
+    values = rates({"step": program.start()}, rounds=options.rounds, seconds=options.seconds)
+    memory = jax.local_devices()[0].memory_stats() or {}
     speed = medians(values)["step"]
     return {
         "what": f"training steps on one fixed batch of {train.batch_size} in device memory, up to "
@@ -17,4 +21,6 @@ def run(options: Options) -> dict[str, Any]:
         "images_per_second": speed,
         "images_per_second_all": values["step"],
         "milliseconds_per_step": 1000 * train.batch_size / speed,
+        "temporary_bytes": program.temporary_bytes,
+        "peak_bytes_in_use": memory.get("peak_bytes_in_use"),  # of the device, where it tells
     }

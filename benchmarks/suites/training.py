@@ -49,6 +49,11 @@ class FixedBatch:
         self.parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
         self._compiled = compile_train_steps(self._setup, state, self._spec)
 
+    @property
+    def temporary_bytes(self) -> int:
+        """Device memory that a step needs beside its arguments."""
+        return int(getattr(self._compiled.memory_analysis(), "temp_size_in_bytes", 0))
+
     def start(self, pixels: UInt8[np.ndarray, "b r r 3"] | None = None) -> Case:
         """The case of one step, in images, on these pixels or on random ones.
 

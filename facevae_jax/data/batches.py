@@ -1,6 +1,6 @@
 """A batch on the device, and its augmentation: keyed by (seed, step, row), so devices and resuming change nothing."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -17,7 +17,7 @@ GRAY_LEVELS = 256
 class Batch(NamedTuple):
     """Images and their rows in the split."""
 
-    images: Shaped[Array, "b ..."]  # uint8 [b, h, w, c]
+    images: Shaped[Array, "b ..."]  # uint8 [b, h, w, c], or cut into rows as in a chunk
     rows: Int[Array, " b"]  # -1: padding, which has some image or other
 
 
@@ -29,10 +29,11 @@ class Chunk(NamedTuple):
     routes: Routes | None = None  # where each device has a slice of the split
 
 
-def batch_reader(
-    chunk: Chunk, *, image_shape: Sequence[int], mesh: Mesh | AbstractMesh
-) -> Callable[[Array | int], Batch]:
-    """A function from a batch's number in the chunk to the batch, for use inside a compiled function."""
+def batch_reader(chunk: Chunk, *, mesh: Mesh | AbstractMesh) -> Callable[[Array | int], Batch]:
+    """A function from a batch's number in the chunk to the batch, for use inside a compiled function.
+
+    Its images are still cut into rows: a TPU takes long to cut [b, h, w, c] into parts.
+    """
     pixels, rows, routes = chunk
     split = jnp.stack(pixels) if isinstance(pixels, tuple) else pixels
 
@@ -43,7 +44,7 @@ def batch_reader(
             images = exchange(split, jax.tree.map(lambda array: array[index], routes), mesh)
         else:
             images = split[jnp.maximum(rows[index], 0)]
-        return Batch(images.reshape(-1, *image_shape), rows[index])
+        return Batch(images, rows[index])
 
     return read
 

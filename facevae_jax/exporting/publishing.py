@@ -23,7 +23,7 @@ from facevae_jax.training.workdir import CONFIG_FILE
 CHECKED = 3  # random images and codes that every file is compared on
 # Allowed difference from the model, relative to its largest value where that is above 1. In float32 another order of
 # the same sums differs by 1e-6; a real mistake, such as wrong padding, by more than 1e-2.
-TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
+TOLERANCE = {"auto": 1e-4, "float32": 1e-4, "bfloat16": 5e-2}
 
 
 class Difference(NamedTuple):
@@ -127,7 +127,7 @@ def _check_weights(restored: Restored, folder: pathlib.Path) -> None:
 
 
 def _compare_programs(restored: Restored, folder: pathlib.Path) -> dict[str, Difference]:
-    read, tolerance = programs.read_programs(folder), TOLERANCE[getattr(restored.config.model, "dtype", "float32")]
+    read, tolerance = programs.read_programs(folder), TOLERANCE[getattr(restored.config.model, "dtype", "auto")]
     functions = {programs.ENCODER: read.encode, programs.DECODER: lambda codes: [read.decode(codes)]}
     return _differences(restored, functions, tolerance)
 

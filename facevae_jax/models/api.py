@@ -4,9 +4,11 @@ A model is a linen module in one file of this package. It draws its own noise fr
 depends on no batch, device or host, and it returns its latents as groups of any shape.
 """
 
+import functools
 from collections.abc import Callable, Hashable
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.flatten_util import ravel_pytree
@@ -20,6 +22,8 @@ from facevae_jax.models.likelihoods import Decoded
 # exp(10) is a standard deviation of 148 in a prior of 1, and exp(-20) one of 5e-5: no useful posterior is outside, and
 # neither exp nor the KL can overflow inside.
 LOG_VARIANCE_RANGE = (-20.0, 10.0)
+
+Dtype = Literal["float32", "bfloat16"]
 
 
 class Gaussian(NamedTuple):
@@ -105,15 +109,20 @@ class Model(Hashable, Protocol):
 
 
 class Execution(NamedTuple):
-    """How a model is computed; it changes the speed alone."""
+    """How a model is computed; it changes the speed and the rounding alone."""
 
     form: Form = "plain"
     axis: str | None = None  # mesh axis that cuts a training batch; None: this device has the whole batch
     block_bytes: int = BLOCK_BYTES  # of patches at a time, in the form `matmul`
+    dtype: Dtype = "float32"  # of a config's `auto`
 
     def sum(self, tree: Any) -> Any:
         """The sum over the devices that have a part of the batch."""
         return all_reduce(tree, self.axis) if self.axis else tree
+
+    def dtype_of(self, setting: Literal["auto"] | Dtype) -> jnp.dtype:
+        """The dtype of the computation that a config's setting means."""
+        return jnp.dtype(self.dtype if setting == "auto" else setting)
 
     @property
     def devices(self) -> int:
@@ -127,6 +136,18 @@ def all_reduce(tree: Any, axis: str) -> Any:
         return tree
     flat, unravel = ravel_pytree(tree)
     return unravel(lax.psum(flat, axis))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def all_reduce_for_loss(tree: Any, axis: str) -> Any:
+    """`all_reduce` of what every device computes the same loss from: its gradient is the same on all, and not sent."""
+    return all_reduce(tree, axis)
+
+
+all_reduce_for_loss.defvjp(
+    lambda tree, axis: (all_reduce(tree, axis), None),
+    lambda axis, _, gradient: (jax.tree.map(lambda part: part * lax.axis_size(axis), gradient),),
+)
 
 
 def to_unit(images: Shaped[Array, "b ..."]) -> Float[Array, "b ..."]:

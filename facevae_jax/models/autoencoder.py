@@ -32,7 +32,8 @@ class Config:
     width: int = 64  # channels at twice the grid's side; twice as many on the grid
     blocks: int = 1  # residual blocks at each of the two sides, in encoder and decoder
     activation: Literal["silu", "gelu", "relu", "leaky_relu"] = "silu"
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters and sums stay float32
+    # Of the computation; parameters and sums stay float32. auto: bfloat16 in training on a TPU or GPU, else float32.
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
 
     # What `models.layers` asks of a config.
     normalization = "group"
@@ -78,7 +79,8 @@ class Half(nn.Module):
     def dense(self, x: Float[Array, "b h w c"], features: int) -> Float[Array, "b h w f"]:
         """A 1x1 convolution."""
         init = nn.initializers.glorot_uniform()
-        return nn.Dense(features, dtype=jnp.dtype(self.config.dtype), kernel_init=init)(x).astype(jnp.float32)
+        dtype = self.execution.dtype_of(self.config.dtype)
+        return nn.Dense(features, dtype=dtype, kernel_init=init)(x).astype(jnp.float32)
 
     def blocks(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """Residual blocks."""

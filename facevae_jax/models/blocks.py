@@ -59,7 +59,8 @@ def apply_layer(
 
 def block_size(batch: int, *, image_bytes: int, limit: int = BLOCK_BYTES) -> int:
     """The largest divisor of `batch` whose images need at most `limit` bytes; 1 if one image already exceeds it."""
-    return next(size for size in range(batch, 0, -1) if batch % size == 0 and (size * image_bytes <= limit or size == 1))
+    divisors = (size for size in range(batch, 0, -1) if batch % size == 0)
+    return next(size for size in divisors if size * image_bytes <= limit or size == 1)
 
 
 def by_channel(values: Float[Array, " c"], x: Shaped[Array, "... c"]) -> Float[Array, "... c"]:

@@ -163,7 +163,7 @@ class Convolution(nn.Module):
     @nn.compact
     def __call__(self, x: Features) -> tuple[Features, Moments | None]:
         """The convolution, and the moments that batch normalization needs."""
-        size, channels = self.config.kernel_size, x.raw.shape[-1]
+        size, channels, dtype = self.config.kernel_size, x.raw.shape[-1], self.execution.dtype_of(self.config.dtype)
         ends = (self.features, channels) if self.transposed else (channels, self.features)
         kernel = self.param("kernel", nn.initializers.glorot_uniform(), (size, size, *ends))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
@@ -176,14 +176,14 @@ class Convolution(nn.Module):
         positions = x.raw.shape[1] * x.raw.shape[2] // (1 if self.transposed else self.stride**2)
         block = 0
         if self.execution.form == "matmul":
-            patches = positions * size**2 * ends[0] * jnp.dtype(self.config.dtype).itemsize
+            patches = positions * size**2 * ends[0] * dtype.itemsize
             block = block_size(x.raw.shape[0], image_bytes=patches, limit=self.execution.block_bytes)
         affine, kept = x.pending or (None, None)
         layer = functools.partial(
             _convolve,
             convolve=functools.partial(self.function, form=self.execution.form),
             config=self.config if x.pending else None,
-            dtype=jnp.dtype(self.config.dtype),
+            dtype=dtype,
         )
         shared = (affine, kernel, bias)
         y, moments = apply_layer(layer, shared, x.raw, kept, block=block, moments=normalized, weights=x.weights)

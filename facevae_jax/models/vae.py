@@ -37,7 +37,8 @@ class Config:
     batch_norm_momentum: float = 0.9  # of the running statistics; 0.99, Keras' value, lags hundreds of steps behind
     activation: Literal["leaky_relu", "relu", "silu", "gelu"] = "leaky_relu"  # slope 0.3 for leaky_relu, as in Keras
     dropout_rate: float = 0.0  # fraction of activations dropped after each hidden stage
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters and sums stay float32
+    # Of the computation; parameters and sums stay float32. auto: bfloat16 in training on a TPU or GPU, else float32.
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
 
     def __post_init__(self) -> None:
         in_range = 0 < self.latent_dim <= MAX_LATENT_DIM
@@ -100,7 +101,7 @@ class Encoder(nn.Module):
         for layer, filters in enumerate(config.stage_filters(images.shape[1])):
             y = StridedConvolution(filters, config, self.execution)(x)
             x = Stage(config, self.execution)(y, layer_keys(keys, layer), train=train)
-        dtype = jnp.dtype(config.dtype)
+        dtype = self.execution.dtype_of(config.dtype)
         flat = x.value(config).astype(dtype).reshape(images.shape[0], -1)
         initializer = nn.initializers.glorot_uniform()
         dense = functools.partial(nn.Dense, config.latent_dim, dtype=dtype, kernel_init=initializer)
@@ -127,7 +128,7 @@ class Decoder(nn.Module):
         train: bool,
         weights: Float[Array, " b"] | None = None,
     ) -> Decoded:
-        config, dtype = self.config, jnp.dtype(self.config.dtype)
+        config, dtype = self.config, self.execution.dtype_of(self.config.dtype)
         *hidden, deepest = config.stage_filters(self.resolution)
         grid = self.resolution >> (len(hidden) + 1)
         dense = nn.Dense(grid * grid * deepest, dtype=dtype, kernel_init=nn.initializers.glorot_uniform())

@@ -1,4 +1,7 @@
-"""Reads the text of a compiled program (XLA's HLO): what one step sends, reads, writes and takes by its compiler."""
+"""Reads the text of a compiled program (XLA's HLO): what one step sends, reads, writes and takes by its compiler.
+
+`parts` is the number of turns of a loop within a step: the parts in which a batch is computed.
+"""
 
 import math
 import re
@@ -70,13 +73,13 @@ def parse(text: str) -> Program:
     return Program(computations, entry)
 
 
-def exchanges(program: Program) -> dict[str, tuple[int, int]]:
+def exchanges(program: Program, *, parts: int = 1) -> dict[str, tuple[int, int]]:
     """What a device sends in a step by kind: how often, and the bytes of the operands.
 
     Of an asynchronous exchange the start is counted, whose shape holds the result too: its operands are read instead.
     """
     times, sizes, shapes = Counter[str](), Counter[str](), program.shapes
-    for each in _unrolled(program, program.step):
+    for each in _unrolled(program, program.step, parts):
         kind = each.op.removesuffix("-start")
         if kind in EXCHANGES:
             operands = each.operands[:1] if kind == "ragged-all-to-all" else each.operands
@@ -85,19 +88,19 @@ def exchanges(program: Program) -> dict[str, tuple[int, int]]:
     return {kind: (times[kind], sizes[kind]) for kind in sorted(times)}
 
 
-def launches(program: Program) -> int:
+def launches(program: Program, *, parts: int = 1) -> int:
     """Kernels, library calls, copies and exchanges of a step on a GPU."""
-    return sum(_works(each) for each in _unrolled(program, program.step))
+    return sum(_works(each) for each in _unrolled(program, program.step, parts))
 
 
-def traffic(program: Program, *, split: tuple[int, ...] = ()) -> int:
+def traffic(program: Program, *, split: tuple[int, ...] = (), parts: int = 1) -> int:
     """Bytes that a step reads and writes in a device's memory: operands and results, but those in a TPU's own (S(1)).
 
     The images are in an operand of the shape `split`, of which only some rows are read: it does not count.
     """
     images = f"u8[{','.join(map(str, split))}]"
     total, shapes = 0, program.shapes
-    for each in _unrolled(program, program.step):
+    for each in _unrolled(program, program.step, parts):
         if _works(each):
             operands = [shapes.get(name, "") for name in each.operands]
             total += sum(array_bytes(shape, outside=True) for shape in operands if not shape.startswith(images))
@@ -105,9 +108,10 @@ def traffic(program: Program, *, split: tuple[int, ...] = ()) -> int:
     return total
 
 
-def cycles(program: Program) -> tuple[int, int]:
+def cycles(program: Program, *, parts: int = 1) -> tuple[int, int]:
     """The TPU compiler's estimates: of a step without its exchanges, and of what a dispatch does beside its steps."""
-    return sum(each.cycles for each in program.step), sum(each.cycles for each in program.computations[program.entry])
+    step = sum(each.cycles for each in _unrolled(program, program.step, parts))
+    return step, sum(each.cycles for each in program.computations[program.entry])
 
 
 def array_bytes(shape: str, *, outside: bool = False) -> int:
@@ -128,12 +132,17 @@ def _body(loop: Instruction) -> str:
     return re.search(r"body=%?([\w.\-]+)", loop.attributes)[1]  # type: ignore[index]
 
 
-def _unrolled(program: Program, lines: list[Instruction]) -> list[Instruction]:
-    """With what calls and command buffers hold in their place."""
+def _unrolled(program: Program, lines: list[Instruction], parts: int) -> list[Instruction]:
+    """With what calls, command buffers and the loop over the parts of a batch hold in their place."""
     found: list[Instruction] = []
     for each in lines:
         called = re.search(r"to_apply=%?([\w.\-]+)", each.attributes) if each.op == "call" else None
-        found += _unrolled(program, program.computations[called[1]]) if called else [each]
+        if called:
+            found += _unrolled(program, program.computations[called[1]], parts)
+        elif each.op == "while":
+            found += parts * _unrolled(program, program.computations[_body(each)], parts)
+        else:
+            found.append(each)
     return found
 
 

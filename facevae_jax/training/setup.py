@@ -55,7 +55,7 @@ def on_each_device(
     Its result must be the same on all devices. What they exchange is written in it; nothing else is sent.
     """
     cut = PartitionSpec(*[None] * axis, DATA_AXIS)
-    # Without the check a psum's gradient is a psum, on which the loss and the batch normalization rely.
+    # Without the check a psum's gradient is a psum, on which batch normalization relies.
     whole = PartitionSpec()
     return jax.shard_map(function, mesh=mesh, in_specs=(whole, cut), out_specs=whole, check_vma=False)
 
@@ -100,9 +100,14 @@ class TrainSetup(NamedTuple):
     @classmethod
     def of(cls, config: RunConfig, mesh: Mesh | AbstractMesh, *, total_steps: int = 1) -> "TrainSetup":
         """The setup of a run; `total_steps` shapes the learning rate's schedule."""
-        form = choose_form(config.train.convolution, platform_of(mesh))
-        block_bytes = BLOCK_BYTES if mesh.size == 1 else CORE_BLOCK_BYTES
-        model, likelihood = make_model(config, Execution(form, DATA_AXIS, block_bytes))
+        platform = platform_of(mesh)
+        execution = Execution(
+            choose_form(config.train.convolution, platform),
+            DATA_AXIS,
+            block_bytes=BLOCK_BYTES if mesh.size == 1 else CORE_BLOCK_BYTES,
+            dtype="bfloat16" if platform in ("tpu", "gpu") else "float32",
+        )
+        model, likelihood = make_model(config, execution)
         return cls(config, model, likelihood, make_optimizer(config.train, total_steps=total_steps), mesh)
 
 

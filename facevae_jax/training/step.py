@@ -7,15 +7,25 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int
 
 from facevae_jax.config import RunConfig
 from facevae_jax.data.batches import Batch, Chunk, batch_reader, dequantize, random_flip, row_keys
 from facevae_jax.data.feed import FeedSpec
 from facevae_jax.data.plan import PADDING
-from facevae_jax.models.api import all_reduce, to_unit
+from facevae_jax.models.api import all_reduce, all_reduce_for_loss, to_unit
 from facevae_jax.objective import Loss, image_terms, kl_weight, loss_of
-from facevae_jax.training.setup import DATA_AXIS, DecoderVariance, TrainSetup, TrainState, on_each_device, replicated
+from facevae_jax.training.packing import Packing
+from facevae_jax.training.setup import (
+    DATA_AXIS,
+    DecoderVariance,
+    TrainSetup,
+    TrainState,
+    on_each_device,
+    platform_of,
+    replicated,
+)
 
 DECODER_VARIANCE_MOMENTUM = 0.99  # of the running mean over training batches
 
@@ -57,6 +67,7 @@ def _gradients(state: TrainState, batch: Batch, *, setup: TrainSetup) -> tuple[A
     The gradients' sum over the devices is that of the loss.
     """
     config, seed, step = setup.config, setup.config.train.seed, state.step
+    batch = batch._replace(images=batch.images.reshape(-1, *setup.model.image_shape))
     if config.data.flip:
         batch = batch._replace(images=random_flip(batch, seed=seed, step=step))
     targets = make_targets(batch, stream="dequantize", step=step, config=config)
@@ -71,7 +82,8 @@ def _gradients(state: TrainState, batch: Batch, *, setup: TrainSetup) -> tuple[A
         )
         terms = image_terms(targets, output, setup.likelihood)
         devices = lax.axis_size(DATA_AXIS)
-        means = all_reduce(jax.tree.map(lambda term: weighted_mean(term, weights) / devices, terms), DATA_AXIS)
+        parts = jax.tree.map(lambda term: weighted_mean(term, weights) / devices, terms)
+        means = all_reduce_for_loss(parts, DATA_AXIS)
         variance = setup.likelihood.batch_variance(means.pixels.squared_error, params)
         loss = loss_of(
             means,
@@ -87,15 +99,21 @@ def _gradients(state: TrainState, batch: Batch, *, setup: TrainSetup) -> tuple[A
     return gradients, loss, batch_stats
 
 
-def _mean_gradients(state: TrainState, parts: Batch, *, setup: TrainSetup) -> tuple[Any, Loss, Any]:
+def _mean_gradients(
+    state: TrainState, parts: Batch, *, setup: TrainSetup, packing: Packing | None
+) -> tuple[Any, Loss, Any]:
     """The gradients of a step: the mean over the parts, computed one after another, and the sum over the devices.
 
     Args:
       state: before the step.
       parts: the batch with a leading axis over its parts; this device has a slice of each.
       setup: what is needed beside arrays.
+      packing: of the state, and of the gradients and batch statistics that are returned.
     """
     count = setup.config.train.accumulation
+    if packing:
+        params, batch_stats = packing.params.unpack(state.params), packing.batch_stats.unpack(state.batch_stats)
+        state = state._replace(params=params, batch_stats=batch_stats)
 
     def one(part: Array | int) -> tuple[Any, Loss, Any]:
         return _gradients(state, Batch(*(array[part] for array in parts)), setup=setup)
@@ -106,23 +124,28 @@ def _mean_gradients(state: TrainState, parts: Batch, *, setup: TrainSetup) -> tu
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(lambda: one(0)))
         sums = lax.fori_loop(0, count, lambda part, sums: jax.tree.map(jnp.add, sums, one(part)), zeros)
         gradients, loss, batch_stats = jax.tree.map(lambda total: total / count, sums)
+    if packing:
+        gradients, batch_stats = packing.params.pack(gradients), packing.batch_stats.pack(batch_stats)
     return all_reduce(gradients, DATA_AXIS), loss, batch_stats
 
 
-def train_step(state: TrainState, batch: Batch, *, setup: TrainSetup) -> tuple[TrainState, Metrics]:
+def train_step(
+    state: TrainState, batch: Batch, *, setup: TrainSetup, packing: Packing | None = None
+) -> tuple[TrainState, Metrics]:
     """One step of the optimizer on one global batch; its randomness is a function of (seed, step, row).
 
     A step whose loss or gradient is not finite changes nothing but the step's number.
 
     Args:
       state: before the step.
-      batch: images [b, h, w, c], uint8, and the rows [b] of their split, which decide all that is drawn for them.
+      batch: images [b, h, w, c] or [b, l, lanes], uint8, and the rows [b] of their split, which decide what is drawn.
       setup: config, model, likelihood, optimizer and mesh.
+      packing: how the state is packed; None: it is not.
     """
     config = setup.config.train
     # Every n-th image goes into a part, so that each device finds its share of each part in its slice of the batch.
     parts = jax.tree.map(lambda x: x.reshape(-1, config.accumulation, *x.shape[1:]).swapaxes(0, 1), batch)
-    compute = on_each_device(functools.partial(_mean_gradients, setup=setup), setup.mesh, axis=1)
+    compute = on_each_device(functools.partial(_mean_gradients, setup=setup, packing=packing), setup.mesh, axis=1)
     gradients, loss, batch_stats = compute(state, parts)
     norm = optax.tree.norm(gradients)
     updates, opt_state = setup.optimizer.update(gradients, state.opt_state, state.params)
@@ -151,20 +174,24 @@ def train_steps(
     `count` is a traced number, so one compiled program serves every length up to `capacity`. The metrics are arrays
     [capacity]; their first `count` values are filled.
     """
-    read = batch_reader(chunk, image_shape=setup.model.image_shape, mesh=setup.mesh)
+    read = batch_reader(chunk, mesh=setup.mesh)
+    # A TPU lays a vector out anew for each product, and a CPU has no launches.
+    packing = Packing.of(state) if platform_of(setup.mesh) == "gpu" else None
 
     def one(state: TrainState, index: Array | int) -> tuple[TrainState, Metrics]:
-        return train_step(state, read(index), setup=setup)
+        return train_step(state, read(index), setup=setup, packing=packing)
 
-    shapes = jax.eval_shape(one, state, 0)[1]
-    history = jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape), leaf.dtype), shapes)
+    carried = packing.pack(state) if packing else state
+    shapes = jax.eval_shape(one, carried, 0)[1]
+    empty, unravel = ravel_pytree(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes))
 
-    def body(index: Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
+    def body(index: Array, carry: tuple[TrainState, Array]) -> tuple[TrainState, Array]:
         state, history = carry
         state, metrics = one(state, index)
-        return state, jax.tree.map(lambda all_steps, value: all_steps.at[index].set(value), history, metrics)
+        return state, history.at[index].set(ravel_pytree(metrics)[0])
 
-    return lax.fori_loop(0, count, body, (state, history))
+    carried, history = lax.fori_loop(0, count, body, (carried, jnp.zeros((capacity, empty.size))))
+    return packing.unpack(carried, like=state) if packing else carried, jax.vmap(unravel)(history)
 
 
 def compile_train_steps(setup: TrainSetup, state: TrainState, feed: FeedSpec) -> jax.stages.Compiled:

@@ -1,0 +1,82 @@
+"""A state whose parameters lie in one vector, for devices where each operation on an array costs a launch.
+
+Adam of 43 arrays is some 80 launches of a GPU, and of one vector a few. What the optimizer does to a number does not
+depend on its place, so results are the same up to the order of sums.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from facevae_jax.training.setup import TrainState
+
+
+class Vector(NamedTuple):
+    """How the arrays of a tree lie in one vector."""
+
+    structure: Any
+    shapes: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, tree: Any) -> "Vector":
+        """In the order of the tree's leaves."""
+        leaves, structure = jax.tree.flatten(tree)
+        return cls(structure, tuple(leaf.shape for leaf in leaves))
+
+    def pack(self, tree: Any) -> Float[Array, " n"]:
+        """The arrays, one after the other."""
+        return jnp.concatenate([_outputs_first(leaf).reshape(-1) for leaf in jax.tree.leaves(tree)])
+
+    def unpack(self, vector: Float[Array, " n"]) -> Any:
+        """The inverse of `pack`."""
+        leaves, start = [], 0
+        for shape in self.shapes:
+            end = start + math.prod(shape)
+            leaves.append(_outputs_last(vector[start:end], shape))
+            start = end
+        return jax.tree.unflatten(self.structure, leaves)
+
+
+class Packing(NamedTuple):
+    """How the parameters and the batch statistics of a state lie in vectors, and what has their structure."""
+
+    params: Vector
+    batch_stats: Vector
+
+    @classmethod
+    def of(cls, state: TrainState) -> "Packing":
+        """For states like this."""
+        return cls(Vector.of(state.params), Vector.of(state.batch_stats))
+
+    def pack(self, state: TrainState) -> TrainState:
+        """The state with a vector for each tree that has the structure of the parameters or of the batch statistics."""
+        return jax.tree.map(
+            lambda node: vector.pack(node) if (vector := self._vector(node)) else node,
+            state,
+            is_leaf=lambda node: self._vector(node) is not None,
+        )
+
+    def unpack(self, packed: TrainState, *, like: TrainState) -> TrainState:
+        """The inverse of `pack` for states like that."""
+        return jax.tree.map(
+            lambda node, leaf: vector.unpack(leaf) if (vector := self._vector(node)) else leaf,
+            like,
+            packed,
+            is_leaf=lambda node: self._vector(node) is not None,
+        )
+
+    def _vector(self, node: Any) -> Vector | None:
+        structure = jax.tree.structure(node)
+        return next((each for each in self if each.shapes and each.structure == structure), None)
+
+
+def _outputs_first(array: Array) -> Array:
+    """A convolution's kernel as cuDNN reads and writes it, which then costs no transposition."""
+    return array.transpose(3, 0, 1, 2) if array.ndim == 4 else array
+
+
+def _outputs_last(values: Float[Array, " n"], shape: tuple[int, ...]) -> Array:
+    return values.reshape(shape[3], *shape[:3]).transpose(1, 2, 3, 0) if len(shape) == 4 else values.reshape(shape)

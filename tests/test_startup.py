@@ -1,0 +1,34 @@
+"""How a command's process is set up before it computes."""
+
+import os
+import subprocess
+import sys
+
+import psutil
+import pytest
+
+from facevae_jax.core.startup import MAX_CPU_DEVICES
+from tests.conftest import REPOSITORY
+
+CODE = """
+import sys, jax
+from facevae_jax.core import startup
+startup.use_cores(int(sys.argv[1]))
+print(jax.device_count())
+"""
+
+
+def devices(images: int, **variables: str) -> int:
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | variables
+    words = [sys.executable, "-c", CODE, str(images)]
+    result = subprocess.run(words, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True)
+    return int(result.stdout)
+
+
+@pytest.mark.skipif((psutil.cpu_count(logical=False) or 1) < 2, reason="one core")
+def test_cores_are_devices_that_divide_the_batch():
+    cores = min(psutil.cpu_count(logical=False), MAX_CPU_DEVICES, len(psutil.Process().cpu_affinity()))
+    assert devices(840) == cores  # 840 is a multiple of 1 to 8
+    assert devices(839) == 1  # a prime
+    assert devices(840, XLA_FLAGS="--xla_force_host_platform_device_count=3") == 3
+    assert devices(840, JAX_NUM_CPU_DEVICES="5") == 5
