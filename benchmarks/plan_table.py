@@ -3,7 +3,7 @@
 PYTHONPATH=COMPILERS python -m benchmarks.plan_table --topologies=1xh100,8xh100,2x8xh100
 
 COMPILERS is a folder into which the compilers were installed (`pip install --no-deps --target=COMPILERS ...`, see the
-page). What the JSON has is not compiled again, so an interrupted table is finished by the same command.
+page). What the JSON has of this commit is not compiled again, so the same command finishes an interrupted table.
 """
 
 import json
@@ -26,6 +26,8 @@ CONFIGS = {  # with the number of training images of the published datasets
     "celeba64_spatial": 162_770,
 }
 TOPOLOGIES = ("v5e-1", "v5e-4", "v5e-16", "v6e-4", "v5p-8", "1xh100", "8xh100", "2x8xh100")
+# And with a batch of 128 images a device, which fills a TPU's lanes: config, topology, images in the batch.
+LARGE = (("gdl128", "v5e-1", 128), ("ffhq128", "v5e-4", 512), ("ffhq128", "8xh100", 1024))
 RESULTS, PAGE = REPOSITORY / "benchmarks/results/plans.json", REPOSITORY / "docs/accelerators.md"
 START, END = "<!-- plans -->\n", "<!-- end of plans -->\n"
 
@@ -35,23 +37,32 @@ _CONFIGS = flags.DEFINE_list("configs", list(CONFIGS), "What to compile.")
 
 def main(arguments: list[str]) -> None:
     """Compiles what is missing, one program after the other."""
-    record: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"plans": {}}
-    for config in _CONFIGS.value:
-        for topology in _TOPOLOGIES.value:
-            if topology in record["plans"].get(config, {}):
-                continue
-            flags_of = (f"--config={config}", f"--topology={topology}", f"--images={CONFIGS[config]}", "--json")
-            command = [sys.executable, "-m", "facevae_jax.plan", *flags_of]
-            result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY)
-            print(f"{config} {topology}: exit code {result.returncode}", flush=True)
-            if result.returncode == 2 and "does not fit" not in result.stderr:
-                raise SystemExit(result.stderr)
-            failed = {"error": result.stderr.strip().splitlines()[-1]} if result.returncode else {}
-            record["plans"].setdefault(config, {})[topology] = failed or json.loads(result.stdout)[0]
-            write_json(RESULTS, {"command": "python -m benchmarks.plan_table", **environment(), **record})
+    found, record = environment(), json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    if record.get("commit") != found["commit"]:
+        record = {"plans": {}}
+    wanted = [(config, topology, 0) for config in _CONFIGS.value for topology in _TOPOLOGIES.value]
+    wanted += [each for each in LARGE if each[0] in _CONFIGS.value and each[1] in _TOPOLOGIES.value]
+    for config, topology, batch in wanted:
+        label = f"{config}, batch {batch}" if batch else config
+        if topology not in record["plans"].setdefault(label, {}):
+            record["plans"][label][topology] = plan_of(config, topology, batch=batch)
+            write_json(RESULTS, {"command": "python -m benchmarks.plan_table", **record, **found})
     text = PAGE.read_text()
     head, tail = text.split(START)[0], text.split(END)[1]
     PAGE.write_text(head + START + table(record["plans"]) + END + tail)
+
+
+def plan_of(config: str, topology: str, *, batch: int) -> dict[str, Any]:
+    """The plan as a dictionary; what does not fit is an `error`."""
+    flags_of = [f"--config={config}", f"--topology={topology}", f"--images={CONFIGS[config]}", "--json"]
+    if batch:
+        flags_of.append(f"--config.train.batch_size={batch}")
+    command = [sys.executable, "-m", "facevae_jax.plan", *flags_of]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY)
+    print(f"{config} {topology} {batch or ''}: exit code {result.returncode}", flush=True)
+    if result.returncode and "does not fit" not in result.stderr:
+        raise SystemExit(result.stderr)
+    return json.loads(result.stdout)[0] if not result.returncode else {"error": result.stderr.strip().splitlines()[-1]}
 
 
 def table(plans: dict[str, Any]) -> str:

@@ -21,7 +21,8 @@ from facevae_jax.models.api import image_keys
 from facevae_jax.models.likelihoods import Decoded, GaussianLikelihood
 from facevae_jax.training.evaluation import Evaluator
 from facevae_jax.training.loop import train
-from facevae_jax.training.setup import TrainSetup, create_state, make_mesh, make_optimizer
+from facevae_jax.training.optimizer import make_optimizer
+from facevae_jax.training.setup import TrainSetup, create_state, make_mesh
 from facevae_jax.training.step import train_steps
 from tests.conftest import change
 from tests.test_extending import example

@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from facevae_jax.models import vae
 from facevae_jax.models.api import Execution
 from facevae_jax.models.convolution import convolution, transposed_convolution
-from facevae_jax.models.layers import Features, SameConvolution, StridedConvolution, TransposedConvolution
+from facevae_jax.models.layers import (
+    BATCH_NORM_EPSILON,
+    LEAKY_RELU_SLOPE,
+    Features,
+    SameConvolution,
+    Stage,
+    StridedConvolution,
+    TransposedConvolution,
+)
 
 PAIRS = [
     (SameConvolution, lambda f, k: nn.Conv(f, (k, k))),
@@ -32,11 +40,47 @@ def test_parameters_and_results_are_those_of_flax(ours, theirs, form, size):
     shapes = jax.tree.map(jnp.shape, layer.init(jax.random.key(1), Features(x)))
     assert shapes == jax.tree.map(jnp.shape, variables)
     features, moments = layer.apply(variables, Features(x))
-    output = features.raw
+    bias = variables["params"]["bias"]
+    np.testing.assert_array_equal(features.bias, bias)  # which batch normalization would take away again
     expected = reference.apply(variables, x)
-    np.testing.assert_allclose(output, expected, rtol=1e-5, atol=1e-5)
+    bias = bias.reshape(1, 1, 1, -1)
+    np.testing.assert_allclose(features.raw + bias, expected, rtol=1e-5, atol=1e-5)
+    expected -= bias
     np.testing.assert_allclose(moments.total, expected.sum(axis=(0, 1, 2)), rtol=1e-5, atol=1e-4)
     np.testing.assert_allclose(moments.square, jnp.square(expected).sum(axis=(0, 1, 2)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_normalization_is_that_of_flax_with_the_bias_that_is_left_out(train):
+    """Of the running mean too, so that a checkpoint means the same."""
+    config = vae.Config(batch_norm_momentum=0.7)
+    x = jax.random.normal(jax.random.key(0), (4, 8, 8, 5))
+
+    class Ours(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            features = Stage(config, Execution(), name="stage")(
+                StridedConvolution(7, config, Execution(), name="conv")(Features(x)), None, train=train
+            )
+            return features.value(config)
+
+    class Theirs(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            y = nn.Conv(7, (3, 3), strides=2, name="conv")(x)
+            norm = nn.BatchNorm(use_running_average=not train, momentum=0.7, epsilon=BATCH_NORM_EPSILON, name="norm")
+            return nn.leaky_relu(norm(y), LEAKY_RELU_SLOPE)
+
+    given = jax.tree.map(lambda leaf: leaf + 0.1, Theirs().init(jax.random.key(1), x))
+    ours = {
+        kind: {"stage": {"BatchNorm_0": tree["norm"]}} | ({"conv": tree["conv"]} if "conv" in tree else {})
+        for kind, tree in given.items()
+    }
+    expected, new = Theirs().apply(given, x, mutable=["batch_stats"])
+    found, updated = Ours().apply(ours, x, mutable=["batch_stats"])
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    same = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    jax.tree.map(same, updated["batch_stats"]["stage"]["BatchNorm_0"], new["batch_stats"]["norm"])
 
 
 @pytest.mark.parametrize("stride", [1, 2, None], ids=["same", "strided", "transposed"])

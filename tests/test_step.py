@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import facevae_jax
@@ -16,8 +17,9 @@ from facevae_jax.data.feed import put
 from facevae_jax.data.plan import PADDING, padded_rows
 from facevae_jax.models import autoencoder
 from facevae_jax.models.likelihoods import make_likelihood
+from facevae_jax.training.optimizer import ADAM_EPSILON, make_optimizer, make_schedule
 from facevae_jax.training.packing import Packing
-from facevae_jax.training.setup import TrainSetup, create_state, make_mesh, make_optimizer, make_schedule, split_along
+from facevae_jax.training.setup import TrainSetup, create_state, make_mesh, split_along
 from facevae_jax.training.step import train_step
 from tests.conftest import change
 
@@ -124,6 +126,21 @@ def test_learning_rate_rises_and_falls_as_configured():
     constant = make_schedule(TrainConfig(learning_rate=2.0, warmup_steps=4), total_steps=9)
     np.testing.assert_allclose([constant(step) for step in (0, 1, 4, 9)], [0.0, 0.5, 2.0, 2.0], rtol=1e-6)
     assert make_schedule(TrainConfig(learning_rate=2.0, warmup_steps=0), total_steps=9)(0) == 2.0
+
+
+def test_adam_is_that_of_optax():
+    config = TrainConfig(learning_rate=0.1, warmup_steps=3)
+    ours = make_optimizer(config, total_steps=9)
+    theirs = optax.adam(make_schedule(config, total_steps=9), eps=ADAM_EPSILON)
+    params = {"a": jnp.linspace(-1.0, 1.0, 7), "b": jnp.full((2, 3), 1e-3)}
+    states = ours.init(params), theirs.init(params)
+    assert jax.tree.structure(states[0][1]) == jax.tree.structure(states[1])  # beside the clipping's
+    for step in range(5):
+        gradients = jax.tree.map(lambda leaf, step=step: 10.0 ** (2 - 2 * step) * jnp.sin(leaf + step), params)
+        found, state = jax.jit(ours.update)(gradients, states[0], params)
+        expected, other = jax.jit(theirs.update)(gradients, states[1], params)
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-6), found, expected)
+        states, params = (state, other), optax.apply_updates(params, found)
 
 
 def test_clipping_limits_the_first_moment():

@@ -72,6 +72,7 @@ class Features(NamedTuple):
     raw: Shaped[Array, "b h w c"]
     pending: Pending | None = None
     weights: Float[Array, " b"] | None = None  # of the images in the batch's moments; None: all weigh 1
+    bias: Float[Array, " c"] | None = None  # that batch normalization would only take away again
 
     def value(self, config: LayerConfig) -> Shaped[Array, "b h w c"]:
         """The array with all done."""
@@ -95,22 +96,25 @@ class BatchNorm(nn.Module):
     momentum: float
 
     @nn.compact
-    def __call__(self, moments: Moments, *, count: Any, train: bool) -> Affine:
-        """`count` is the number of values of each channel in the moments; symbolic in an exported program."""
+    def __call__(self, moments: Moments, bias: Float[Array, " c"], *, count: Any, train: bool) -> Affine:
+        """Of values without the convolution's `bias`, which the running mean has.
+
+        `count` is the number of values of each channel in the moments; symbolic in an exported program.
+        """
         shape = moments.total.shape
         scale = self.param("scale", nn.initializers.ones, shape)
-        bias = self.param("bias", nn.initializers.zeros, shape)
+        offset = self.param("bias", nn.initializers.zeros, shape)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
         running_variance = self.variable("batch_stats", "var", jnp.ones, shape)
-        mean, variance = running_mean.value, running_variance.value
+        mean, variance = running_mean.value - bias, running_variance.value
         if train:
             mean = moments.total / count
             variance = jnp.maximum(moments.square / count - jnp.square(mean), 0.0)
             if not self.is_initializing():
-                for running, batch in ((running_mean, mean), (running_variance, variance)):
+                for running, batch in ((running_mean, mean + bias), (running_variance, variance)):
                     running.value = self.momentum * running.value + (1.0 - self.momentum) * batch
         factor = scale * lax.rsqrt(variance + BATCH_NORM_EPSILON)
-        return Affine(factor, bias - mean * factor)
+        return Affine(factor, offset - mean * factor)
 
 
 class GroupNorm(nn.Module):
@@ -135,17 +139,17 @@ class Stage(nn.Module):
         (features, moments), affine, kept = x, None, None
         y = features.raw
         execution = self.execution if train else Execution()
-        if moments is not None:
+        if moments is not None and features.bias is not None:
             moments = execution.sum(moments)
             count = execution.devices * math.prod(y.shape[:3])
-            affine = BatchNorm(self.config.batch_norm_momentum)(moments, count=count, train=train)
+            norm = BatchNorm(self.config.batch_norm_momentum)
+            affine = norm(moments, features.bias, count=count, train=train)
         elif self.config.normalization == "group":
             affine = GroupNorm()(y.shape[-1])
         if train and self.config.dropout_rate and keys is not None:
             probability = 1.0 - self.config.dropout_rate
-            # Three fusions read the bits: the barrier keeps XLA from drawing them anew in each.
-            kept = lax.optimization_barrier(random.bernoulli_words(keys, probability, math.prod(y.shape[1:])))
-        return features._replace(pending=Pending(affine, kept))
+            kept = random.bernoulli_words(keys, probability, math.prod(y.shape[1:]))
+        return features._replace(pending=Pending(affine, kept), bias=None)
 
 
 class Convolution(nn.Module):
@@ -168,11 +172,6 @@ class Convolution(nn.Module):
         kernel = self.param("kernel", nn.initializers.glorot_uniform(), (size, size, *ends))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         normalized = self.hidden and self.config.normalization == "batch"
-        if normalized:
-            # Batch normalization subtracts the bias again, so its true gradient is zero. What reverse mode computes
-            # instead is rounding noise, which Adam would scale up to full steps: a random walk that depends on the
-            # number of devices and that the running mean follows too late.
-            bias = lax.stop_gradient(bias)
         positions = x.raw.shape[1] * x.raw.shape[2] // (1 if self.transposed else self.stride**2)
         block = 0
         if self.execution.form == "matmul":
@@ -185,13 +184,15 @@ class Convolution(nn.Module):
             config=self.config if x.pending else None,
             dtype=dtype,
         )
-        shared = (affine, kernel, bias)
+        # Batch normalization takes the bias away again, so its gradient is zero. Added and subtracted it would have a
+        # gradient of rounding noise, which Adam would scale up to full steps: a random walk.
+        shared = (affine, kernel, None if normalized else bias)
         y, moments = apply_layer(layer, shared, x.raw, kept, block=block, moments=normalized, weights=x.weights)
-        return Features(y, weights=x.weights), moments
+        return Features(y, weights=x.weights, bias=bias if normalized else None), moments
 
 
 def _convolve(
-    shared: tuple[Affine | None, Array, Array],
+    shared: tuple[Affine | None, Array, Array | None],
     x: Array,
     kept: Array | None,
     *,
@@ -203,7 +204,7 @@ def _convolve(
     if config is not None:
         x = Pending(affine, kept).apply(x, config)
     y = convolve(to_unit(x).astype(dtype), kernel.astype(dtype))
-    return y + by_channel(bias.astype(dtype), y)
+    return y if bias is None else y + by_channel(bias.astype(dtype), y)
 
 
 class StridedConvolution(Convolution):

@@ -91,7 +91,11 @@ class Compiled(NamedTuple):
 
 
 class DoesNotFit(Exception):
-    """The program needs more memory than a device has; the message says how much."""
+    """The program needs `times` as much memory as a device has; the message says how much."""
+
+    def __init__(self, message: str, times: float = 1.0) -> None:
+        super().__init__(message)
+        self.times = times
 
 
 def plan(config: RunConfig, topology: Topology, *, images: int, dump: pathlib.Path | None = None) -> Plan:
@@ -108,7 +112,7 @@ def plan(config: RunConfig, topology: Topology, *, images: int, dump: pathlib.Pa
     try:
         compiled = compile_for(config, topology, images=images)
     except DoesNotFit as error:
-        remedy = nearest_that_fits(config, topology, images=images)
+        remedy = nearest_that_fits(config, topology, images=images, times=error.times)
         raise UserError(f"it does not fit on {topology.name}: {error} {remedy}") from error
     if dump:
         (dump / f"{topology.name}.txt").write_text(compiled.text)
@@ -171,23 +175,30 @@ def compile_for(config: RunConfig, topology: Topology, *, images: int) -> Compil
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         found = re.search(r"RESOURCE_EXHAUSTED: (.*?)(?:\n|$)", str(error))
-        raise DoesNotFit((found[1] if found else "the compiler ran out of memory.")[:200]) from error
+        needed = re.search(r"\(([\d.]+)G\) exceeds available \w+ \(([\d.]+)G\)", str(error))
+        times = float(needed[1]) / float(needed[2]) if needed else 1.0
+        raise DoesNotFit((found[1] if found else "the compiler ran out of memory.")[:200], times) from error
     seconds = time.perf_counter() - started
     memory = cast(Any, compiled.memory_analysis())
     peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     if peak > topology.chip.memory:
-        raise DoesNotFit(f"it takes {peak / GIB:.1f} GiB of {topology.chip.memory / GIB:.1f}.")
+        message = f"it takes {peak / GIB:.1f} GiB of {topology.chip.memory / GIB:.1f}."
+        raise DoesNotFit(message, peak / topology.chip.memory)
     sizes = (memory.argument_size_in_bytes, memory.temp_size_in_bytes)
     return Compiled(spec, reason, compiled.as_text() or "", *sizes, seconds)
 
 
-def nearest_that_fits(config: RunConfig, topology: Topology, *, images: int) -> str:
-    """A remedy that was compiled: the batch in more parts, or where these are one image each, a smaller batch."""
+def nearest_that_fits(config: RunConfig, topology: Topology, *, images: int, times: float) -> str:
+    """A remedy that was compiled: the batch in more parts, or where these are one image each, a smaller batch.
+
+    What takes `times` the memory of a device does not fit in less than half as many parts.
+    """
     train, devices = config.train, len(topology.devices)
-    parts = [2**power for power in range(1, 12) if train.batch_size % (train.accumulation * 2**power) == 0]
+    powers = range(max(1, math.floor(math.log2(times))), 16)
+    parts = [2**power for power in powers if train.batch_size % (train.accumulation * 2**power) == 0]
     tries = [{"accumulation": train.accumulation * each} for each in parts]
     tries = [each for each in tries if train.batch_size // each["accumulation"] >= devices]
-    smaller = [train.batch_size // 2**power // train.accumulation * train.accumulation for power in range(1, 12)]
+    smaller = [train.batch_size // 2**power // train.accumulation * train.accumulation for power in powers]
     tries += [{"batch_size": batch} for batch in smaller if batch >= devices * train.accumulation]
     for each in tries:
         changed = dataclasses.replace(config, train=dataclasses.replace(train, **each))

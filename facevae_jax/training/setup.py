@@ -11,15 +11,15 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 from jaxtyping import Array, Float, Int
 
 from facevae_jax import models
-from facevae_jax.config import RunConfig, TrainConfig
+from facevae_jax.config import RunConfig
 from facevae_jax.core.random import named_key
 from facevae_jax.core.settings import CHANNELS
 from facevae_jax.models.api import Execution, Model, image_keys
 from facevae_jax.models.blocks import BLOCK_BYTES, CORE_BLOCK_BYTES
 from facevae_jax.models.convolution import choose_form
 from facevae_jax.models.likelihoods import GaussianLikelihood, make_likelihood
+from facevae_jax.training.optimizer import make_optimizer
 
-ADAM_EPSILON = 1e-7  # Keras' value; Optax's is 1e-8
 DATA_AXIS = "data"
 
 
@@ -123,23 +123,6 @@ def make_model(config: RunConfig, execution: Execution | None = None) -> tuple[M
     execution = execution or Execution(choose_form(config.train.convolution))
     module = models.module_of(config.model.kind)
     return module.build(config.model, resolution=side, likelihood=likelihood, execution=execution), likelihood
-
-
-def make_schedule(config: TrainConfig, *, total_steps: int) -> optax.Schedule:
-    """Learning rate by step: linear warm-up, then constant or cosine to zero at the last step."""
-    rate, warmup = config.learning_rate, config.warmup_steps
-    if config.schedule == "cosine":
-        return optax.warmup_cosine_decay_schedule(
-            0.0 if warmup else rate, rate, warmup_steps=warmup, decay_steps=max(total_steps, warmup + 1)
-        )
-    return optax.linear_schedule(0.0, rate, warmup) if warmup else optax.constant_schedule(rate)
-
-
-def make_optimizer(config: TrainConfig, *, total_steps: int) -> optax.GradientTransformation:
-    """Adam with Keras' epsilon, after clipping of the global norm where it is asked for."""
-    # identity, not nothing: the optimizer's state then has one structure, and clipping may change on resuming.
-    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
-    return optax.chain(clip, optax.adam(make_schedule(config, total_steps=total_steps), eps=ADAM_EPSILON))
 
 
 def initial_state(setup: TrainSetup) -> TrainState:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 from jax.flatten_util import ravel_pytree
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from facevae_jax.config import RunConfig
@@ -27,6 +28,9 @@ from facevae_jax.training.setup import (
     replicated,
 )
 
+# Twice as much of a core's 128 MiB for one fusion, which can then hold more of an image: 2 to 5% fewer cycles.
+LARGE_FUSIONS: dict[str, str | bool] = {"xla_tpu_scoped_vmem_limit_kib": "32768"}
+COMPILER_OPTIONS = {"TPU v5 lite": LARGE_FUSIONS, "TPU v6 lite": LARGE_FUSIONS}
 DECODER_VARIANCE_MOMENTUM = 0.99  # of the running mean over training batches
 
 
@@ -36,6 +40,15 @@ class Metrics(NamedTuple):
     loss: Loss
     gradient_norm: Float[Array, ""]
     skipped: Float[Array, ""]  # 1 where it was not finite, so that nothing was learned; else 0
+
+
+class Gradients(NamedTuple):
+    """Of the loss of all devices, with its parts and the new batch statistics."""
+
+    gradients: Any
+    norm: Float[Array, ""]
+    loss: Loss
+    batch_stats: Any
 
 
 def make_targets(batch: Batch, *, stream: str, step: Array | int, config: RunConfig) -> Float[Array, "b ..."]:
@@ -99,9 +112,7 @@ def _gradients(state: TrainState, batch: Batch, *, setup: TrainSetup) -> tuple[A
     return gradients, loss, batch_stats
 
 
-def _mean_gradients(
-    state: TrainState, parts: Batch, *, setup: TrainSetup, packing: Packing | None
-) -> tuple[Any, Loss, Any]:
+def _mean_gradients(state: TrainState, parts: Batch, *, setup: TrainSetup, packing: Packing | None) -> Gradients:
     """The gradients of a step: the mean over the parts, computed one after another, and the sum over the devices.
 
     Args:
@@ -126,7 +137,9 @@ def _mean_gradients(
         gradients, loss, batch_stats = jax.tree.map(lambda total: total / count, sums)
     if packing:
         gradients, batch_stats = packing.params.pack(gradients), packing.batch_stats.pack(batch_stats)
-    return all_reduce(gradients, DATA_AXIS), loss, batch_stats
+    gradients = all_reduce(gradients, DATA_AXIS)
+    # Here, where the gradients are cut out of what was sent, a TPU's compiler adds up their squares in passing.
+    return Gradients(gradients, optax.tree.norm(gradients), loss, batch_stats)
 
 
 def train_step(
@@ -146,8 +159,7 @@ def train_step(
     # Every n-th image goes into a part, so that each device finds its share of each part in its slice of the batch.
     parts = jax.tree.map(lambda x: x.reshape(-1, config.accumulation, *x.shape[1:]).swapaxes(0, 1), batch)
     compute = on_each_device(functools.partial(_mean_gradients, setup=setup, packing=packing), setup.mesh, axis=1)
-    gradients, loss, batch_stats = compute(state, parts)
-    norm = optax.tree.norm(gradients)
+    gradients, norm, loss, batch_stats = compute(state, parts)
     updates, opt_state = setup.optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     averaged = state.averaged
@@ -198,4 +210,5 @@ def compile_train_steps(setup: TrainSetup, state: TrainState, feed: FeedSpec) ->
     """Ahead-of-time compilation of `train_steps` for a state like this and a feed; the state is donated."""
     function = jax.jit(functools.partial(train_steps, setup=setup, capacity=feed.capacity), donate_argnums=0)
     count = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(setup.mesh))
-    return function.lower(state, feed.abstract_chunk(), count).compile()
+    kind = setup.mesh.devices.flat[0].device_kind if isinstance(setup.mesh, Mesh) else ""
+    return function.lower(state, feed.abstract_chunk(), count).compile(COMPILER_OPTIONS.get(kind))
