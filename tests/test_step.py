@@ -71,18 +71,24 @@ def test_a_batch_of_15_is_the_same_batch_on_1_2_4_and_8_devices(tiny_config, for
         jax.tree.map(same, found[devices][1], found[1][1])
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
-def test_a_packed_state_takes_the_same_steps(tiny_config, accumulation):
+@pytest.mark.parametrize(
+    ("accumulation", "model", "arrays"),
+    # 5 trees in vectors beside the counters and the decoder's variance; without batch statistics 3
+    [(1, None, 11), (2, None, 11), (1, autoencoder.Config(latent_channels=2, width=8), 9)],
+    ids=["whole", "in parts", "without batch statistics"],
+)
+def test_a_packed_state_takes_the_same_steps(tiny_config, accumulation, model, arrays):
     """Parameters, moments and averages in vectors, as on a GPU: only the sum in the norm has another order."""
     config = change(
         tiny_config, train={"accumulation": accumulation, "clip_norm": 1.0, "ema_decay": 0.9, "warmup_steps": 0}
     )
+    config = dataclasses.replace(config, model=model or config.model)
     images = open_dataset(config.data).images("train")
     setup = TrainSetup.of(config, make_mesh(jax.devices()[:2]))
     state = create_state(setup)
     packing = Packing.of(state)
     packed = jax.jit(packing.pack)(state)
-    assert len(jax.tree.leaves(packed)) == 11  # 5 trees in vectors beside the counters and the decoder's variance
+    assert len(jax.tree.leaves(packed)) == arrays
     jax.tree.map(np.testing.assert_array_equal, packing.unpack(packed, like=state), state)
     step = jax.jit(functools.partial(train_step, setup=setup, packing=packing))
     plain_step = jax.jit(functools.partial(train_step, setup=setup))

@@ -26,12 +26,16 @@ class Vector(NamedTuple):
         leaves, structure = jax.tree.flatten(tree)
         return cls(structure, tuple(leaf.shape for leaf in leaves))
 
-    def pack(self, tree: Any) -> Float[Array, " n"]:
-        """The arrays, one after the other."""
+    def pack(self, tree: Any) -> Any:
+        """The arrays, one after the other; a tree without arrays stays as it is."""
+        if not self.shapes:
+            return tree
         return jnp.concatenate([_outputs_first(leaf).reshape(-1) for leaf in jax.tree.leaves(tree)])
 
-    def unpack(self, vector: Float[Array, " n"]) -> Any:
+    def unpack(self, vector: Any) -> Any:
         """The inverse of `pack`."""
+        if not self.shapes:
+            return vector
         leaves, start = [], 0
         for shape in self.shapes:
             end = start + math.prod(shape)
