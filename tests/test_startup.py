@@ -7,6 +7,7 @@ import sys
 import psutil
 import pytest
 
+from facevae_jax.core.parallel import available_cpus
 from facevae_jax.core.startup import MAX_CPU_DEVICES
 from tests.conftest import REPOSITORY
 
@@ -27,7 +28,7 @@ def devices(images: int, **variables: str) -> int:
 
 @pytest.mark.skipif((psutil.cpu_count(logical=False) or 1) < 2, reason="one core")
 def test_cores_are_devices_that_divide_the_batch():
-    cores = min(psutil.cpu_count(logical=False), MAX_CPU_DEVICES, len(psutil.Process().cpu_affinity()))
+    cores = min(psutil.cpu_count(logical=False), available_cpus(), MAX_CPU_DEVICES)
     assert devices(840) == cores  # 840 is a multiple of 1 to 8
     assert devices(839) == 1  # a prime
     assert devices(840, XLA_FLAGS="--xla_force_host_platform_device_count=3") == 3

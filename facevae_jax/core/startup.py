@@ -6,6 +6,8 @@ import sys
 
 import psutil
 
+from facevae_jax.core.parallel import available_cpus
+
 CACHE = "facevae_jax/compiled"
 MIN_COMPILE_SECONDS = 0.1  # faster compilations are not worth a file; JAX's default is 1 s
 TUNABLES = "GLIBC_TUNABLES"
@@ -42,9 +44,7 @@ def use_cores(images: int) -> None:
 
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "") or "JAX_NUM_CPU_DEVICES" in os.environ:
         return
-    process = psutil.Process()
-    allowed = len(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else MAX_CPU_DEVICES
-    cores = min(psutil.cpu_count(logical=False) or 1, allowed, MAX_CPU_DEVICES)
+    cores = min(psutil.cpu_count(logical=False) or 1, available_cpus(), MAX_CPU_DEVICES)
     jax.config.update("jax_num_cpu_devices", next(n for n in range(cores, 0, -1) if images % n == 0))
 
 
