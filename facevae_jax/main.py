@@ -49,9 +49,10 @@ def main(arguments: list[str]) -> int:
     from facevae_jax.trained.loading import load
     from facevae_jax.training import loop, telemetry
 
-    startup.use_cores(config.train.batch_size // config.train.accumulation)
     startup.keep_compiled_programs()
     hosts.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS_ID.value, heartbeat_seconds=_HEARTBEAT.value)
+    if not jax.distributed.is_initialized():  # several processes may share the cores of a host
+        startup.use_cores(config.train.batch_size // config.train.accumulation)
     signals = StopSignals(telemetry.log)
     loop.train(config, workdir, should_stop=lambda step: bool(signals.received()), started=startup.process_start())
     (number,) = hosts.agree(signals.received())  # perhaps only one of the processes received it

@@ -250,7 +250,7 @@ def advice(config: RunConfig, topology: Topology, plan: Plan) -> tuple[str, ...]
         found.append(f"{used:.0%} of the memory is taken: --config.train.accumulation={2 * parts} takes less")
     if batch % (devices * parts):
         found.append(f"the batch is filled up to {math.ceil(share) * devices * parts} images")
-    if getattr(config.model, "dtype", "") == "float32":
+    if not on_tpu and getattr(config.model, "dtype", "") == "float32":
         found.append("--config.model.dtype=auto computes in bfloat16, with half the memory traffic")
     if plan.feed.startswith("streamed"):
         found.append("the images do not fit in the devices' memory: hosts send each batch")
