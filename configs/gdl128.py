@@ -19,6 +19,7 @@ def get_config() -> ml_collections.ConfigDict:
         model=vae.Config(
             latent_dim=200,
             filters=(32, 64, 64, 64),
+            head="transposed",
             normalization="batch",
             batch_norm_momentum=0.99,
             activation="leaky_relu",

@@ -155,6 +155,21 @@ class RunConfig:
         }
         return cls(**built)
 
+    @classmethod
+    def from_saved(cls, config: Mapping[str, Any]) -> "RunConfig":
+        """Of `to_dict`, perhaps by an older version: a setting that it did not have is what it always did.
+
+        Raises:
+          TypeError: an unknown key, or a value of the wrong type.
+          ValueError: an impossible value.
+        """
+        check_section(config, "")
+        model = config.get("model", {})
+        check_section(model, "model.")
+        kind = model.get("kind", models.DEFAULT)
+        earlier = getattr(models.config_class(kind), "EARLIER", {}) if kind in models.KINDS else {}
+        return cls.from_config_dict({**config, "model": {**earlier, **model}})
+
     def to_dict(self) -> dict[str, Any]:
         """Plain types, as written to `config.json`."""
         return dataclasses.asdict(self)

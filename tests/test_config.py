@@ -2,6 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from facevae_jax import models
 from facevae_jax.config import DataConfig, RunConfig, check_overrides
 from facevae_jax.models import vae
 
@@ -73,3 +74,12 @@ def test_unknown_overrides_get_a_suggestion():
     check_overrides(["--config=configs/x.py", "--config.data.resolution=64", "--workdir=x"])
     with pytest.raises(TypeError, match=r"--config\.model\.latent_dims is unknown.*--config\.model\.latent_dim\b"):
         check_overrides(["--config.model.latent_dims=3"])
+
+
+@pytest.mark.parametrize(("kind", "head"), [("vae", "transposed"), ("autoencoder_kl", "patch")])
+def test_a_saved_config_without_a_head_means_the_one_that_there_was(kind, head):
+    saved = RunConfig(model=models.config_class(kind)()).to_dict()
+    assert RunConfig.from_saved(saved).model.head == "nearest"
+    del saved["model"]["head"]
+    assert RunConfig.from_saved(saved).model.head == head
+    assert RunConfig.from_config_dict(saved).model.head == "nearest"  # a config file of one's own

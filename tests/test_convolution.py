@@ -19,6 +19,7 @@ from facevae_jax.models.layers import (
     Stage,
     StridedConvolution,
     TransposedConvolution,
+    UpsampledConvolution,
 )
 
 PAIRS = [
@@ -48,6 +49,32 @@ def test_parameters_and_results_are_those_of_flax(ours, theirs, form, size):
     expected -= bias
     np.testing.assert_allclose(moments.total, expected.sum(axis=(0, 1, 2)), rtol=1e-5, atol=1e-4)
     np.testing.assert_allclose(moments.square, jnp.square(expected).sum(axis=(0, 1, 2)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["plain", "matmul"])
+@pytest.mark.parametrize("size", [3, 5])
+def test_upsampling_is_flax_convolution_of_repeated_pixels(form, size):
+    x = jax.random.normal(jax.random.key(0), (2, 4, 4, 5))
+    reference, layer = nn.Conv(7, (size, size)), UpsampledConvolution(7, vae.Config(kernel_size=size), Execution(form))
+    repeated = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+    variables = reference.init(jax.random.key(1), repeated)
+    shapes = jax.tree.map(jnp.shape, layer.init(jax.random.key(1), Features(x)))
+    assert shapes == jax.tree.map(jnp.shape, variables)
+    expected, pull_back = jax.vjp(lambda v: reference.apply(v, repeated), variables)
+    found, ours = jax.vjp(lambda v: layer.apply(v, Features(x))[0].raw, variables)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    at = jax.random.normal(jax.random.key(2), expected.shape)
+    kernels = (pull(at)[0]["params"]["kernel"] for pull in (ours, pull_back))
+    np.testing.assert_allclose(*kernels, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("head", ["nearest", "transposed"])
+def test_only_the_transposed_head_gives_constant_features_a_checkerboard(head):
+    layer = {"nearest": UpsampledConvolution, "transposed": TransposedConvolution}[head]
+    ones = Features(jnp.ones((1, 8, 8, 5)))
+    layer = layer(3, vae.Config(), Execution(), hidden=False)
+    y = layer.apply(layer.init(jax.random.key(0), ones), ones)[0].raw[0, 4:-4, 4:-4]
+    assert (np.ptp(y, axis=(0, 1)).max() < 1e-5) == (head == "nearest")
 
 
 @pytest.mark.parametrize("train", [True, False])

@@ -6,7 +6,7 @@ describes, so reconstructions are sharper than those of a flat vector; samples n
 """
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -15,9 +15,10 @@ from jaxtyping import Array, Float, Key, Shaped
 from facevae_jax.core.settings import CHANNELS, check, check_all
 from facevae_jax.models.api import Execution, Gaussian, LatentGroup, Output, to_unit
 from facevae_jax.models.blocks import by_channel
-from facevae_jax.models.layers import Features, GroupNorm, Pending, SameConvolution
+from facevae_jax.models.layers import Features, GroupNorm, Pending, SameConvolution, UpsampledConvolution
 from facevae_jax.models.likelihoods import Decoded, GaussianLikelihood
 
+HEAD_PATCH = 2  # by which the head of kind `nearest` doubles
 PATCHES = {4: 2, 8: 4}  # side of the first patch, by how much smaller than the image the latent grid is
 MAX_CODE = 16_384  # numbers of a code, where their covariance takes 1 GiB
 
@@ -30,10 +31,14 @@ class Config:
     downsampling: Literal[4, 8] = 8  # the latent grid has the image's side divided by this
     latent_channels: int = 8  # numbers at each place of the grid
     width: int = 64  # channels at twice the grid's side; twice as many on the grid
+    # How the last layer reaches pixels. patch: each place of the last grid gives a square, whose seams show as a grid
+    head: Literal["nearest", "patch"] = "nearest"
     blocks: int = 1  # residual blocks at each of the two sides, in encoder and decoder
     activation: Literal["silu", "gelu", "relu", "leaky_relu"] = "silu"
     # Of the computation; parameters and sums stay float32. auto: bfloat16 in training on a TPU or GPU, else float32.
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+
+    EARLIER: ClassVar[dict[str, Any]] = {"head": "patch"}  # where a saved config lacks the setting
 
     # What `models.layers` asks of a config.
     normalization = "group"
@@ -112,7 +117,13 @@ class Decoder(Half):
         patch, width = PATCHES[self.config.downsampling], self.config.width
         x = self.blocks(self.dense(code, 2 * width))
         x = self.blocks(depth_to_space(self.dense(x, 4 * width), 2))
-        return depth_to_space(self.dense(self.normalized(x), self.features * patch**2), patch)
+        if self.config.head == "patch":
+            return depth_to_space(self.dense(self.normalized(x), self.features * patch**2), patch)
+        if patch > HEAD_PATCH:
+            x = depth_to_space(self.dense(self.normalized(x), width), patch // HEAD_PATCH)
+        pending = Pending(GroupNorm()(x.shape[-1]), None)
+        head = UpsampledConvolution(self.features, self.config, self.execution, hidden=False)
+        return head(Features(x, pending))[0].raw
 
 
 class AutoencoderKL(nn.Module):

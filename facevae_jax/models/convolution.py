@@ -44,6 +44,18 @@ def transposed_convolution(
     return _transposed(x, kernel)
 
 
+def upsampled_convolution(
+    x: Float[Array, "b h w c"], kernel: Float[Array, "k k c f"], *, form: Form
+) -> Float[Array, "b 2*h 2*w f"]:
+    """Doubling by nearest neighbors, then `convolution` of stride 1 (k is odd), as one transposed convolution.
+
+    A neighbor reaches an output through two taps next to each other in each axis, which are added up.
+    """
+    turned = kernel[::-1, ::-1].swapaxes(2, 3)
+    taps = [jnp.pad(turned, ((i, 1 - i), (j, 1 - j), (0, 0), (0, 0))) for i in range(2) for j in range(2)]
+    return transposed_convolution(x, sum(taps[1:], taps[0]), form=form)
+
+
 @jax.custom_vjp
 def _plain_transposed(x: Float[Array, "b h w c"], kernel: Float[Array, "k k f c"]) -> Float[Array, "b 2*h 2*w f"]:
     return lax.conv_transpose(x, kernel, (STRIDE, STRIDE), "SAME", dimension_numbers=_LAYOUT, transpose_kernel=True)

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Key, Shaped, UInt32
 from facevae_jax.core import random
 from facevae_jax.models.api import Execution, to_unit
 from facevae_jax.models.blocks import Moments, apply_layer, block_size, by_channel
-from facevae_jax.models.convolution import STRIDE, convolution, transposed_convolution
+from facevae_jax.models.convolution import STRIDE, convolution, transposed_convolution, upsampled_convolution
 
 # Keras' values, which differ from Flax's (epsilon 1e-5, slope 0.01).
 BATCH_NORM_EPSILON = 1e-3
@@ -160,22 +160,30 @@ class Convolution(nn.Module):
     execution: Execution
     hidden: bool = True  # a `Stage` follows
 
-    transposed: ClassVar[bool] = False
+    doubles: ClassVar[bool] = False  # height and width
     stride: ClassVar[int] = STRIDE
     function: ClassVar[Callable[..., Any]]  # of images and the kernel
+
+    def kernel_ends(self, channels: int) -> tuple[int, int]:
+        """The last two axes of the kernel."""
+        return channels, self.features
+
+    def patch(self, size: int, channels: int) -> int:
+        """Numbers that a matrix product reads, or gives, at each place of the smaller side."""
+        return size**2 * channels
 
     @nn.compact
     def __call__(self, x: Features) -> tuple[Features, Moments | None]:
         """The convolution, and the moments that batch normalization needs."""
         size, channels, dtype = self.config.kernel_size, x.raw.shape[-1], self.execution.dtype_of(self.config.dtype)
-        ends = (self.features, channels) if self.transposed else (channels, self.features)
-        kernel = self.param("kernel", nn.initializers.glorot_uniform(), (size, size, *ends))
+        shape = (size, size, *self.kernel_ends(channels))
+        kernel = self.param("kernel", nn.initializers.glorot_uniform(), shape)
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         normalized = self.hidden and self.config.normalization == "batch"
-        positions = x.raw.shape[1] * x.raw.shape[2] // (1 if self.transposed else self.stride**2)
+        positions = x.raw.shape[1] * x.raw.shape[2] // (1 if self.doubles else self.stride**2)
         block = 0
         if self.execution.form == "matmul":
-            patches = positions * size**2 * ends[0] * dtype.itemsize
+            patches = positions * self.patch(size, channels) * dtype.itemsize
             block = block_size(x.raw.shape[0], image_bytes=patches, limit=self.execution.block_bytes)
         affine, kept = x.pending or (None, None)
         layer = functools.partial(
@@ -216,8 +224,27 @@ class StridedConvolution(Convolution):
 class TransposedConvolution(Convolution):
     """Doubles height and width; parameters as `nn.ConvTranspose(..., (k, k), strides=2, transpose_kernel=True)`."""
 
-    transposed = True
+    doubles = True
     function = staticmethod(transposed_convolution)
+
+    def kernel_ends(self, channels: int) -> tuple[int, int]:  # noqa: D102
+        return self.features, channels
+
+    def patch(self, size: int, channels: int) -> int:  # noqa: D102
+        return size**2 * self.features
+
+
+class UpsampledConvolution(Convolution):
+    """Doubles height and width by nearest neighbors, then convolves; parameters as `nn.Conv(features, (k, k))`.
+
+    A transposed convolution gives constant features a checkerboard, since its outputs have unlike numbers of terms.
+    """
+
+    doubles = True
+    function = staticmethod(upsampled_convolution)
+
+    def patch(self, size: int, channels: int) -> int:  # noqa: D102
+        return (size + 1) ** 2 * self.features
 
 
 class SameConvolution(Convolution):

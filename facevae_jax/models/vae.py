@@ -7,7 +7,7 @@ With filters 32, 64, 64, 64, batch normalization, LeakyReLU 0.3 and dropout 0.25
 import dataclasses
 import functools
 import math
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -16,7 +16,14 @@ from jaxtyping import Array, Float, Key, Shaped
 from facevae_jax.core import random
 from facevae_jax.core.settings import BELOW_ONE, CHANNELS, check, check_all
 from facevae_jax.models.api import Execution, Gaussian, LatentGroup, Output
-from facevae_jax.models.layers import Features, Stage, StridedConvolution, TransposedConvolution, layer_keys
+from facevae_jax.models.layers import (
+    Features,
+    Stage,
+    StridedConvolution,
+    TransposedConvolution,
+    UpsampledConvolution,
+    layer_keys,
+)
 from facevae_jax.models.likelihoods import LIKELIHOODS, Decoded, GaussianLikelihood
 
 MAX_LATENT_DIM = 16_384  # where the covariance of the latents takes 1 GiB
@@ -33,12 +40,16 @@ class Config:
     base_filters: int = 32  # filters of the first stage where `filters` is empty
     max_filters: int = 256  # where the doubling stops
     kernel_size: Literal[3, 4, 5] = 3  # side of every convolution, of stride 2
+    # How the last layer doubles the resolution. transposed: as the paper, with a fine checkerboard over every face
+    head: Literal["nearest", "transposed"] = "nearest"
     normalization: Literal["batch", "group", "none"] = "batch"
     batch_norm_momentum: float = 0.9  # of the running statistics; 0.99, Keras' value, lags hundreds of steps behind
     activation: Literal["leaky_relu", "relu", "silu", "gelu"] = "leaky_relu"  # slope 0.3 for leaky_relu, as in Keras
     dropout_rate: float = 0.0  # fraction of activations dropped after each hidden stage
     # Of the computation; parameters and sums stay float32. auto: bfloat16 in training on a TPU or GPU, else float32.
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+
+    EARLIER: ClassVar[dict[str, Any]] = {"head": "transposed"}  # where a saved config lacks the setting
 
     def __post_init__(self) -> None:
         in_range = 0 < self.latent_dim <= MAX_LATENT_DIM
@@ -137,7 +148,8 @@ class Decoder(nn.Module):
             y = TransposedConvolution(filters, config, self.execution)(x)
             x = Stage(config, self.execution)(y, layer_keys(keys, layer), train=train)
         channels = self.likelihood.channels(CHANNELS)
-        raw = TransposedConvolution(channels, config, self.execution, hidden=False)(x)[0].raw
+        head = UpsampledConvolution if config.head == "nearest" else TransposedConvolution
+        raw = head(channels, config, self.execution, hidden=False)(x)[0].raw
         return self.likelihood.decode(raw.astype(jnp.float32))
 
 

@@ -137,7 +137,7 @@ def _check_format(path: pathlib.Path, metadata: dict[str, str]) -> None:
 def _read_metadata(path: pathlib.Path, metadata: dict[str, str]) -> tuple[RunConfig, int]:
     """The config and the step."""
     try:
-        return RunConfig.from_config_dict(json.loads(metadata["config"])), int(metadata["step"])
+        return RunConfig.from_saved(json.loads(metadata["config"])), int(metadata["step"])
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: its metadata cannot be read ({error}): was it written by another version?") from error
 

@@ -75,7 +75,7 @@ def read_config(workdir: pathlib.Path) -> RunConfig:
     """
     path = workdir / CONFIG_FILE
     try:
-        return RunConfig.from_config_dict(json.loads(path.read_text()))
+        return RunConfig.from_saved(json.loads(path.read_text()))
     except (FileNotFoundError, NotADirectoryError) as error:
         message = f"--workdir={str(workdir)!r} holds no run ({CONFIG_FILE} is missing): give the workdir of a training."
         raise UserError(message) from error
