@@ -76,12 +76,17 @@ def attributes(images: UInt8[np.ndarray, "n 64 64 3"]) -> Float[np.ndarray, "n f
     """The attribute network's features of faces."""
     if images.shape[1:] != (SIDE, SIDE, 3):
         raise UserError(f"images of shape {list(images.shape[1:])}: this network takes {SIDE}x{SIDE}.")
-    return in_batches(_attribute_features(), images)
+    return in_batches(_attribute_network("features"), images)
+
+
+def attribute_logits(images: UInt8[np.ndarray, "n 64 64 3"]) -> Float[np.ndarray, "n a"]:
+    """The attribute network's logits of CelebA's 40 attributes, in the order of the labels."""
+    return in_batches(_attribute_network("__call__"), images)
 
 
 @functools.cache
-def _attribute_features() -> Callable[[Any], Array]:
-    """The compiled features of a batch; trains the network if it is not in the cache."""
+def _attribute_network(method: str) -> Callable[[Any], Array]:
+    """A compiled method of the network; trains it if it is not in the cache."""
     dataset = open_dataset(DataConfig(name="celeba", resolution=SIDE))
     labels = dataset.labels("train").values
     network = Classifier(labels.shape[1])
@@ -94,7 +99,7 @@ def _attribute_features() -> Callable[[Any], Array]:
             np.savez(file, **flatten_dict(params, sep="/"))
     with np.load(cached) as file:
         params = unflatten_dict(dict(file), sep="/")
-    return jax.jit(lambda images: network.apply({"params": params}, images, method="features"))
+    return jax.jit(lambda images: network.apply({"params": params}, images, method=method))
 
 
 def train(network: Classifier, pixels: UInt8[np.ndarray, "n h w c"], labels: Float[np.ndarray, "n a"]) -> Any:

@@ -2,7 +2,8 @@
 
 python -m facevae_jax.evaluate --workdir=/tmp/quickstart
 
-A table on the screen, and all figures as JSON in the workdir. --importance_samples=1,10,100,1000,5000 tightens the
+A table on the screen, and all figures as JSON in the workdir. --diagnose says why samples are poor: what the decoder
+and what the prior contributes to their distance from real faces. --importance_samples=1,10,100,1000,5000 tightens the
 bound on the likelihood; --features=package.module:function compares samples with real faces by any network's features,
 and --fid by Inception's (extra `fid`).
 """
@@ -13,7 +14,7 @@ from absl import flags
 
 from facevae_jax.core import command_line, startup
 from facevae_jax.core.errors import expand_home, writable_file
-from facevae_jax.latents.priors import DEFAULT, PRIORS, STANDARD
+from facevae_jax.latents.priors import PRIORS, STANDARD
 
 flags.DEFINE_string("workdir", None, "Directory of the run, or of an exported model.")
 _SPLIT = flags.DEFINE_enum("split", None, ["train", "validation", "test"], "Which images; as the run by default.")
@@ -21,9 +22,10 @@ _JSON = flags.DEFINE_string("json", None, "File to write; WORKDIR/evaluation_SPL
 flags.DEFINE_list("importance_samples", ["1", "10", "100"], "Draws of the bound; empty for no bound.")
 _IMPORTANCE_IMAGES = flags.DEFINE_integer("importance_images", 256, "Images that it is computed for.", lower_bound=1)
 _RECALIBRATE = flags.DEFINE_boolean("recalibrate", False, "Recompute batch normalization's statistics without dropout.")
-_PRIOR = flags.DEFINE_enum("prior", DEFAULT, list(PRIORS), "What samples are drawn from.")
+_PRIOR = flags.DEFINE_enum("prior", None, list(PRIORS), "What samples are drawn from; as sample by default.")
 _SAMPLES = flags.DEFINE_integer("samples", 10_000, "Images of each set that is compared, at most.", lower_bound=2)
 _FEATURES = flags.DEFINE_string("features", None, "package.module:function, from uint8 images to rows of features.")
+_DIAGNOSE = flags.DEFINE_boolean("diagnose", False, "Split the samples' distance into its causes.")
 _FID = flags.DEFINE_boolean("fid", False, "FID and KID of samples and reconstructions by torch-fidelity.")
 _WEIGHTS = flags.DEFINE_string("inception_weights", None, "Its weights, where it cannot download them.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of the samples.", lower_bound=0, upper_bound=2**32 - 1)
@@ -35,7 +37,17 @@ def main(arguments: list[str]) -> None:
     workdir, draws = command_line.workdir_of(arguments), command_line.numbers("importance_samples", int)
 
     from facevae_jax.core.files import write_json  # after the flags are checked: jax takes seconds to import
-    from facevae_jax.metrics import comparison, frechet, inception, likelihood, recalibration, scores
+    from facevae_jax.metrics import (
+        comparison,
+        diagnosis,
+        frechet,
+        inception,
+        likelihood,
+        recalibration,
+        scores,
+        spectrum,
+    )
+    from facevae_jax.metrics import protocol as protocols
     from facevae_jax.trained.loading import folder_of, restore
     from facevae_jax.trained.model import TrainedModel
     from facevae_jax.training.setup import make_mesh
@@ -55,18 +67,34 @@ def main(arguments: list[str]) -> None:
     split = _SPLIT.value or trained.dataset.evaluation_split
     output = expand_home(_JSON.value or str(trained.folder / f"evaluation_{split}.json"), name="--json")
     writable_file(output, name="--json")
-    prior = _PRIOR.value
+    prior = _PRIOR.value or trained.default_prior
     if _FID.value:
         inception.check_installed()
     trained.prior(prior)  # fitted, or refused, before hours of work
     priors: list[Any] = list(dict.fromkeys([STANDARD, prior]))
     record = scores.evaluate(trained, split, draws=draws, bound_images=_IMPORTANCE_IMAGES.value, priors=priors)
+    record["checkerboard"] = spectrum.checkerboards(trained, split, prior=prior, seed=_SEED.value)
     compared: dict[str, Any] = {"prior": prior, "count": _SAMPLES.value, "seed": _SEED.value}
+
+    def protocol(features: str, images: int) -> dict[str, Any]:
+        of = protocols.protocol(trained, split=split, count=images, prior=prior, seed=_SEED.value, features=features)
+        return {"protocol": of}
+
+    def named(extractor: Any, name: str | None) -> str:
+        return protocols.named_features(name or extractor.__name__, extractor, resolution=trained.resolution)
+
     if extract:
-        distances = comparison.sample_distances(trained, split, extract=extract, **compared)
-        record["features"] = {"function": _FEATURES.value, **distances}
+        found = comparison.sample_distances(trained, split, extract=extract, **compared)
+        of = protocol(named(extract, _FEATURES.value), found["images"])
+        record["features"] = {"function": _FEATURES.value, **found, **of}
     if _FID.value:
-        record["inception"] = comparison.inception_distances(trained, split, weights=weights, **compared)
+        found = comparison.inception_distances(trained, split, weights=weights, **compared)
+        record["inception"] = found | protocol(found["extractor"], found["images"])
+    if _DIAGNOSE.value:
+        features = extract or diagnosis.layout_and_detail
+        found = diagnosis.diagnose(trained, split, extract=features, **compared)
+        of = protocol(named(features, _FEATURES.value), found["images"])
+        record["diagnosis"] = found | of
     write_json(output, {"recalibrated": _RECALIBRATE.value, **record})
     print(scores.table(record))
     print(output)

@@ -13,14 +13,14 @@ from absl import flags
 
 from facevae_jax.core import command_line, startup
 from facevae_jax.core.errors import UserError
-from facevae_jax.latents.priors import DEFAULT, PRIORS, STANDARD
+from facevae_jax.latents.priors import FLOW, GAUSSIAN, PRIORS, STANDARD
 
 flags.DEFINE_string("workdir", None, "Directory of the run, or of an exported model.")
 _PORT = flags.DEFINE_integer("port", 0, "Where to listen on 127.0.0.1; 0: any free port.", 0, 65535)
 _ATTRIBUTE = flags.DEFINE_list("attribute", [], "Attributes with a slider; by default a few of those with labels.")
 flags.DEFINE_list("dimensions", [], "Latent dimensions with a slider; by default the strongest.")
 _PRIOR = flags.DEFINE_list(
-    "prior", [], f"Priors to draw new faces from: {', '.join(PRIORS)}; by default the first two."
+    "prior", [], f"Priors to draw new faces from: {', '.join(PRIORS)}; by default those at hand."
 )
 
 
@@ -55,9 +55,9 @@ def serve(workdir: pathlib.Path, dimensions: tuple[int, ...]) -> None:
         of_dimensions = sliders.dimension_sliders(trained, dimensions)
         attributes, lines = sliders.attribute_sliders(trained, _ATTRIBUTE.value)
         print(*lines, sep="\n", end="\n" if lines else "")
-        # The fitted prior comes first: where the posteriors are far from N(0, I), that draws no faces.
+        # N(0, I) comes last: where the posteriors are far from it, it draws no faces.
         available = trained.available_priors()
-        priors: Any = _PRIOR.value or [name for name in (DEFAULT, STANDARD) if name in available]
+        priors: Any = _PRIOR.value or [name for name in (FLOW, GAUSSIAN, STANDARD) if name in available]
         explorer = Explorer(trained, sliders=[*attributes, *of_dimensions], priors=priors, name=workdir.absolute().name)
         print(f"open {server.address(listener)} in a browser; Ctrl-C stops", flush=True)
         server.make_server(explorer).run(sockets=[listener])

@@ -5,6 +5,7 @@ python -m facevae_jax.export --workdir=/tmp/quickstart --output=exported --onnx
   model.safetensors, config.json        the parameters; what facevae_jax.load("exported") reads
   encoder.stablehlo, decoder.stablehlo  programs for JAX on CPU, GPU and TPU that do not need this package
   encoder.onnx, decoder.onnx            with --onnx, for ONNX Runtime and others
+  artifacts/                            the learned prior, if the run has one: samples then need no data
 
 Of a run the best checkpoint by validation loss is taken, and its averaged parameters where the run kept them.
 """
@@ -13,6 +14,7 @@ from absl import flags
 
 from facevae_jax.core import command_line, startup
 from facevae_jax.core.errors import UserError, expand_home
+from facevae_jax.latents.priors import FLOW
 
 flags.DEFINE_string("workdir", None, "Directory of the run, or of an exported model.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write; it must not exist yet, or be empty.")
@@ -34,11 +36,13 @@ def main(arguments: list[str]) -> None:
     publishing.check_output(output)
     if _ONNX.value:
         publishing.require_onnx()
-    restored = load(workdir).portable()
+    trained = load(workdir)
+    restored = trained.portable()
     differences = publishing.export(restored, output, onnx=_ONNX.value)
+    trained.artifacts.copy(f"prior-{FLOW}", output)
     kind = "averaged parameters" if weights.is_averaged(restored.config) else "parameters"
     print(f"{output}: {kind} of step {restored.step:,}")
-    for path in sorted(output.iterdir()):
+    for path in sorted(path for path in output.iterdir() if path.is_file()):
         difference = differences.get(path.name)
         checked = f"  at most {difference.largest:.1e} from the model" if difference else ""
         print(f"  {path.name:17} {path.stat().st_size / 1e6:8.2f} MB{checked}")

@@ -2,7 +2,7 @@
 
 python -m facevae_jax.generate VERB --workdir=/tmp/quickstart
 
-  sample        new faces                              --count --prior --temperature --seed
+  sample        new faces                              --count --prior --temperature --seed --attribute=NAME=VALUE
   reconstruct   faces through encoder and decoder      --images | --split --rows --count
   interpolate   from face to face                      --images | --count; --steps --path --loop
   morph         between two photographs, or four       --images=A,B | --rows=I,J; --steps --path --loop
@@ -23,7 +23,7 @@ from absl import flags
 from facevae_jax.core import command_line, startup
 from facevae_jax.core.errors import UserError
 from facevae_jax.generation.outputs import FORMATS
-from facevae_jax.latents.priors import DEFAULT, PRIORS
+from facevae_jax.latents.priors import PRIORS
 
 NUMBERS = {"rows": int, "dimensions": int, "alpha": float}  # flags that take several
 VERB_NAMES = ("sample", "reconstruct", "interpolate", "morph", "edit", "traverse", "encode")
@@ -37,9 +37,10 @@ _SPLIT = flags.DEFINE_enum("split", None, ["train", "validation", "test"], "Face
 _ROWS = flags.DEFINE_list("rows", [], "Which of the split's images, by number; validation's without --split.")
 flags.DEFINE_enum(
     "prior",
-    DEFAULT,
+    None,
     list(PRIORS),
-    "What new faces are drawn from. gaussian, mixture: fitted to the posteriors. standard: N(0, I).",
+    "What new faces are drawn from. flow, the default where the run's data are there: learned. gaussian, mixture: "
+    "fitted to the posteriors. standard: N(0, I).",
 )
 flags.DEFINE_float("temperature", 1.0, "Factor on the prior's standard deviations.")
 flags.DEFINE_integer("seed", 0, "Another seed gives other faces.", lower_bound=0, upper_bound=2**32 - 1)
@@ -49,7 +50,11 @@ flags.DEFINE_integer("steps", 8, "Pictures from each face to the next.", lower_b
 flags.DEFINE_enum("path", "lerp", ["lerp", "slerp"], "Along a line, or an arc around the origin.")
 flags.DEFINE_boolean("loop", False, "Lead back to the first picture, for an animation that repeats.")
 _FPS = flags.DEFINE_float("fps", 12.0, "Pictures a second of an animation.", lower_bound=0.1, upper_bound=100.0)
-flags.DEFINE_list("attribute", [], "What to edit, such as smile or Smiling; several make more rows.")
+flags.DEFINE_list(
+    "attribute",
+    [],
+    "What to edit, such as smile; of sample, what new faces have: Smiling=1,Male=0.",
+)
 flags.DEFINE_list("keep", [], "Attributes that the edit is to leave as they are; all: every other one.")
 flags.DEFINE_enum(
     "direction",

@@ -66,7 +66,7 @@ class Inference:
         self._devices = mesh.size if mesh is not None else 1
         size = batch_size or self._devices * max(1, PIXELS_AT_ONCE // math.prod(model.image_shape[:2]))
         self.batch_size = -(-size // self._devices) * self._devices
-        self.code_size = math.prod(model.code_shape)
+        self.code_shape, self.code_size = model.code_shape, math.prod(model.code_shape)
 
     def encode(self, images: Shaped[np.ndarray, "n h w c"]) -> Encoded:
         """The posteriors of images, uint8 or in [0, 1]."""

@@ -10,6 +10,7 @@ processes; elsewhere add --coordinator=HOST:PORT --processes=N --process_id=I. l
 """
 
 import signal
+import time
 
 from absl import flags
 from ml_collections import config_flags
@@ -29,6 +30,8 @@ _HEARTBEAT = flags.DEFINE_integer(
     "A process that is silent for this long is taken for dead, and the others end.",
     lower_bound=1,
 )
+
+PRIOR_SHARE = 0.1  # of the time of training, which fitting the learned prior may take
 
 
 def main(arguments: list[str]) -> int:
@@ -54,7 +57,9 @@ def main(arguments: list[str]) -> int:
     if not jax.distributed.is_initialized():  # several processes may share the cores of a host
         startup.use_cores(config.train.batch_size // config.train.accumulation)
     signals = StopSignals(telemetry.log)
+    began = time.perf_counter()
     loop.train(config, workdir, should_stop=lambda step: bool(signals.received()), started=startup.process_start())
+    seconds = time.perf_counter() - began
     (number,) = hosts.agree(signals.received())  # perhaps only one of the processes received it
     if number:
         telemetry.log(f"{signal.Signals(int(number)).name}: saved; the same command resumes here")
@@ -62,9 +67,14 @@ def main(arguments: list[str]) -> int:
     if jax.process_count() == 1:
         signals.end_at_once()
         try:
-            load(workdir).keep_moments()
+            trained = load(workdir)
+            trained.keep_moments()
+            if not trained.fit_default_prior(seconds=PRIOR_SHARE * seconds):
+                telemetry.log(
+                    "the learned prior is fitted when the first faces are sampled: it takes longer than it may here"
+                )
         except UserError as error:
-            telemetry.log(f"warning: the moments of the codes were not kept: {error}")
+            telemetry.log(f"warning: the moments of the codes and the learned prior were not kept: {error}")
     telemetry.log(f"done: pictures, checkpoints and metrics are in {workdir}")
     return 0
 

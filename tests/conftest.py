@@ -32,6 +32,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 from facevae_jax.config import DataConfig, RunConfig, TrainConfig
 from facevae_jax.core.settings import flatten
+from facevae_jax.latents.priors import flow_fit
 from facevae_jax.models import vae
 from facevae_jax.trained.loading import load
 from facevae_jax.trained.model import TrainedModel
@@ -40,6 +41,14 @@ from facevae_jax.training.setup import TrainState
 from facevae_jax.training.telemetry import read_metrics
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_steps_of_the_flow():
+    """Where a test samples from the default prior, its quality does not matter."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(flow_fit, "STEPS", (10, 10))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -9,11 +9,13 @@ from PIL import Image
 
 import facevae_jax
 from facevae_jax.core.errors import UserError
+from facevae_jax.exporting import publishing
 from facevae_jax.latents.moments import moments_of
-from facevae_jax.latents.priors import mixture
+from facevae_jax.latents.priors import flow_fit, mixture
 from facevae_jax.latents.priors.gaussian import GaussianPrior
 from facevae_jax.trained import codes, directions
 from facevae_jax.trained.artifacts import DIRECTORY, ArtifactStore
+from facevae_jax.trained.loading import load
 from tests.conftest import assert_same_trees, change
 from tests.scattered import random_model
 
@@ -132,13 +134,13 @@ def test_without_data_and_moments_only_the_standard_prior_is_there(tiny_config, 
         trained.sample(2)
 
 
-def test_default_samples_use_the_moments_of_the_training_split(trained):
+def test_gaussian_samples_use_the_moments_of_the_training_split(trained):
     train, evaluation = (np.asarray(trained.dataset.images(split)) for split in ("train", "validation"))
     expected, other = (moments_of(*trained.encode(images)) for images in (train, evaluation))
     assert trained.moments.images == len(train)
     np.testing.assert_allclose(trained.moments.mean, expected.mean, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(trained.moments.covariance, expected.covariance, rtol=1e-4, atol=1e-5)
-    drawn = trained.sample_codes(50)
+    drawn = trained.sample_codes(50, prior="gaussian")
     np.testing.assert_allclose(drawn, trained.sample_codes(50, prior=GaussianPrior.of(expected)), rtol=1e-3, atol=1e-3)
     assert np.abs(drawn - trained.sample_codes(50, prior=GaussianPrior.of(other))).max() > 0.01
 
@@ -155,6 +157,32 @@ def test_a_prior_that_takes_long_to_fit_is_fitted_once(trained, workdir, monkeyp
     path.write_bytes(kept[: len(kept) // 2])
     np.testing.assert_allclose(trained.sample_codes(5, prior="mixture"), first, atol=1e-4)
     assert len(path.read_bytes()) == len(kept)
+
+
+def test_the_learned_prior_is_the_default_and_is_read_without_the_data(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(flow_fit, "STEPS", (50, 50))
+    copied = shutil.copytree(finished[0], tmp_path / "run")
+    trained = load(copied)
+    assert not trained.fit_default_prior(seconds=0.0)
+    assert [path.name.partition("-")[0] for path in copied.rglob("*flow*")] == ["unfinished"]
+    faces = trained.sample(5)
+    np.testing.assert_array_equal(trained.sample(5, prior="flow"), faces)
+    assert [path.name.partition("-")[0] for path in copied.rglob("*flow*")] == ["prior"]
+    assert trained.available_priors()[-1] == "flow"
+    trained.keep_moments()
+    exported = tmp_path / "exported"
+    publishing.export(trained.portable(), exported, onnx=False)
+    trained.artifacts.copy("prior-flow", exported)
+    lost = load(exported)
+    monkeypatch.setattr(type(lost.dataset), "images", refuse)
+    monkeypatch.setattr(type(lost.dataset), "fingerprint", property(refuse))
+    np.testing.assert_array_equal(lost.sample(5), faces)
+    shutil.rmtree(exported / "artifacts")
+    assert load(exported).default_prior == "gaussian"
+
+
+def refuse(*_):
+    raise UserError("the data are not here")
 
 
 def test_encoded_splits_and_directions_are_kept(trained, monkeypatch):

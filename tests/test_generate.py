@@ -12,7 +12,7 @@ from facevae_jax.data.dataset import Drawn
 from facevae_jax.data.layouts.types import Attribute
 from facevae_jax.generation import outputs, sheets, verbs
 from facevae_jax.generation.verbs import Request
-from facevae_jax.trained import codes
+from facevae_jax.trained import codes, labels
 from facevae_jax.trained.directions import direction_of, kept_attributes
 from tests.conftest import run_module
 
@@ -73,6 +73,20 @@ def test_samples_of_a_prior_as_a_grid(trained, tmp_path, prior):
     assert_nearly(grid.reshape(-1, SIDE, SIDE, 3)[:10], trained.sample(10, prior=prior))
     assert (grid[2, 2:] == 255).all()
     assert prior in message
+
+
+def test_samples_with_wanted_labels(trained, tmp_path):
+    request = Request(output=str(tmp_path / "x.npz"), count=10, attribute=("glasses=1", "smile=0.5"))
+    assert "glasses=1, smile=0.5" in verbs.sample(trained, request)
+    faces = array(tmp_path / "x.npz")
+    prior = trained.prior_given(["glasses=1", "smile=0.5"])
+    assert_nearly(faces, trained.sample(10, prior=prior))
+    assert np.abs(faces.astype(int) - trained.sample(10)).max() > 5
+    columns = [label.name for label in trained.dataset.attributes]
+    glasses = trained.dataset.labels("train").column("glasses")
+    assert np.ptp(np.asarray(prior.labels)[:, columns.index("glasses")]) == 0
+    expected = labels.EMPHASIS * (1 - glasses.mean()) / glasses.std()
+    assert np.asarray(prior.labels)[0, columns.index("glasses")] == pytest.approx(expected, rel=1e-4)
 
 
 def test_single_files(trained, tmp_path):
@@ -247,6 +261,11 @@ def test_codes_as_parquet(trained, tmp_path):
         ("edit", {"attribute": ("smile",), "keep": ("smile",)}, "--keep=smile"),
         ("edit", {"attribute": ("smile",), "alpha": (0.0, 40.0)}, "--alpha=40"),
         ("edit", {"attribute": ("smile",), "alpha": (float("nan"),)}, "--alpha=nan"),
+        ("sample", {"attribute": ("smile",)}, "--attribute=smile=1"),
+        ("sample", {"attribute": ("glases=1",)}, "glasses"),
+        ("sample", {"attribute": ("glasses=2",)}, "--attribute=glasses=2.*0 or 1"),
+        ("sample", {"attribute": ("smile=broad",)}, "--attribute=smile=broad.*number"),
+        ("sample", {"attribute": ("smile=1",), "prior": "gaussian"}, "--prior=flow"),
         ("traverse", {"dimensions": (8,)}, "--dimensions=8"),
         ("reconstruct", {"rows": (37,)}, "--rows=37"),
         ("reconstruct", {"split": "test", "output": "x.npz"}, "--split='test'"),

@@ -8,6 +8,7 @@ from facevae_jax.latents.moments import Moments, moments_of
 from facevae_jax.latents.priors.base import log_density, sampler
 from facevae_jax.latents.priors.gaussian import GaussianPrior, StandardPrior
 from facevae_jax.latents.priors.mixture import MixturePrior
+from tests.codes import Codes
 
 COUNT = 100_000
 
@@ -23,17 +24,8 @@ def mixture(root) -> MixturePrior:
     return MixturePrior.of(np.array([0.25, 0.75]), means, roots)
 
 
-class Codes:
-    """What a prior is fitted to: the same codes as draws of each split."""
-
-    def __init__(self, codes):
-        self.codes, self.code_size = codes, codes.shape[1]
-
-    def moments(self):
-        return moments_of(self.codes, np.full_like(self.codes, -20.0))
-
-    def draws(self, split, *, at_least=1):
-        return self.codes
+def points(codes) -> Codes:
+    return Codes(codes, np.full_like(codes, -20.0))
 
 
 def draw(prior, seed=1, count=COUNT, **options) -> np.ndarray:
@@ -91,7 +83,7 @@ def test_moments_of_posteriors_count_their_own_variances(root):
 
 
 def test_a_mixture_finds_its_clusters(mixture):
-    found = MixturePrior.fit(Codes(draw(mixture, count=4096)))
+    found = MixturePrior.fit(points(draw(mixture, count=4096)))
     likely = np.exp(found.log_weights) > 0.1
     np.testing.assert_allclose(sorted(np.asarray(found.components.mean)[likely][:, 0])[0], 0.0, atol=0.2)
     again = MixturePrior.from_arrays(found.to_arrays())

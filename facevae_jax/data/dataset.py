@@ -94,6 +94,11 @@ class Dataset(abc.ABC):
             raise UserError(f"--rows={wrong[0]}: the split {split!r} has rows 0 to {len(images) - 1}.")
         return gather_rows(images, np.asarray(rows, np.int64))
 
+    @property
+    @abc.abstractmethod
+    def preparation(self) -> Mapping[str, str]:
+        """How the images were made from files: `crop` and `resize`."""
+
     @abc.abstractmethod
     def describe(self) -> list[tuple[str, str]]:
         """What a report says about the data, as (what, value); never raises a UserError."""
@@ -143,6 +148,10 @@ class Drawn(Dataset):
 
     def names(self, split: str) -> tuple[str, ...]:  # noqa: D102
         return tuple(f"{split}_{row}" for row in range(self._size(split)))
+
+    @property
+    def preparation(self) -> Mapping[str, str]:  # noqa: D102
+        return {"crop": "drawn", "resize": "drawn"}
 
     def describe(self) -> list[tuple[str, str]]:  # noqa: D102
         return [("Images", _counts(self.sizes)), ("Source", "faces that the project draws")]
@@ -195,6 +204,11 @@ class Prepared(Dataset):
 
     def names(self, split: str) -> tuple[str, ...]:  # noqa: D102
         return tuple(reading.read_names(self._directory_with(split), split))
+
+    @property
+    def preparation(self) -> Mapping[str, str]:  # noqa: D102
+        notes = reading.read_metadata(self.directory)
+        return {key: str(notes.get(key, "unknown")) for key in ("crop", "resize")}
 
     def describe(self) -> list[tuple[str, str]]:  # noqa: D102
         try:

@@ -15,7 +15,7 @@ from facevae_jax.generation import outputs, sheets
 from facevae_jax.inference import Encoded
 from facevae_jax.latents import paths
 from facevae_jax.latents.directions import Direction, EditMethod
-from facevae_jax.latents.priors import DEFAULT
+from facevae_jax.latents.priors import FLOW
 from facevae_jax.trained import codes
 from facevae_jax.trained.directions import direction_of
 from facevae_jax.trained.edit_curves import METHOD, Curve, curve_of
@@ -37,7 +37,7 @@ class Request:
     images: Sequence[str] = ()
     split: str | None = None
     rows: Sequence[int] = ()
-    prior: str = DEFAULT
+    prior: str | None = None
     temperature: float = 1.0
     seed: int = 0
     posterior: str = "mean"
@@ -65,9 +65,14 @@ def sample(trained: TrainedModel, request: Request) -> str:
     count = request.count or 64
     to = outputs.choose(request.output, request.format, verb="sample")
     outputs.check_room(to, count=count, resolution=trained.resolution, any_number=True)
-    faces = trained.sample_stream(count, prior=request.prior, temperature=request.temperature, seed=request.seed)
+    if request.attribute and request.prior not in (None, FLOW):
+        raise UserError(f"--attribute needs --prior={FLOW}, not {request.prior}: only that one knows the labels.")
+    name = request.prior or trained.default_prior
+    prior = trained.prior_given(request.attribute) if request.attribute else name
+    faces = trained.sample_stream(count, prior=prior, temperature=request.temperature, seed=request.seed)
     outputs.write_stream(to, faces, count=count)
-    return f"{to.path}: {count:,} faces from step {trained.step:,}, prior {request.prior}"
+    given = f" given {', '.join(request.attribute)}" if request.attribute else ""
+    return f"{to.path}: {count:,} faces from step {trained.step:,}, prior {name}{given}"
 
 
 def reconstruct(trained: TrainedModel, request: Request) -> str:

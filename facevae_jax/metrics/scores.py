@@ -237,6 +237,11 @@ def figures(record: dict[str, Any]) -> list[tuple[str, str, str]]:
             if name != STANDARD
         ),
     ]
+    if "checkerboard" in record:
+        rows += [
+            (f"Checkerboard, {name}", value, ".3f", "power at (pi, pi) over that at (3 pi/4, 3 pi/4)")
+            for name, value in record["checkerboard"].items()
+        ]
     for key, of in (("features", "by the features"), ("inception", "by Inception's")):
         if key in record:
             found = record[key]
@@ -247,4 +252,22 @@ def figures(record: dict[str, Any]) -> list[tuple[str, str, str]]:
                 for name, value in found.items()
                 if name.startswith(("sample_", "reconstruction_", "interpolation_"))
             ]
+    if "diagnosis" in record:
+        rows += _diagnosis(record["diagnosis"])
     return [(name, format(value, form), note) for name, value, form, note in rows]
+
+
+def _diagnosis(found: dict[str, Any]) -> list[tuple[str, float, str, str]]:
+    """Where the distance of samples comes from."""
+    what = {
+        "data": "other faces of the split",
+        "decoder": "their reconstructions",
+        "posterior": "decoded draws from their posteriors",
+        "prior": "samples",
+    }
+    rows = [
+        (f"Distance of {what[name]}", value, ".5g", f"Fréchet; {name}: {found['parts'][name]:+.5g}")
+        for name, value in found["distances"].items()
+    ]
+    share = found["parts"][found["largest"]] / max(found["distances"]["prior"], 1e-12)
+    return [*rows, ("Largest part", share, ".0%", f"{found['largest']}; {found['remedy']}")]

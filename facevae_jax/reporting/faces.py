@@ -12,6 +12,7 @@ from facevae_jax.data.layouts.types import Attribute
 from facevae_jax.generation import sheets
 from facevae_jax.generation.sheets import ALPHAS, decode_rows
 from facevae_jax.latents import paths
+from facevae_jax.latents.priors import FLOW, GAUSSIAN
 from facevae_jax.reporting.page import Block, Note, Picture, or_note, sheet
 from facevae_jax.trained.directions import direction_of
 from facevae_jax.trained.model import TrainedModel
@@ -68,7 +69,7 @@ def reconstructions(trained: TrainedModel, given: Given) -> Picture:
 
 
 def samples(trained: TrainedModel, *, seed: int) -> list[Block]:
-    """New faces from N(0, I) and from the fitted Gaussian."""
+    """New faces from the learned prior where it was fitted, from the fitted Gaussian and from N(0, I)."""
 
     def drawn(prior: str, name: str) -> Picture:
         images = trained.sample(SAMPLES, prior=prior, seed=seed)
@@ -76,8 +77,9 @@ def samples(trained: TrainedModel, *, seed: int) -> list[Block]:
         return sheet(images, alt=f"{SAMPLES} new faces from {name}", caption=f"From {name}.")
 
     return [
+        *([drawn(FLOW, "the learned prior, a flow")] if FLOW in trained.available_priors() else []),
+        *or_note(lambda: [drawn(GAUSSIAN, "the Gaussian fitted to the posteriors")]),
         drawn("standard", "the standard prior, N(0, I)"),
-        *or_note(lambda: [drawn("gaussian", "the Gaussian fitted to the posteriors")]),
     ]
 
 

@@ -1,5 +1,6 @@
 """Writes the page about a run."""
 
+import contextlib
 import datetime
 import functools
 import importlib.metadata
@@ -17,6 +18,7 @@ from facevae_jax.config import RunConfig
 from facevae_jax.core.files import atomic_writer
 from facevae_jax.core.settings import flatten
 from facevae_jax.metrics import scores as metrics
+from facevae_jax.metrics.protocol import differing
 from facevae_jax.models import config_class
 from facevae_jax.models.likelihoods import LIKELIHOODS
 from facevae_jax.reporting import curves, faces, latents
@@ -130,7 +132,7 @@ def scores(trained: TrainedModel, runs: Sequence[Run]) -> list[Block]:
         split = run.evaluation_split
         blocks = [Table(f"Scores of the {split} split", ["Figure", *(name for name, _ in columns)], rows, figures=True)]
     blocks += evaluated(trained)
-    return [*blocks, compared(runs)] if len(runs) > 1 else blocks
+    return [*blocks, compared(runs), *lined_up(runs)] if len(runs) > 1 else blocks
 
 
 def evaluated(trained: TrainedModel) -> list[Block]:
@@ -172,6 +174,42 @@ def compared(runs: Sequence[Run]) -> Table:
     rows = [[name, *(column[name] for column in columns)] for name in columns[0]]
     caption = "The runs at their last evaluations; losses of different weights do not compare"
     return Table(caption, ["Run", *(run.name for run in runs)], rows, figures=True)
+
+
+def lined_up(runs: Sequence[Run]) -> list[Block]:
+    """The distances that `facevae_jax.evaluate` wrote for the runs, beside those of the first where protocols agree."""
+    found = {run.name: _distances(run.workdir) for run in runs}
+    (first, own), *others = found.items()
+    blocks: list[Block] = []
+    for key, record in own.items():
+        columns = {first: record}
+        for name, records in others:
+            if key not in records:
+                continue
+            if unlike := differing([record["protocol"], records[key]["protocol"]]):
+                said = "; ".join(f"{part} is {a!r} and {b!r}" for part, (a, b) in unlike.items())
+                blocks.append(Note(f"{name} is not lined up with {first} by {key}: {said}."))
+            else:
+                columns[name] = records[key]
+        if len(columns) > 1:
+            scored = [score for score in record if score.startswith(("sample_", "reconstruction_"))]
+            rows = [
+                [score.replace("_", " "), *(number(of.get(score), ".5g") for of in columns.values())]
+                for score in scored
+            ]
+            blocks.append(Table(f"Distances by {key}, of one protocol", ["Score", *columns], rows, figures=True))
+    return blocks
+
+
+def _distances(workdir: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """Records with a protocol by kind and split, such as `features, validation split`."""
+    found = {}
+    for path in sorted(workdir.glob("evaluation_*.json")):
+        with contextlib.suppress(OSError, ValueError, AttributeError, TypeError, KeyError):
+            for key, part in json.loads(path.read_text()).items():
+                if isinstance(part, dict) and "protocol" in part and key != "diagnosis":
+                    found[f"{key}, {part['protocol']['split']} split"] = part
+    return found
 
 
 def provenance(trained: TrainedModel, run: Run) -> list[Block]:

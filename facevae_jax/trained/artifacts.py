@@ -64,6 +64,21 @@ class ArtifactStore:
             with atomic_writer(path) as file:
                 np.savez(file, **{FACTS: np.array(described)} | dict(arrays))
 
+    def copy(self, name: str, folder: pathlib.Path) -> None:
+        """Copies what was kept under this name, if anything, into another folder of the same model."""
+        for path in self._candidates(name)[:1]:
+            if path.exists():
+                copied = folder / DIRECTORY / path.relative_to(self._folder)
+                copied.parent.mkdir(parents=True, exist_ok=True)
+                with atomic_writer(copied) as file:
+                    file.write(path.read_bytes())
+
+    def drop(self, name: str) -> None:
+        """Removes what was kept under this name."""
+        for path in self._candidates(name):
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+
     def _path(self, name: str, data: str) -> pathlib.Path:
         stem = urllib.parse.quote(name, safe="")
         stem = stem if len(stem) <= MAX_NAME else f"{stem[:60]}-{short_hash(name)}"

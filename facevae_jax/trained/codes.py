@@ -1,5 +1,6 @@
 """The codes of many faces with their names and labels: of a split of the training data, or of photographs."""
 
+import functools
 import json
 import math
 import pathlib
@@ -7,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Float32, UInt8
 
 from facevae_jax.core.errors import UserError
@@ -20,6 +22,7 @@ from facevae_jax.inference import Encoded, Inference, encode
 from facevae_jax.latents.moments import Moments, moments_of
 from facevae_jax.latents.priors.base import normal_by_index
 from facevae_jax.trained.artifacts import ArtifactStore
+from facevae_jax.trained.labels import LabelColumns
 
 MOMENT_IMAGES = 16_384  # of the training split that moments are computed from, at most
 
@@ -39,10 +42,27 @@ class CodeSource:
     """
 
     def __init__(
-        self, inference: Inference, dataset: Dataset, artifacts: ArtifactStore, *, moments: Moments | None
+        self,
+        inference: Inference,
+        dataset: Dataset,
+        artifacts: ArtifactStore,
+        *,
+        moments: Moments | None,
+        mesh: Mesh,
+        mirrors: bool,
     ) -> None:
-        """Takes the moments of an exported model, which may be used without its data."""
-        self.code_size = inference.code_size
+        """Encodes by `inference`.
+
+        Args:
+          inference: the model.
+          dataset: its data.
+          artifacts: where codes are kept.
+          moments: of an exported model, which may be used without its data.
+          mesh: of the devices, on which priors may be fitted.
+          mirrors: whether the model was trained on mirror images too.
+        """
+        self.code_shape, self.code_size = inference.code_shape, inference.code_size
+        self.mesh, self._mirrors = mesh, mirrors
         self._inference, self._dataset, self._artifacts, self._moments = inference, dataset, artifacts, moments
 
     def table(self, split: str) -> CodeTable:
@@ -53,15 +73,40 @@ class CodeSource:
         """
         return CodeTable(self.posterior(split), self._dataset.names(split), self._dataset.labels(split))
 
-    def posterior(self, split: str) -> Encoded:
-        """Posteriors of a split."""
-        pixels = self._dataset.images(split)
-        kept = self._artifacts.get(f"codes-{split}")
+    def posterior(self, split: str, *, mirrored: bool = False) -> Encoded:
+        """Posteriors of a split, or of its mirror images."""
+        pixels, name = self._dataset.images(split), f"codes-{split}{'-mirrored' if mirrored else ''}"
+        kept = self._artifacts.get(name)
         if kept is not None:
             return Encoded(kept.arrays["mean"], kept.arrays["log_variance"])
-        found = encode_all(self._inference, image_blocks(pixels, self._inference.batch_size), len(pixels))
-        self._artifacts.put(f"codes-{split}", found._asdict())
+        blocks = image_blocks(pixels, self._inference.batch_size)
+        if mirrored:
+            blocks = (block[:, :, ::-1] for block in blocks)
+        found = encode_all(self._inference, blocks, len(pixels))
+        self._artifacts.put(name, found._asdict())
         return found
+
+    def posteriors(self, split: str) -> Encoded:
+        """Posteriors of `train`, then of its mirror images where the run mirrors; or of the `evaluation` split."""
+        if split == "evaluation":
+            return self.posterior(self._dataset.evaluation_split)
+        parts = [self.posterior(split, mirrored=mirrored) for mirrored in (False, True)[: 1 + self._mirrors]]
+        return Encoded(*map(np.concatenate, zip(*parts, strict=True)))
+
+    @functools.cached_property
+    def label_columns(self) -> LabelColumns:
+        """How the labels of the training split become numbers."""
+        return LabelColumns.of(self._dataset.labels("train"))
+
+    def labels(self, split: str) -> Float32[np.ndarray, "n k"]:
+        """Of the images of `posteriors(split)`."""
+        of = self._dataset.evaluation_split if split == "evaluation" else split
+        labels = self.label_columns.standardized(self._dataset.labels(of).values)
+        return labels if split == "evaluation" else np.tile(labels, (1 + self._mirrors, 1))
+
+    def unfinished(self, name: str) -> "UnfinishedFit":
+        """The place of a fit that takes long."""
+        return UnfinishedFit(self._artifacts, f"unfinished-{name}")
 
     def moments(self) -> Moments:
         """Of the aggregate posterior of the training split, or of its first `MOMENT_IMAGES`."""
@@ -80,6 +125,26 @@ class CodeSource:
         posterior = self.posterior(self._dataset.evaluation_split if split == "evaluation" else split)
         times = -(-at_least // len(posterior.mean))
         return np.concatenate([posterior_sample(posterior, seed=seed) for seed in range(times)])
+
+
+class UnfinishedFit(NamedTuple):
+    """The state of a fit among the artifacts (`latents.priors.base.Unfinished`)."""
+
+    artifacts: ArtifactStore
+    name: str
+
+    def load(self) -> dict[str, np.ndarray] | None:
+        """What was saved last, if anything."""
+        kept = self.artifacts.get(self.name)
+        return kept.arrays if kept else None
+
+    def save(self, arrays: dict[str, np.ndarray]) -> None:
+        """Replaces what was saved."""
+        self.artifacts.put(self.name, arrays)
+
+    def drop(self) -> None:
+        """After the end."""
+        self.artifacts.drop(self.name)
 
 
 def posterior_sample(posterior: Encoded, *, seed: int = 0, first: int = 0) -> Float32[np.ndarray, "n ..."]:

@@ -1,6 +1,5 @@
 """Attribute directions of a trained model, fitted to the labels of its training images and kept as artifacts."""
 
-import difflib
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,6 +9,7 @@ from facevae_jax.core.errors import UserError
 from facevae_jax.latents.directions import Direction, EditMethod, Labels, Whitening, fit_direction
 from facevae_jax.latents.moments import moments_of
 from facevae_jax.trained.codes import posterior_sample
+from facevae_jax.trained.labels import check_name
 from facevae_jax.trained.model import TrainedModel
 
 KEEP_ALL = "all"  # every other attribute
@@ -72,17 +72,3 @@ def labelled_codes(
     kinds = {attribute.name: attribute.kind for attribute in table.labels.attributes}
     labels = [Labels(name, kinds[name] == "binary", table.labels.column(name)) for name in attributes]
     return posterior_sample(table.posterior), Whitening.of(moments_of(*table.posterior)), labels
-
-
-def check_name(name: str, names: Sequence[str], *, flag: str) -> None:
-    """Raises a UserError that suggests the nearest names, for an attribute that the images do not have."""
-    if name in names:
-        return
-    if not names:
-        raise UserError(f"{flag}={name}: the run's images have no labels: see --attributes of facevae_jax.prepare.")
-    lower = {other.lower(): other for other in names}
-    close = difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.5)
-    near = "did you mean" if close else "there are"
-    raise UserError(
-        f"{flag}={name}: there is no such attribute; {near} {', '.join(lower[n] for n in close) or ', '.join(names)}?"
-    )

@@ -5,8 +5,8 @@ import functools
 import json
 import math
 import pathlib
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
@@ -19,9 +19,9 @@ from facevae_jax.core.random import named_key
 from facevae_jax.data.dataset import open_dataset
 from facevae_jax.inference import Encoded, Inference
 from facevae_jax.latents.moments import Moments
-from facevae_jax.latents.priors import DEFAULT, PRIORS, prior_class
+from facevae_jax.latents.priors import FLOW, GAUSSIAN, PRIORS, prior_class
 from facevae_jax.latents.priors.base import Prior, Sampler, is_kept, sampler
-from facevae_jax.trained import codes
+from facevae_jax.trained import codes, labels
 from facevae_jax.trained.artifacts import ArtifactStore, short_hash
 from facevae_jax.training.checksums import checksums
 from facevae_jax.training.setup import DecoderVariance, make_model, replicated
@@ -72,7 +72,14 @@ class TrainedModel:
         self.inference = Inference(self.module, self.variables, mesh, batch_size=batch_size)
         self.dataset = open_dataset(self.config.data)  # need not be on this machine until they are asked for
         self.artifacts = ArtifactStore(folder, model=lambda: self.identity, data=lambda: self.dataset.fingerprint)
-        self.codes = codes.CodeSource(self.inference, self.dataset, self.artifacts, moments=restored.moments)
+        self.codes = codes.CodeSource(
+            self.inference,
+            self.dataset,
+            self.artifacts,
+            moments=restored.moments,
+            mesh=mesh,
+            mirrors=self.config.data.flip,
+        )
         self._restored = restored
 
     def __repr__(self) -> str:
@@ -124,19 +131,19 @@ class TrainedModel:
         return self.inference.reconstruct(self.check_images(images))
 
     def sample(
-        self, count: int, *, prior: str | Prior = DEFAULT, temperature: float = 1.0, seed: int = 0
+        self, count: int, *, prior: str | Prior | None = None, temperature: float = 1.0, seed: int = 0
     ) -> UInt8[np.ndarray, "n r r 3"]:
         """New faces, decoded from `sample_codes`."""
         return self.decode(self.sample_codes(count, prior=prior, temperature=temperature, seed=seed))
 
     def sample_codes(
-        self, count: int, *, prior: str | Prior = DEFAULT, temperature: float = 1.0, seed: int = 0
+        self, count: int, *, prior: str | Prior | None = None, temperature: float = 1.0, seed: int = 0
     ) -> Float32[np.ndarray, "n z"]:
         """Flat codes number 0 to `count` - 1 of a seed; the first ones do not depend on how many are drawn.
 
         Args:
           count: how many.
-          prior: a name in `latents.priors.PRIORS`, or a distribution.
+          prior: a name in `latents.priors.PRIORS`, or a distribution; None: `default_prior`.
           temperature: factor on the standard deviations; below 1 gives faces nearer to the mean one.
           seed: another seed gives other faces.
 
@@ -148,7 +155,7 @@ class TrainedModel:
         return np.asarray(sample(named_key(seed, "sample"), np.arange(count)))
 
     def sample_stream(
-        self, count: int, *, prior: str | Prior = DEFAULT, temperature: float = 1.0, seed: int = 0
+        self, count: int, *, prior: str | Prior | None = None, temperature: float = 1.0, seed: int = 0
     ) -> Iterator[UInt8[np.ndarray, "b r r 3"]]:
         """The faces of `sample` a batch at a time, in memory that does not grow with their number."""
         sample, size = self.sampler(prior, temperature=temperature), self.inference.batch_size
@@ -157,10 +164,11 @@ class TrainedModel:
         batches = (np.asarray(sample(key, np.arange(at, at + size)))[: count - at] for at in range(0, count, size))
         return self.inference.decode_stream(batches)
 
-    def sampler(self, prior: str | Prior, *, temperature: float) -> Sampler:
+    def sampler(self, prior: str | Prior | None, *, temperature: float) -> Sampler:
         """A compiled function from a key and indices to flat codes."""
         if not 0 <= temperature <= MAX_TEMPERATURE:
             raise UserError(f"temperature={temperature} must be from 0 to {MAX_TEMPERATURE:g}.")
+        prior = self.default_prior if prior is None else prior
         return sampler(self.prior(prior) if isinstance(prior, str) else prior, temperature=temperature)
 
     def prior(self, name: str) -> Prior:
@@ -174,12 +182,45 @@ class TrainedModel:
         cls = prior_class(name)
         if not is_kept(cls):
             return cls.fit(self.codes)
+        return self.kept_prior(name, lambda: cls.fit(self.codes))
+
+    def fit_default_prior(self, *, seconds: float) -> bool:
+        """Fits the learned prior, if that takes no longer; else what was done is kept for the next call."""
+        return self.kept_prior(FLOW, lambda: prior_class(FLOW).fit(self.codes, seconds=seconds)) is not None
+
+    def kept_prior(self, name: str, fit: Callable[[], Any] = lambda: None) -> Any:
+        """The prior that was kept under this name, else the one of `fit`, which is kept, unless it is None."""
         kept = self.artifacts.get(f"prior-{name}")
         if kept is not None:
-            return cls.from_arrays(kept.arrays)
-        prior = cls.fit(self.codes)
-        self.artifacts.put(f"prior-{name}", prior.to_arrays())
+            return prior_class(name.partition("-")[0]).from_arrays(kept.arrays)
+        prior = fit()
+        if prior is not None:
+            self.artifacts.put(f"prior-{name}", prior.to_arrays())
+            self.codes.unfinished(name).drop()
         return prior
+
+    def prior_given(self, wanted: Sequence[str]) -> Prior:
+        """The learned prior of faces with some labels.
+
+        Args:
+          wanted: such as `Smiling=1`, `age=35` or `hair=brown`: a number, or the name of a category.
+
+        Raises:
+          UserError: there is no such label or value; the data are not on this machine.
+        """
+        row = labels.parse(self.dataset.attributes, wanted)
+        flow: Any = self.prior(FLOW)
+        return cast(Prior, flow.given(self.codes.label_columns.wanted(row)))
+
+    @functools.cached_property
+    def default_prior(self) -> str:
+        """The learned prior where it was fitted or can be: the data are on this machine; else the Gaussian."""
+        if self.kept_prior(FLOW) is None:
+            try:
+                self.dataset.images("train")
+            except UserError:
+                return GAUSSIAN
+        return FLOW
 
     def available_priors(self) -> list[str]:
         """Names of the priors that need no long fitting: those that the moments suffice for, and those kept before."""

@@ -10,8 +10,9 @@ PRIORS = {
     "standard": "facevae_jax.latents.priors.gaussian:StandardPrior",
     "gaussian": "facevae_jax.latents.priors.gaussian:GaussianPrior",
     "mixture": "facevae_jax.latents.priors.mixture:MixturePrior",
+    "flow": "facevae_jax.latents.priors.flow:FlowPrior",
 }
-STANDARD, DEFAULT = "standard", "gaussian"
+STANDARD, GAUSSIAN, FLOW = "standard", "gaussian", "flow"
 
 
 def prior_class(name: str) -> Any:

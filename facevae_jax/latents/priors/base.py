@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike, Float, Float32, Int, PRNGKeyArray
 
 from facevae_jax.core import random
@@ -19,13 +20,44 @@ Sampler = Callable[[PRNGKeyArray, Indices], Array]  # from a key and indices to 
 
 
 @runtime_checkable
+class Unfinished(Protocol):
+    """Where the state of a long fit is kept until it ends."""
+
+    def load(self) -> dict[str, np.ndarray] | None:
+        """What was saved last, if anything."""
+        ...
+
+    def save(self, arrays: dict[str, np.ndarray]) -> None:
+        """Replaces what was saved."""
+        ...
+
+    def drop(self) -> None:
+        """After the end."""
+        ...
+
+
+@runtime_checkable
 class FitData(Protocol):
     """What priors are fitted to: codes of the run's data, encoded on demand."""
 
+    code_shape: tuple[int, ...]
     code_size: int
+    mesh: Mesh  # of the devices that may compute
 
     def moments(self) -> Moments:
         """Moments of the aggregate posterior of the training split."""
+        ...
+
+    def posteriors(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """Means and log variances of `train`, with the mirror images where the run mirrors, or of `evaluation`."""
+        ...
+
+    def labels(self, split: str) -> Float32[np.ndarray, "n k"]:
+        """Of the images of `posteriors(split)`: numbers of about unit size, NaN where unknown; k may be 0."""
+        ...
+
+    def unfinished(self, name: str) -> Unfinished:
+        """The place of a fit that takes long."""
         ...
 
     def draws(self, split: str, *, at_least: int = 1) -> Float32[np.ndarray, "n z"]:

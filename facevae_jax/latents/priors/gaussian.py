@@ -59,11 +59,11 @@ class GaussianPrior(Gaussian):
     description: ClassVar[str] = "mean and covariance of the posteriors of the training split"
 
     @classmethod
-    def of(cls, moments: Moments) -> "GaussianPrior":
-        """With these moments."""
+    def of(cls, moments: Moments, *, smallest: float = 0.0) -> "GaussianPrior":
+        """With these moments, and in no direction less variance than `smallest` times the largest."""
         # The symmetric root, not Cholesky's: rounding may leave slightly negative eigenvalues, which are set to 0.
         values, vectors = np.linalg.eigh(moments.covariance)
-        root = (vectors * np.sqrt(values.clip(0.0))) @ vectors.T
+        root = (vectors * np.sqrt(values.clip(smallest * values.max()))) @ vectors.T
         return cls(jnp.asarray(moments.mean, jnp.float32), jnp.asarray(root, jnp.float32))
 
     @classmethod

@@ -1,0 +1,85 @@
+"""Makes the pictures of README.md and docs/ anew, and records in pictures.json what they were made by.
+
+    python docs/make_pictures.py                              # trains `quickstart`, about three minutes on 2 cores
+    python docs/make_pictures.py --celeba64=WORKDIR           # those of a run of `celeba64` too
+
+tests/test_pictures.py compares pictures.json with the pictures and with the code. No picture shows a photograph.
+"""
+
+import argparse
+import ast
+import hashlib
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+DOCS = pathlib.Path(__file__).resolve().parent
+RECORD = DOCS / "pictures.json"
+# What decides what a picture looks like. Comments and docstrings do not.
+COMMON = (
+    "facevae_jax/models/*.py",
+    "facevae_jax/latents/**/*.py",
+    "facevae_jax/objective.py",
+    "facevae_jax/generation/sheets.py",
+    "facevae_jax/data/drawn/*.py",
+)
+PICTURES = {
+    "quickstart_reconstructions.png": ("quickstart", ["reconstruct", "--count=24"]),
+    "quickstart_samples.png": ("quickstart", ["sample", "--count=64"]),
+    "celeba64_samples.png": ("celeba64", ["sample", "--count=64"]),
+    "celeba64_edits.png": (
+        "celeba64",
+        [
+            *("edit", "--count=1", "--seed=3", "--temperature=0.7", "--alpha=-3,-2,-1,0,1,2,3"),
+            "--attribute=Smiling,Male,Eyeglasses,Young,Blond_Hair",
+        ],
+    ),
+}
+
+
+def code_of(config: str) -> str:
+    """A hash of the code that decides the pictures of a config, without comments and docstrings."""
+    root, found = DOCS.parent, hashlib.sha256()
+    paths = [path for pattern in (*COMMON, f"configs/{config}.py") for path in sorted(root.glob(pattern))]
+    for path in paths:
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module) and ast.get_docstring(node) is not None:
+                node.body = node.body[1:]
+        found.update(f"{path.relative_to(root)} {ast.dump(tree)}\n".encode())
+    return found.hexdigest()
+
+
+def picture_hash(name: str) -> str:
+    """Of a picture's file."""
+    return hashlib.sha256((DOCS / name).read_bytes()).hexdigest()
+
+
+def main() -> None:
+    """Trains where no workdir is given, draws, and writes the record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quickstart", help="a finished run of `quickstart`; trained anew by default")
+    parser.add_argument("--celeba64", help="a finished run of `celeba64`; its pictures are left as they are without")
+    given = vars(parser.parse_args())
+    record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    with tempfile.TemporaryDirectory() as folder:
+        if not given["quickstart"]:
+            given["quickstart"] = f"{folder}/quickstart"
+            command("main", "--config=quickstart", f"--workdir={given['quickstart']}")
+        for name, (config, arguments) in PICTURES.items():
+            if given[config]:
+                command("generate", *arguments, f"--workdir={given[config]}", f"--output={DOCS / name}")
+                made_by = f"python -m facevae_jax.generate {' '.join(arguments)} --workdir={config}"
+                record[name] = {"command": made_by, "code": code_of(config), "sha256": picture_hash(name)}
+    RECORD.write_text(json.dumps(record, indent=2) + "\n")
+
+
+def command(module: str, *arguments: str) -> None:
+    """Runs one of the project's commands."""
+    subprocess.run([sys.executable, "-m", f"facevae_jax.{module}", *arguments], cwd=DOCS.parent, check=True)
+
+
+if __name__ == "__main__":
+    main()
