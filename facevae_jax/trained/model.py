@@ -158,9 +158,10 @@ class TrainedModel:
         self, count: int, *, prior: str | Prior | None = None, temperature: float = 1.0, seed: int = 0
     ) -> Iterator[UInt8[np.ndarray, "b r r 3"]]:
         """The faces of `sample` a batch at a time, in memory that does not grow with their number."""
-        sample, size = self.sampler(prior, temperature=temperature), self.inference.batch_size
+        sample = self.sampler(prior, temperature=temperature)
+        size = min(self.inference.batch_size, 1 << max(count - 1, 0).bit_length())
         key = named_key(seed, "sample")
-        # Always a whole batch, so that it is compiled once.
+        # Always as many, so that it is compiled once.
         batches = (np.asarray(sample(key, np.arange(at, at + size)))[: count - at] for at in range(0, count, size))
         return self.inference.decode_stream(batches)
 
