@@ -193,7 +193,7 @@ class TrainedModel:
         """The prior that was kept under this name, else the one of `fit`, which is kept, unless it is None."""
         kept = self.artifacts.get(f"prior-{name}")
         if kept is not None:
-            return prior_class(name.partition("-")[0]).from_arrays(kept.arrays)
+            return prior_class(name).from_arrays(kept.arrays)
         prior = fit()
         if prior is not None:
             self.artifacts.put(f"prior-{name}", prior.to_arrays())
