@@ -15,15 +15,15 @@ def get_config() -> ml_collections.ConfigDict:
     """The run's settings."""
     return RunConfig(
         data=DataConfig(name="synthetic", resolution=64),
-        model=vae.Config(latent_dim=64, filters=(24, 48, 96, 192)),
-        objective=ObjectiveConfig(likelihood="mse", r_loss_factor=30_000.0),
+        model=vae.Config(latent_dim=32, filters=(32, 64, 128, 256), activation="silu"),
+        objective=ObjectiveConfig(likelihood="mse", r_loss_factor=100_000.0),
         train=TrainConfig(
-            batch_size=32,
+            batch_size=16,
             epochs=10,
             learning_rate=4e-3,
             schedule="cosine",
-            warmup_steps=256,
-            log_every_steps=200,
+            warmup_steps=512,
+            log_every_steps=512,
             evaluate_every_epochs=2,
         ),
     ).to_config_dict()

@@ -31,6 +31,10 @@ _HEARTBEAT = flags.DEFINE_integer(
     lower_bound=1,
 )
 
+_ACCEPT_NEW_DATA = flags.DEFINE_boolean(
+    "accept_new_data", False, "Resume although the dataset was prepared anew with other images."
+)
+
 PRIOR_SHARE = 0.1  # of the time of training, which fitting the learned prior may take
 
 
@@ -58,7 +62,13 @@ def main(arguments: list[str]) -> int:
         startup.use_cores(config.train.batch_size // config.train.accumulation)
     signals = StopSignals(telemetry.log)
     began = time.perf_counter()
-    loop.train(config, workdir, should_stop=lambda step: bool(signals.received()), started=startup.process_start())
+    loop.train(
+        config,
+        workdir,
+        should_stop=lambda step: bool(signals.received()),
+        started=startup.process_start(),
+        accept_new_data=_ACCEPT_NEW_DATA.value,
+    )
     seconds = time.perf_counter() - began
     (number,) = hosts.agree(signals.received())  # perhaps only one of the processes received it
     if number:

@@ -26,13 +26,13 @@ def ring(count=1024, **options):
 @pytest.fixture(autouse=True)
 def as_users_fit(monkeypatch):
     """Not the few steps of the other tests."""
-    monkeypatch.setattr(flow_fit, "STEPS", (200, 2_000))
+    monkeypatch.setattr(flow_fit, "STEPS", (400, 400))
 
 
 @pytest.fixture(scope="module")
 def fitted():
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(flow_fit, "STEPS", (200, 2_000))
+        patched.setattr(flow_fit, "STEPS", (400, 400))
         return FlowPrior.fit(ring())
 
 

@@ -1,14 +1,19 @@
-"""What all commands share: parsing flags, and printing errors in one line with exit code 2."""
+"""What all commands share: the process they run in, parsing flags, and errors in one line with exit code 2."""
 
+import os
 import pathlib
+import signal
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import flags, logging
 
-from facevae_jax.core import named_configs
-from facevae_jax.core.errors import UserError, expand_home
+from facevae_jax.core import named_configs, numerics, streams
+from facevae_jax.core.errors import UserError, expand_home, of_environment
+
+# Whoever sends them wants the command to end, which leaves no half-written files where it is told to.
+ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
 def run(
@@ -18,17 +23,56 @@ def run(
 
     `check_arguments` gets the command line before it is parsed and may raise a better error than the parser's.
 
-    Exit codes: what `main` returns (None is 0); 2 and one line on standard error for a `UserError` or a bad flag.
+    Exit codes: what `main` returns (None is 0); 2 and one line on standard error for a `UserError`, a bad flag or
+    something wrong with the machine; 128 + the signal's number where a signal ended it.
     """
+    streams.make_unbreakable()
+    numerics.ignore_variables()
+    code: int | None = 2
     try:
+        _end_at_signals()
         logging.set_verbosity(logging.FATAL)  # libraries also log the errors that they raise
         arguments = parse_flags(sys.argv, check_arguments)
         code = main(arguments)
     except UserError as error:
         if str(error):  # empty: another process prints it
             print(f"error: {error}", file=sys.stderr)
-        code = 2
+    except EndedError as error:
+        _leave(error.number)
+    except KeyboardInterrupt:
+        _leave(signal.SIGINT)
+    except Exception as error:
+        if not (line := of_environment(error)):
+            raise
+        print(f"error: {line}", file=sys.stderr)
+    streams.finish()
     sys.exit(code)
+
+
+def _leave(number: int) -> NoReturn:
+    """Ends at once: threads that still compile or compute would crash a normal exit."""
+    print(f"{signal.Signals(number).name}: ended", file=sys.stderr)
+    streams.finish()
+    os._exit(128 + number)
+
+
+class EndedError(BaseException):
+    """A signal asked the command to end; not an Exception, so that nothing handles it as a failure."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def _end_at_signals() -> None:
+    """Raises an EndedError at a signal, unless it is ignored, as `nohup` does."""
+
+    def end(number: int, frame: Any) -> NoReturn:
+        raise EndedError(number)
+
+    for number in ENDING:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, end)
 
 
 def parse_flags(argv: list[str], check_arguments: Callable[[list[str]], None]) -> list[str]:
@@ -49,6 +93,8 @@ def parse_flags(argv: list[str], check_arguments: Callable[[list[str]], None]) -
         raise UserError(one_line(error)) from error
     except Exception as error:  # a config file is Python: loading it may raise anything
         given = next((argument for argument in argv if argument.lstrip("-").startswith("config=")), "the command line")
+        if line := of_environment(error):
+            raise UserError(line) from error
         key = str(error).strip("\"'")
         typed = [argument for argument in argv if argument.partition("=")[0].endswith(f".{key}")]
         if isinstance(error, AttributeError) and typed:

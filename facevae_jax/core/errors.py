@@ -3,8 +3,12 @@
 import errno
 import os
 import pathlib
+import re
 import tempfile
 from collections.abc import Iterable, Sequence
+
+# A full disk or quota, a read-only disk, and the largest file that a process may write.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
 class UserError(Exception):
@@ -69,6 +73,17 @@ def make_writable_directory(path: str | os.PathLike[str], *, name: str) -> pathl
         message = f"{name}={str(path)!r} cannot be written to ({reason}): choose a directory you may write to."
         raise UserError(message) from error
     return directory
+
+
+def of_environment(error: BaseException) -> str:
+    """One line for an error whose cause is the machine or a variable, with the remedy; empty for any other."""
+    text = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.errno in FULL:
+        return f"{error.filename or 'a file'} cannot be written ({error.strerror}): make room, and give it again."
+    if named := re.search(r"for JAX flag (\w+)|environment '?(JAX_\w+)", text):
+        variable = (named[1] or named[2]).upper()
+        return f"{variable}={os.environ.get(variable, '')!r} is no value that JAX takes: unset it."
+    return ""
 
 
 def describe_entries(entries: Sequence[str]) -> str:

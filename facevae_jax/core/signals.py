@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: the first asks a run to save and stop, the second ends it at once."""
+"""Signals that ask a run to stop: the first makes it save and stop, the second ends it at once."""
 
 import os
 import signal
@@ -6,6 +6,13 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+
+# Ctrl-C; a closed terminal, unless `nohup` had it ignored; and what batch systems send before a time limit.
+STOPPING = tuple(
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+    if hasattr(signal, name)
+)
 
 
 class StopSignals:
@@ -19,7 +26,9 @@ class StopSignals:
         reader, writer = socket.socketpair()
         writer.setblocking(False)
         self._reader, self._writer = reader, writer  # kept open: the signal handler writes to them
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in STOPPING:
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue
             signal.signal(number, lambda *_: None)  # without a handler, Python writes no number to the descriptor
         signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
         threading.Thread(target=self._listen, name="signals", daemon=True).start()
@@ -35,7 +44,7 @@ class StopSignals:
 
     def _listen(self) -> None:
         while number := self._reader.recv(1)[0]:
-            if number not in (signal.SIGINT, signal.SIGTERM):
+            if number not in STOPPING:
                 continue
             name = signal.Signals(number).name
             if self._first or not self._asked:

@@ -6,6 +6,7 @@ import sys
 
 import psutil
 
+from facevae_jax.core import streams
 from facevae_jax.core.parallel import available_cpus
 
 CACHE = "facevae_jax/compiled"
@@ -25,6 +26,7 @@ def use_huge_pages() -> None:
     tunables = os.environ.get(TUNABLES, "")
     if sys.platform != "linux" or HUGE_PAGES in tunables:
         return
+    streams.make_unbreakable()
     environment = os.environ | {TUNABLES: f"{tunables}:{HUGE_PAGES}=1".lstrip(":")}
     sys.stdout.flush()
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
@@ -57,7 +59,10 @@ def keep_compiled_programs() -> None:
     import jax
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+        try:
+            home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+        except RuntimeError:  # neither HOME nor an entry in the passwd file, as in some containers
+            return
         jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(home) / CACHE))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_SECONDS)

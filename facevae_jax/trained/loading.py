@@ -8,9 +8,11 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from facevae_jax.core import numerics
 from facevae_jax.core.errors import UserError, expand_home
 from facevae_jax.trained import weights
 from facevae_jax.trained.model import Restored, TrainedModel
+from facevae_jax.training import recovery
 from facevae_jax.training.checkpoints import Checkpoints, DamagedError, steps_in
 from facevae_jax.training.setup import TrainSetup, abstract_state, make_mesh
 from facevae_jax.training.workdir import read_config
@@ -27,6 +29,7 @@ def load(path: str | os.PathLike[str], *, batch_size: int = 0) -> TrainedModel:
       UserError: there is no run, it has no checkpoint yet, or none can be read; or the file is damaged or foreign.
     """
     place = expand_home(path, name="--workdir")
+    numerics.check()
     mesh = make_mesh()
     return TrainedModel(restore(place, mesh), folder=folder_of(place), mesh=mesh, batch_size=batch_size)
 
@@ -51,6 +54,7 @@ def restore_run(workdir: pathlib.Path, mesh: Mesh) -> Restored:
     config = read_config(workdir)
     if not steps_in(workdir):
         raise UserError(f"--workdir={str(workdir)!r} has no checkpoint yet: train first, or wait for its first one.")
+    recovery.complete(workdir)
     with Checkpoints(workdir, read_only=True) as checkpoints:
         state = abstract_state(TrainSetup.of(config, mesh))
         names = ("params", "batch_stats") if state.averaged is None else ("averaged",)

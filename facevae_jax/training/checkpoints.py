@@ -15,7 +15,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 
 from facevae_jax.core import hosts
 from facevae_jax.core.errors import UserError, make_writable_directory
-from facevae_jax.training.checksums import checksums
+from facevae_jax.training.checksums import checksums, is_finite
 from facevae_jax.training.setup import TrainState
 from facevae_jax.training.telemetry import log
 
@@ -24,7 +24,8 @@ DAMAGED = "damaged_checkpoints"
 LATEST_KEPT = 2
 BEST_KEPT = 1
 STATE = "state"
-RECORD = "record"  # JSON: checksums of the state's fields, and whether the step's evaluation was finished
+# JSON: checksums of the state's fields, whether they and the score are finite, and whether the evaluation was finished
+RECORD = "record"
 
 
 def _loss(metrics: dict[str, float]) -> float:
@@ -44,14 +45,16 @@ class Restored(NamedTuple):
 
 
 class DamagedError(UserError):
-    """A checkpoint that cannot be restored, or does not hold what was saved."""
+    """A checkpoint that cannot be restored, does not hold what was saved, or holds numbers that are not finite."""
 
 
 class Checkpoints:
     """The checkpoints of one workdir; use as a context manager, so that the last save is finished at the end."""
 
-    def __init__(self, workdir: pathlib.Path, *, read_only: bool = False) -> None:
+    def __init__(self, workdir: pathlib.Path, *, read_only: bool = False, forget_scores: bool = False) -> None:
         """Opens the workdir's checkpoints; damaged scores are set aside, unless `read_only`.
+
+        With `forget_scores` all are: those of other images say nothing about which checkpoint is the best.
 
         Raises:
           UserError: the directory cannot be written to, or the scores of its checkpoints cannot be read.
@@ -59,6 +62,7 @@ class Checkpoints:
         self._directory = (workdir / DIRECTORY).absolute()
         self._aside = (workdir / DAMAGED).absolute()
         self._read_only = read_only
+        self._forget_scores = forget_scores
         if not read_only:  # Orbax fails in a thread of its own, and the other processes wait ten minutes for it
             hosts.together(self._prepare)
         self._manager = self._open()
@@ -70,6 +74,8 @@ class Checkpoints:
                 score = self.path(step) / "metrics"
                 try:
                     json.loads((score / "metrics").read_bytes())
+                    if self._forget_scores:
+                        self._set_aside(score, f"{step}-score", f"{score} is of other images")
                 except FileNotFoundError:
                     continue  # it was never evaluated
                 except (OSError, ValueError):
@@ -132,6 +138,10 @@ class Checkpoints:
         """Steps that have a checkpoint, the newest first."""
         return sorted(self._manager.all_steps(), reverse=True)
 
+    def newest_finite(self) -> int | None:
+        """Step of the newest checkpoint whose numbers and score are finite; None without any."""
+        return next((step for step in self.steps() if self._record(step).get("finite", True)), None)
+
     def best_step(self) -> int | None:
         """Step of the checkpoint with the lowest validation loss; None where none has a score."""
         return self._manager.best_step()
@@ -154,12 +164,12 @@ class Checkpoints:
         """
         if step in self._manager.all_steps():
             return  # Orbax would answer the same, silently
-        tree = state._asdict()
-        record = {"checksums": checksums(tree), "evaluated": evaluated}
+        tree, scored = state._asdict(), loss is not None and math.isfinite(loss)
+        finite = is_finite(tree) and (loss is None or scored)
+        record = {"checksums": checksums(tree), "evaluated": evaluated, "finite": finite}
         items = {STATE: ocp.args.PyTreeSave(tree), RECORD: ocp.args.JsonSave(record)}
         hosts.together(functools.partial(self._check_room, tree))
-        scored = loss is not None and math.isfinite(loss)  # Orbax would take NaN for the best
-        with self._explained():
+        with self._explained():  # Orbax would take a score of NaN for the best
             self._manager.save(step, args=ocp.args.Composite(**items), metrics={"loss": loss} if scored else None)
 
     def _check_room(self, tree: dict[str, Any]) -> None:
@@ -173,9 +183,9 @@ class Checkpoints:
             )
 
     def restore_newest(self, abstract: TrainState) -> Restored | None:
-        """The newest whole checkpoint; None without any.
+        """The newest whole checkpoint with finite numbers; None without any.
 
-        Damaged checkpoints are moved aside: somebody may look at them, and their steps are saved again.
+        The others are moved aside: somebody may look at them, and their steps are saved again.
 
         Raises:
           DamagedError: none of the checkpoints is whole.
@@ -217,7 +227,7 @@ class Checkpoints:
         """The fields of a step's state that are named in `abstract`.
 
         Raises:
-          DamagedError: the checkpoint cannot be read, or does not hold what was saved.
+          DamagedError: the checkpoint cannot be read, does not hold what was saved, or numbers are not finite.
         """
         arguments = ocp.args.PyTreeRestore(
             item=abstract,
@@ -226,7 +236,8 @@ class Checkpoints:
         )
         directory = self.path(step)
         try:
-            saved = self._record(step).get("checksums")
+            record = self._record(step)
+            saved = record.get("checksums")
             restored = self._manager.restore(step, args=ocp.args.Composite(**{STATE: arguments}))[STATE]
             found = checksums(restored)
         except MemoryError:
@@ -237,6 +248,8 @@ class Checkpoints:
         differing = [name for name, values in found.items() if saved is not None and saved.get(name) != values]
         if differing:
             raise DamagedError(f"{directory} is damaged: {', '.join(differing)} differ from what was saved")
+        if not (record.get("finite", True) and is_finite(restored)):
+            raise DamagedError(f"{directory} holds parameters, or a score, that are not finite")
         return restored
 
     def _record(self, step: int) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, UInt32
+from jaxtyping import Array, Bool, UInt32
 
 
 def _mix(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
@@ -32,6 +32,17 @@ def _checksum(array: Array) -> UInt32[Array, ""]:
 @jax.jit
 def _checksums(tree: Any) -> dict[str, list[Array]]:
     return {name: [_checksum(leaf) for leaf in jax.tree.leaves(part)] for name, part in tree.items()}
+
+
+@jax.jit
+def _finite(tree: Any) -> Bool[Array, ""]:
+    numbers = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in numbers]))
+
+
+def is_finite(tree: Any) -> bool:
+    """Whether every number of a tree of arrays is finite."""
+    return bool(_finite(tree))
 
 
 def checksums(tree: dict[str, Any]) -> dict[str, list[int]]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from facevae_jax import models
 from facevae_jax.config import RunConfig
-from facevae_jax.core import hosts
+from facevae_jax.core import hosts, numerics
 from facevae_jax.core.errors import UserError
 from facevae_jax.data.dataset import Dataset, open_dataset
 from facevae_jax.data.feed import Feed, put
@@ -119,8 +119,8 @@ class Trainer:
         self.skipped_in_row = len(skipped) - learned[-1] - 1 if len(learned) else self.skipped_in_row + len(skipped)
         if self.skipped_in_row >= self.setup.config.train.max_skipped_steps:
             self.checkpoints.wait()
-            steps = self.checkpoints.steps()
-            good = f"the last checkpoint is {self.checkpoints.path(steps[0])}" if steps else "there is no checkpoint"
+            last = self.checkpoints.newest_finite()
+            good = "there is no checkpoint" if last is None else f"the last good one is {self.checkpoints.path(last)}"
             raise UserError(
                 f"the loss or its gradient was not finite in the last {self.skipped_in_row:,} steps, to {step:,}, "
                 f"which were skipped; {good}: lower --config.train.learning_rate or set --config.train.clip_norm=1."
@@ -196,6 +196,7 @@ def train(
     *,
     should_stop: Callable[[int], bool] = lambda step: False,
     started: float | None = None,
+    accept_new_data: bool = False,
 ) -> TrainState:
     """Trains, or resumes, the run in `workdir`, and returns the final state.
 
@@ -207,10 +208,12 @@ def train(
       should_stop: asked with the number of finished steps after each dispatch and while evaluating; True in any
         process saves and returns early in all.
       started: Unix time from which the first step is counted; the call's by default.
+      accept_new_data: resume although the dataset was prepared anew with other images.
 
     Raises:
       UserError: anything that the user can fix, before any work is lost.
     """
+    numerics.check()
     started = time.time() if started is None else started
     mesh = make_mesh()
     check_batch_size(config, mesh)
@@ -220,7 +223,8 @@ def train(
         check_split_size(config, dataset.sizes["train"], mesh)
         schedule = Schedule.of(config, images=dataset.sizes["train"])
         setup = TrainSetup.of(config, mesh, total_steps=schedule.total)
-        checkpoints = stack.enter_context(Checkpoints(directory))
+        new = hosts.together(lambda: check_data(directory, dataset, accept_new=accept_new_data))
+        checkpoints = stack.enter_context(Checkpoints(directory, forget_scores=new))
         watchdog = stack.enter_context(Watchdog(config.train.watchdog_seconds))
         state, evaluated = start_state(setup, dataset, checkpoints, watchdog)
         step = int(state.step)
@@ -247,6 +251,11 @@ def train(
         evaluated = evaluated or not schedule.evaluates(step)
         with alone_on_failure(watchdog):
             return trainer.run(state, feed, evaluated=evaluated, started=started)
+
+
+def check_data(workdir: pathlib.Path, dataset: Dataset, *, accept_new: bool) -> bool:
+    """`workdirs.check_data`, which one process does for all."""
+    return hosts.is_main() and workdirs.check_data(workdir, dataset, accept_new=accept_new)
 
 
 def opened(dataset: Dataset) -> Dataset:

@@ -1,6 +1,7 @@
 """What a step needs beside arrays, made from a config; and the arrays that training changes."""
 
 import functools
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from facevae_jax import models
 from facevae_jax.config import RunConfig
+from facevae_jax.core.errors import UserError
 from facevae_jax.core.random import named_key
 from facevae_jax.core.settings import CHANNELS
 from facevae_jax.models.api import Execution, Model, image_keys
@@ -27,8 +29,16 @@ def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     """One axis over all devices, or those given.
 
     Auto, not the default Explicit, which linen's Dropout cannot trace under.
+
+    Raises:
+      UserError: JAX cannot start on the platform that the environment names.
     """
-    count = jax.device_count() if devices is None else len(devices)
+    try:
+        count = jax.device_count() if devices is None else len(devices)
+    except (AssertionError, RuntimeError) as error:  # the first without a word, where a platform has no plugin
+        platforms = os.environ.get("JAX_PLATFORMS", "")
+        reason = " ".join(str(error).split()).partition(" (")[0] or "is it installed?"
+        raise UserError(f"JAX_PLATFORMS={platforms!r}: no device can be used ({reason}): unset it, or cpu.") from error
     return jax.make_mesh((count,), (DATA_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 
 

@@ -1,7 +1,7 @@
-"""The workdir's `config.json`: what a run was started with, and what may change when it is resumed."""
+"""The workdir's `config.json` and `data.json`: what a run was started with, and what may change as it resumes."""
 
 import contextlib
-import errno
+import hashlib
 import json
 import pathlib
 from collections.abc import Iterator
@@ -9,13 +9,16 @@ from typing import Any
 
 from facevae_jax.config import RunConfig
 from facevae_jax.core import files, hosts
-from facevae_jax.core.errors import UserError, expand_home, make_writable_directory
+from facevae_jax.core.errors import FULL, UserError, expand_home, make_writable_directory
 from facevae_jax.core.files import write_json
 from facevae_jax.core.settings import flatten
+from facevae_jax.data.dataset import Dataset
+from facevae_jax.training import recovery
 from facevae_jax.training.checkpoints import steps_in
 from facevae_jax.training.telemetry import log
 
 CONFIG_FILE = "config.json"
+DATA_FILE = "data.json"
 LOCK_FILE = ".lock"
 # Keys that decide, beside all of `model`, what the loss means, without which the best checkpoint is not the best, and
 # which rows a step sees, without which a step is no position in an epoch.
@@ -42,7 +45,7 @@ def explained(workdir: str | pathlib.Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        if error.errno not in FULL:
             raise
         reason = f"{error.filename or 'a file'} could not be written: {error.strerror}"
         raise UserError(f"--workdir={str(workdir)!r}: {reason}; fix that, and the same command resumes.") from error
@@ -52,16 +55,19 @@ def open_workdir(config: RunConfig, workdir: str | pathlib.Path, stack: contextl
     """The directory of the run, which no other run may use until the stack is closed or the process ends.
 
     Raises:
-      UserError: it cannot be written to, holds another run, or another process trains there.
+      UserError: it cannot be written to, holds another run, or another process trains there; or no checkpoint can be
+        kept under its name.
     """
     if not hosts.is_main():
         return expand_home(workdir, name="--workdir")
+    recovery.check_name(expand_home(workdir, name="--workdir"))
     directory = make_writable_directory(workdir, name="--workdir")
     try:
         stack.enter_context(files.locked(directory / LOCK_FILE, wait=False))
     except files.LockedError as error:
         message = f"is in use by {error.strerror}: wait for that run, stop it, or take another workdir."
         raise UserError(f"--workdir={str(directory)!r} {message}") from error
+    recovery.complete(directory)
     for line in write_or_check_config(directory, config):
         log(line)
     return directory
@@ -105,6 +111,37 @@ def write_or_check_config(workdir: pathlib.Path, config: RunConfig) -> list[str]
     if changed or not resumes:
         write_json(workdir / CONFIG_FILE, config.to_dict())
     return [f"config.{key} changed from {old!r} to {new!r}" for key, (old, new) in changed.items()]
+
+
+def check_data(workdir: pathlib.Path, dataset: Dataset, *, accept_new: bool) -> bool:
+    """Records which images a run is trained on; returns whether they are others than before.
+
+    Args:
+      workdir: of the run.
+      dataset: that it is to be trained on.
+      accept_new: whether they may be others.
+
+    Raises:
+      UserError: they are others: a dataset was prepared anew under the same name.
+    """
+    path, found = workdir / DATA_FILE, hashlib.sha256(dataset.fingerprint.encode()).hexdigest()
+    now = {"name": dataset.name, "sizes": dict(dataset.sizes), "fingerprint": found}
+    try:
+        before = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        before = now
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({files.reason(error)}): delete it to accept the data.") from error
+    changed = bool(steps_in(workdir)) and before.get("fingerprint") != found
+    if changed and not accept_new:
+        raise UserError(
+            f"--workdir={str(workdir)!r} was trained on other images or labels: the dataset {dataset.name!r} "
+            f"({before.get('sizes')}) was prepared anew ({now['sizes']}): put the earlier one back, take a new "
+            "workdir, or add --accept_new_data."
+        )
+    if before != now or not path.exists():
+        write_json(path, now)
+    return changed
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:

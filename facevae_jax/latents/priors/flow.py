@@ -23,7 +23,7 @@ SAMPLE_STEPS = 3  # of the midpoint rule, of second order; each computes the vel
 DENSITY_STEPS = 32
 EXACT_TRACE = 64  # numbers of a code, at most, whose trace is computed exactly
 PROBES = 8  # random vectors that estimate it else (Hutchinson 1990)
-WIDTHS, BLOCKS = (64, 256), 2  # of the network of vectors: four times the code, within these
+WIDTH, BLOCKS = 256, 2  # of the network of vectors
 GRID_WIDTH, GRID_BLOCKS = 96, 2  # of the network of a grid
 MAX_NUMBERS = 2**27  # of the codes that it is fitted to, at most
 MAX_LABELS = 4_096  # images whose labels are kept
@@ -167,7 +167,8 @@ class FlowPrior:
     def from_arrays(cls, arrays: dict[str, np.ndarray]) -> "FlowPrior":  # noqa: D102
         params = {name.removeprefix("params/"): jnp.asarray(arrays[name]) for name in arrays if "params/" in name}
         gaussian = Gaussian(jnp.asarray(arrays["mean"]), jnp.asarray(arrays["root"]))
-        network = network_for(tuple(arrays["shape"].tolist()))
+        width = arrays["params/Dense_1/kernel"].shape[1]  # of the version that fitted it
+        network = dataclasses.replace(network_for(tuple(arrays["shape"].tolist())), width=width)
         return cls(gaussian, unflatten_dict(params, sep="/"), jnp.asarray(arrays["labels"]), network)
 
 
@@ -175,7 +176,7 @@ def network_for(code_shape: tuple[int, ...]) -> Velocity:
     """The network for codes of a shape."""
     if len(code_shape) > 1:
         return Velocity(code_shape, GRID_WIDTH, GRID_BLOCKS)
-    return Velocity(code_shape, int(np.clip(4 * code_shape[0], *WIDTHS)), BLOCKS)
+    return Velocity(code_shape, WIDTH, BLOCKS)
 
 
 def _whitened(

@@ -21,10 +21,10 @@ from facevae_jax.latents.priors.base import Unfinished
 from facevae_jax.latents.priors.velocity import Velocity
 
 BATCH = 256  # codes
-LEARNING_RATE, WARMUP, SECOND_DECAY = 2e-3, 100, 0.99
+LEARNING_RATE, WARMUP, SECOND_DECAY = 5e-3, 100, 0.95
 AVERAGING = 0.999  # of the averaged parameters, which are kept; less at the start
-PASSES = 16  # over the codes, each with fresh draws from their posteriors
-STEPS = (200, 2_000)  # at least and at most
+PASSES = 32  # over the codes, each with fresh draws from their posteriors
+STEPS = (1_500, 8_000)  # at least and at most
 DISPATCH = 50  # steps
 HELD_OUT_EVERY, HELD_OUT = 200, 2_048  # steps, codes
 UNLABELED = 0.5  # of the codes: the flow without labels learns from these; fewer, and it learns the labels by heart
