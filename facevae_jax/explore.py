@@ -43,13 +43,13 @@ def serve(workdir: pathlib.Path, dimensions: tuple[int, ...]) -> None:
     Raises:
       UserError: the port is in use, there is no model, or it has no such attribute, dimension or prior.
     """
-    from facevae_jax.data.sources import photographs
+    from facevae_jax.data.sources import images
     from facevae_jax.exploring import server, sliders  # after the flags are checked: importing jax takes seconds
     from facevae_jax.exploring.explorer import Explorer
     from facevae_jax.trained.loading import load
 
     startup.keep_compiled_programs()
-    photographs.ignore_bomb_warnings()
+    images.ignore_warnings()
     with server.listen(_PORT.value) as listener:  # first, so that a port in use is reported before anything is computed
         trained = load(workdir)
         of_dimensions = sliders.dimension_sliders(trained, dimensions)

@@ -79,12 +79,12 @@ def main(arguments: list[str]) -> None:
     if arguments == ["sample"] and (_IMAGES.value or of_split):
         raise UserError("sample draws from a prior: leave --images, --split and --rows out, or take reconstruct.")
 
-    from facevae_jax.data.sources import photographs  # after the flags are checked: jax takes seconds to import
+    from facevae_jax.data.sources import images  # after the flags are checked: jax takes seconds to import
     from facevae_jax.generation import verbs
     from facevae_jax.trained.loading import load
 
     startup.keep_compiled_programs()
-    photographs.ignore_bomb_warnings()
+    images.ignore_warnings()
     given: dict[str, Any] = {field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(verbs.Request)}
     request = verbs.Request(**given | numbers)
     print(verbs.VERBS[arguments[0]](load(workdir, batch_size=_BATCH_SIZE.value), request))

@@ -195,7 +195,7 @@ def test_folder_finds_images_only(tmp_path):
     layout = folder_layout(tmp_path)
     found = names(layout)
     assert sorted(found["train"] + found["validation"]) == ["a.png", "b/c/y.webp", "b/x.JPG"]
-    assert layout.notes[0].startswith("4 other files were ignored (2 .png, 1 no extension, 1 .jpg)")
+    assert layout.notes[0].startswith("3 other files were ignored (2 .png, 1 no extension)")
 
 
 def test_hash_split_is_a_tenth_and_depends_on_names_only():

@@ -14,6 +14,7 @@ from facevae_jax.data.sources.images import CELEBA_CROP
 from facevae_jax.data.sources.opening import CELEBA_FOLDERS, Listing, Source, list_files, open_source
 
 IMAGES, ATTRIBUTES, PARTITION = CELEBA_FOLDERS[0], "list_attr_celeba", "list_eval_partition"
+TORCHVISION = "celeba"  # the folder in the one that torchvision is given
 SPLIT_NAMES = {"0": types.TRAIN, "1": types.VALIDATION, "2": types.TEST}
 LABELS = {"1": 1.0, "-1": 0.0}
 
@@ -24,19 +25,24 @@ def celeba_layout(path: pathlib.Path) -> types.Layout:
     """CelebA: `img_align_celeba/`, `list_attr_celeba.txt` and `list_eval_partition.txt`.
 
     The two lists may be the CSV files of Kaggle's copy, and the three may be in Img/, Anno/ and Eval/ as in the
-    authors' copy. The images may still be in `img_align_celeba.zip`, or everything in one .zip file.
+    authors' copy. The images may still be in `img_align_celeba.zip`, or everything in one .zip file. The copy with PNG
+    files fits the same lists, and all may be in a folder celeba/, as torchvision downloads it.
 
     Raises UserError: the source is not CelebA, or its lists are damaged or do not name all images.
     """
     source = open_source(path)
+    if not _has_images(source) and source.has_folder(TORCHVISION):
+        source = open_source(path / TORCHVISION) if path.is_dir() else source
     listing, where = _images(source)
     names, labels = _read_list(source, ATTRIBUTES, "Anno", LABELS)
     _, partition = _read_list(source, PARTITION, "Eval", SPLIT_NAMES)
     rows = listing.image_rows
     # In Kaggle's copy the images are one folder deeper.
-    files = [listing.names[row].rpartition("/")[2] for row in rows]
+    files = [pathlib.PurePosixPath(listing.names[row]).stem for row in rows]
     for table, found in ((ATTRIBUTES, labels), (PARTITION, partition)):
-        missing = [name for name in files if name not in found]
+        missing = [
+            listing.names[row].rpartition("/")[2] for row, file in zip(rows, files, strict=True) if file not in found
+        ]
         if missing:
             raise UserError(
                 f"--source={str(path)!r}: {len(missing)} of {len(files)} images are not in {table} "
@@ -59,6 +65,10 @@ def celeba_layout(path: pathlib.Path) -> types.Layout:
     )
 
 
+def _has_images(source: Source) -> bool:
+    return any(source.has_folder(name) or (source.path / f"{name}.zip").is_file() for name in CELEBA_FOLDERS)
+
+
 def _images(source: Source) -> tuple[Listing, pathlib.Path]:
     """The image files, and the folder or .zip file that they are in."""
     for name in CELEBA_FOLDERS:
@@ -79,7 +89,7 @@ def _images(source: Source) -> tuple[Listing, pathlib.Path]:
 def _read_list(
     source: Source, stem: str, folder: str, meanings: Mapping[str, Meaning]
 ) -> tuple[list[str], dict[str, tuple[Meaning, ...]]]:
-    """The columns of one of CelebA's lists, and its values by image file name."""
+    """The columns of one of CelebA's lists, and its values by the name of the image's file without extension."""
     places = [f"{sub}{stem}{suffix}" for suffix in (".txt", ".csv") for sub in ("", f"{folder}/")]
     name, content = next(((name, data) for name in places if (data := source.read(name)) is not None), ("", b""))
     if not name:
@@ -100,5 +110,5 @@ def _read_list(
             raise UserError(
                 f"{source.path / name}: the entry {number}, {image!r}, lacks {width} known values: download it again."
             )
-        values[image] = tuple(meanings[word] for word in words)
+        values[pathlib.PurePosixPath(image).stem] = tuple(meanings[word] for word in words)
     return columns, values

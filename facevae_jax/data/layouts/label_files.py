@@ -1,5 +1,6 @@
 """The user's own labels: a CSV or JSON file that is joined to the images of any layout by file name."""
 
+import codecs
 import collections
 import csv
 import dataclasses
@@ -8,6 +9,7 @@ import io
 import json
 import math
 import pathlib
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -17,8 +19,11 @@ from jaxtyping import Float32
 from facevae_jax.core.errors import UserError, some
 from facevae_jax.core.files import reason
 from facevae_jax.data.layouts.types import UNKNOWN, Attribute, Images, Layout, SourceImage
+from facevae_jax.data.sources.opening import canonical
 
 SUFFIXES = (".csv", ".json", ".jsonl")
+ABSOLUTE = re.compile(r"/|[A-Za-z]:/")  # how the path of a file begins, on Windows too
+UNNAMED = re.compile(r"Unnamed: \d+")  # what pandas calls a column without a name
 FILE_COLUMNS = ("file", "filename", "file_name", "image", "image_id", "name", "path")  # otherwise the first column
 UNKNOWN_WORDS = ("", "na", "n/a", "nan", "null", "none", "?")
 BINARY_WORDS = {"true": 1.0, "false": 0.0, "yes": 1.0, "no": 0.0}
@@ -34,11 +39,18 @@ class Table(NamedTuple):
     rows: dict[str, int]  # file name -> row of `values`
     values: Float32[np.ndarray, "n a"]  # NaN where unknown
     notes: tuple[str, ...]
+    ends: dict[str, str]  # the last part of an entry -> the entry, where it is that of one entry alone
 
     def find(self, name: str) -> str | None:
-        """The entry of an image: by its path relative to the source, its file name, or that without extension."""
+        """The entry of an image: by its path relative to the source, its file name, or that without extension.
+
+        An entry may be a longer path, or one of another machine, whose last part then decides.
+        """
         path = pathlib.PurePosixPath(name)
-        return next((key for key in (name, path.name, path.stem) if key in self.rows), None)
+        exact = next((key for key in (name, path.name, path.stem) if key in self.rows), None)
+        longer = self.ends.get(path.name, "")
+        fits = longer.endswith(f"/{name}") or ABSOLUTE.match(longer)
+        return exact or (longer if fits else None)
 
 
 def join_table(layout: Layout, path: pathlib.Path) -> Layout:
@@ -91,6 +103,9 @@ def _join_image(images: Sequence[SourceImage], table: Table, row: int) -> Source
 def read_table(path: pathlib.Path) -> Table:
     """Reads a CSV file with a line of column names, a JSON list of objects or object of objects, or JSON lines.
 
+    Fields of a CSV file are between commas, semicolons or tabs; columns without a name, such as a row's number, are
+    left out. A `dataset.json` of StyleGAN has one attribute, `label`. Text is UTF-8 or, with a byte order mark, UTF-16.
+
     The file's name is in the column `file`, `image`, `name` or the like, otherwise in the first; or it is the key.
     A column of 0 and 1, -1 and 1, true and false or yes and no is binary, one of other numbers continuous, any other
     categorical. Empty fields, NA and null are unknown.
@@ -99,7 +114,7 @@ def read_table(path: pathlib.Path) -> Table:
     """
     flag = f"--attributes={str(path)!r}"
     try:
-        entries = _entries(path.read_bytes().decode("utf-8-sig"), path.suffix.lower())
+        entries = _entries(_text(path.read_bytes()), path.suffix.lower())
     except (OSError, ValueError, TypeError, csv.Error, RecursionError) as error:
         raise UserError(
             f"{flag} cannot be read ({reason(error)}): give a CSV file or a JSON list of objects."
@@ -123,21 +138,43 @@ def read_table(path: pathlib.Path) -> Table:
     if not attributes:
         raise UserError(f"{flag} has no attributes: give a column for each beside the files' names.")
     rows = {name: row for row, (name, _) in enumerate(entries)}
-    return Table(tuple(attributes), rows, np.stack(values, axis=1), tuple(notes))
+    last = collections.Counter(name.rpartition("/")[2] for name in rows)
+    ends = {end: name for name in rows if "/" in name and last[end := name.rpartition("/")[2]] == 1}
+    return Table(tuple(attributes), rows, np.stack(values, axis=1), tuple(notes), ends)
+
+
+def _text(data: bytes) -> str:
+    """The text of a file. Raises a ValueError where it is neither UTF-8 nor UTF-16."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return data.decode("utf-16")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"byte {error.start} is not UTF-8: save the file as UTF-8") from error
+
+
+def _csv_rows(text: str) -> list[dict[str, str]]:
+    """The rows of a CSV file by column; raises a ValueError or csv.Error where it is none."""
+    first = text.lstrip("\r\n").partition("\n")[0]
+    delimiter = max(",;\t", key=first.count)  # the comma where there is none
+    header, *rows = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True) if row]
+    header = [column.strip() for column in header]
+    for number, row in enumerate(rows, start=2):
+        if len(row) < len(header) or any(row[len(header) :]):
+            raise ValueError(f"row {number} has {len(row)} fields, the first {len(header)}")
+    named = [place for place, column in enumerate(header) if column and not UNNAMED.fullmatch(column)]
+    if len({header[place] for place in named}) < len(named):
+        raise ValueError("two columns have one name")
+    return [{header[place]: row[place] for place in named} for row in rows]
 
 
 def _entries(text: str, suffix: str) -> list[Entry]:
     """The names and fields in a file with this ending; raises a ValueError, TypeError or csv.Error for others."""
     if suffix == ".csv":
-        header, *rows = [row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if row]
-        for number, row in enumerate(rows, start=2):
-            if len(row) != len(header):
-                raise ValueError(f"row {number} has {len(row)} fields, the first {len(header)}")
-        if len(set(header)) < len(header):
-            raise ValueError("two columns have one name")
-        content: Any = [dict(zip(header, row, strict=True)) for row in rows]
+        content: Any = _csv_rows(text)
     else:
         content = json.loads(text) if suffix == ".json" else list(map(json.loads, filter(str.strip, text.splitlines())))
+        content = _of_stylegan(content)
     entries = list(content.items()) if isinstance(content, dict) else []
     for fields in content if not isinstance(content, dict) else ():
         key = next((column for column in fields if column.lower() in FILE_COLUMNS), next(iter(fields), ""))
@@ -146,7 +183,20 @@ def _entries(text: str, suffix: str) -> list[Entry]:
         entries.append((fields[key], {column: value for column, value in fields.items() if column != key}))
     if not all(isinstance(name, str) and isinstance(fields, dict) for name, fields in entries):
         raise ValueError("expected an object with the name of a file for each image")
-    return [(name.strip().removeprefix("./"), fields) for name, fields in entries]
+    return [(canonical(name.strip()).removeprefix("./"), fields) for name, fields in entries]
+
+
+def _of_stylegan(content: Any) -> Any:
+    """The objects of StyleGAN's `dataset.json`, {"labels": [[name, label], ...]}; any other content as it is."""
+    if not (isinstance(content, dict) and set(content) == {"labels"}):
+        return content
+    pairs = content["labels"]
+    if not isinstance(pairs, list) or not pairs:
+        raise ValueError("its labels are null: it has none")
+    if not all(isinstance(pair, list) and len(pair) == 2 and isinstance(pair[1], int | float | str) for pair in pairs):
+        raise ValueError("its labels are no pairs of a name and a label")
+    classes = len({label for _, label in pairs}) > 2  # else binary
+    return [{"file": name, "label": f"class {label}" if classes else label} for name, label in pairs]
 
 
 def _column(name: str, words: list[str]) -> tuple[Attribute, Float32[np.ndarray, " n"]] | None:

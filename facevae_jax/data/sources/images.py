@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
 from facevae_jax.core.files import reason
 from facevae_jax.core.parallel import map_in_order
@@ -25,6 +25,19 @@ REDUCING_GAP = 2.0  # see RESIZE; within 50 dB of Lanczos alone, in a sixth of i
 # ISA-L takes a third of the time, but in 4 of 60 processes that wrote the same 2,000 faces the bytes of a PNG differed.
 PNG_STRATEGY = zlib.Z_RLE
 PNG_FILTER_UP = 2
+PNG_START = b"\x89PNG\r\n\x1a\n"
+PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")  # the chunks that decide a PNG's pixels
+# By EXIF orientation, as `ImageOps.exif_transpose`.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 MIN_SIDE = 8  # pixels
 WHITE = (255, 255, 255, 255)
 CHUNK_BYTES = 2**21  # of decoded output per task: enough work for a thread, and little memory
@@ -73,16 +86,82 @@ def load(data: bytes, task: Task) -> tuple[Image.Image, bool]:
 
     Decoders raise almost anything on damaged files; see `why_unreadable`.
     """
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+    with open_image(data) as image:
         check_size(image)
         if task.crop.size is None and task.crop.box is None:
             # A JPEG is decoded at a half, a quarter or an eighth of its size if that is large enough.
             image.draft(None, (int(REDUCING_GAP * task.resolution),) * 2)
-        ImageOps.exif_transpose(image, in_place=True)
+        image = upright(image)
         cropped = crop_image(to_rgb(image), task.crop)
         size = (task.resolution, task.resolution)
         resized = cropped.resize(size, Image.Resampling.LANCZOS, reducing_gap=REDUCING_GAP)
         return resized, cropped.width < task.resolution
+
+
+def open_image(data: bytes) -> Image.Image:
+    """Opens an image for the rest of `load`; of a PNG whose texts or profile are damaged or huge, without these."""
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        if image.format == "PNG":
+            image.load()  # chunks after the pixels are read too
+        return image
+    except (OSError, SyntaxError, ValueError):
+        if (pixels := _without_metadata(data)) is None:
+            raise
+        image = Image.open(io.BytesIO(pixels), formats=FORMATS)
+        image.load()
+        return image
+
+
+def _without_metadata(data: bytes) -> bytes | None:
+    """A PNG with the chunks alone that decide its pixels, up to one that is damaged; None of other data."""
+    if not data.startswith(PNG_START):
+        return None
+    kept, at = [PNG_START], len(PNG_START)
+    while at + 12 <= len(data):
+        length = int.from_bytes(data[at : at + 4], "big")
+        chunk, at = data[at : at + 12 + length], at + 12 + length
+        if chunk[4:8] in PNG_PIXELS:
+            kept.append(chunk)
+    return b"".join(kept)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The image as its EXIF orientation says, in sRGB; metadata that cannot be read count as none."""
+    profile, turn = image.info.get("icc_profile"), TURNS.get(_orientation(image))
+    turned = image if turn is None else image.transpose(turn)
+    return _to_srgb(turned, profile) if profile else turned
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of an opened image once it is upright."""
+    return image.size[::-1] if _orientation(image) in SIDEWAYS else image.size
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # Pillow raises many kinds for damaged EXIF data
+        return 1
+
+
+def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
+    """The image converted from its color profile, such as Display P3; as it is where that is sRGB or damaged."""
+    try:
+        found = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if "srgb" in ImageCms.getProfileDescription(found).lower():
+            return image
+        if image.mode == "P":
+            image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+        alpha = image.getchannel("A") if image.mode in ("RGBA", "LA") else None
+        mode = {"RGBA": "RGB", "LA": "L"}.get(image.mode, image.mode)
+        plain = image.convert(mode) if mode != image.mode else image
+        converted = ImageCms.profileToProfile(plain, found, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError, TypeError, ValueError):
+        return image
+    if alpha is not None and converted is not None:
+        converted.putalpha(alpha)
+    return converted or image
 
 
 def why_unreadable(error: Exception) -> str:
@@ -115,7 +194,7 @@ def encode_png(pixels: UInt8[np.ndarray, "height width 3"]) -> bytes:
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)  # 8 bits, RGB, deflate, filters, not interlaced
     compressor = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, PNG_STRATEGY)
     data = compressor.compress(filtered.data) + compressor.flush()
-    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", data) + _chunk(b"IEND", b"")
+    return PNG_START + _chunk(b"IHDR", header) + _chunk(b"IDAT", data) + _chunk(b"IEND", b"")
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:
@@ -165,6 +244,15 @@ def stamp(file: File) -> tuple[int, ...]:
     return status.st_size, status.st_mtime_ns
 
 
+def ignore_warnings() -> None:
+    """Silences Pillow, whose warnings name no file: what matters raises an error here.
+
+    Call it before threads read images: they share one list of filters.
+    """
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+
+
 @contextlib.contextmanager
 def converting(files: Iterable[File], task: Task, *, threads: int) -> Iterator[Iterator[Converted]]:
     """Yields the results of converting `files` with `threads` threads, in the order of `files`.
@@ -181,5 +269,5 @@ def converting(files: Iterable[File], task: Task, *, threads: int) -> Iterator[I
         warnings.catch_warnings(),
         contextlib.closing(map_in_order(convert_chunk, chunks, threads=threads)) as converted,
     ):
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `convert` refuses what this is about
+        ignore_warnings()
         yield itertools.chain.from_iterable(converted)

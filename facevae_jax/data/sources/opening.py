@@ -1,11 +1,16 @@
-"""Where images are read from: a folder, or a .zip file that is not unpacked."""
+"""Where images are read from: a folder, or a .zip file that is not unpacked.
+
+A name is one thing wherever a split, a label or a layout is decided by it: see `canonical`.
+"""
 
 import collections
 import contextlib
 import functools
 import os
 import pathlib
+import re
 import stat
+import unicodedata
 import zipfile
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -51,7 +56,11 @@ class ZipMember(NamedTuple):
         if stat.S_ISLNK(info.external_attr >> 16):
             raise ValueError("a link inside an archive: put the file itself in")
         _check_file_size(info.file_size)
-        return opened.read(info)
+        try:
+            return opened.read(info)
+        except NotImplementedError as error:
+            method = {9: "Deflate64", 12: "bzip2", 14: "LZMA", 93: "Zstandard", 98: "PPMd"}.get(info.compress_type)
+            raise ValueError(f"compressed by {method or info.compress_type}: unpack the archive with 7z x") from error
 
     def stamp(self) -> tuple[int, ...]:
         """Numbers that change when the file does."""
@@ -83,41 +92,81 @@ def is_image(name: str) -> bool:
     return name.lower().endswith(EXTENSIONS) and not name.startswith(".") and "/." not in name
 
 
+def canonical(name: str) -> str:
+    """A path as it is compared and hashed: forward slashes, composed Unicode (NFC), no byte order mark.
+
+    Archives made on Windows have backslashes, and files copied from a Mac decomposed letters.
+    """
+    return unicodedata.normalize("NFC", name.replace("\\", "/")).removeprefix("\ufeff")
+
+
+def _is_debris(name: str) -> bool:
+    """Whether a file belongs to a Mac's or a Windows' desktop, not to the images."""
+    parts = name.split("/")
+    return "__MACOSX" in parts or parts[-1].startswith("._") or parts[-1] in (".DS_Store", "Thumbs.db", "desktop.ini")
+
+
 class Folder:
-    """A folder of the file system. Symbolic links are followed; names are relative paths with forward slashes."""
+    """A folder of the file system. Symbolic links are followed; names are relative paths, see `canonical`."""
 
     notes: tuple[str, ...] = ()  # for the user, one line each
 
     def __init__(self, path: pathlib.Path) -> None:
         """`path` is a folder."""
         self.path = path
+        self._stored: dict[str, str] = {}  # names that are stored otherwise
 
     def names(self, folder: str = "") -> list[str]:
         """All files below a folder, sorted and relative to it; none where there is no such folder.
+
+        A folder that a link leads to has its own name where it is inside too, in whatever order the system lists them.
 
         Raises UserError: a folder cannot be read.
         """
         root = self.path / folder
         if not root.is_dir():
             return []
-        found, visited = [], set()
-
-        def refuse(error: OSError) -> None:
-            raise UserError(f"--source: {error.filename} cannot be read ({error.strerror}).") from error
-
-        for current, folders, files in os.walk(root, followlinks=True, onerror=refuse):
-            identity = os.path.realpath(current)
+        found, visited = list[str](), set[str]()
+        links, pending = list[str](), [""]
+        while pending or links:
+            if not pending:
+                links.sort(reverse=True)
+                pending.append(links.pop())
+            prefix = pending.pop()
+            identity = os.path.realpath(root / prefix)
             if identity in visited:  # a link to a folder above would never end
-                folders.clear()
                 continue
             visited.add(identity)
-            prefix = os.path.relpath(current, root).replace(os.sep, "/") + "/"
-            found += files if prefix == "./" else [prefix + name for name in files]
-        return sorted(found)
+            try:
+                entries = list(os.scandir(root / prefix))
+            except OSError as error:
+                raise UserError(f"--source: {error.filename} cannot be read ({error.strerror}).") from error
+            for entry in entries:
+                name = prefix + entry.name
+                if not entry.is_dir():
+                    found.append(name)
+                else:
+                    (links if entry.is_symlink() else pending).append(f"{name}/")
+        return sorted(self._canonical_names(found, f"{folder}/" if folder else ""))
+
+    def _canonical_names(self, stored: list[str], prefix: str) -> list[str]:
+        """Canonical names of stored ones, which are remembered; of two with one name the second keeps its own."""
+        names = set(stored)
+        result = []
+        for name in sorted(stored):
+            shown = canonical(name)
+            if _is_debris(shown):
+                continue
+            if shown != name and shown not in names:
+                names.add(shown)
+                self._stored[prefix + shown] = prefix + name
+                name = shown
+            result.append(name)
+        return result
 
     def file(self, name: str) -> pathlib.Path:
         """Where the bytes of a file are."""
-        return self.path / name
+        return self.path / self._stored.get(name, name)
 
     def has_folder(self, name: str) -> bool:
         """Whether there is such a folder."""
@@ -148,10 +197,12 @@ class Archive:
             stored = [info.filename for info in _open_zip(str(path)).infolist() if not info.is_dir()]
         except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
             raise UserError(
-                f"--source={str(path)!r} cannot be read ({reason(error)}): give a folder, or a .zip file."
+                f"--source={str(path)!r} cannot be read ({_what_it_is(path) or reason(error)}): give a folder, or a "
+                ".zip file."
             ) from error
-        self._stored = {_safe_name(name, path): name for name in stored}  # the last of several, as when unpacked
-        repeated = len(stored) - len(self._stored)
+        named = {_safe_name(name, path): name for name in stored}  # the last of several, as when unpacked
+        self._stored = {name: other for name, other in named.items() if not _is_debris(name)}
+        repeated = len(stored) - len(named)
         note = f"{repeated} files are in {path.name} more than once: the last of each counts."
         self.notes: tuple[str, ...] = (note,) if repeated else ()
         self._names = sorted(self._stored)
@@ -179,10 +230,37 @@ class Archive:
 
 def _safe_name(stored: str, archive: pathlib.Path) -> str:
     """The name without `.` parts. Raises UserError: unpacked, it would be outside of the archive's folder."""
-    parts = stored.replace("\\", "/").split("/")
+    parts = canonical(stored).split("/")
     if stored.startswith(("/", "\\")) or ".." in parts or (len(parts[0]) == 2 and parts[0].endswith(":")):
         raise UserError(f"--source={str(archive)!r}: the member {stored!a} would be outside of it: do not trust it.")
-    return "/".join(part for part in stored.split("/") if part not in ("", "."))
+    return "/".join(part for part in parts if part not in ("", "."))
+
+
+# The first bytes of files that are often taken for .zip files, what they are, and what to do with them.
+OTHER_FILES = (
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive: unpack it with 7z x"),
+    (b"Rar!", "a RAR archive: unpack it"),
+    (b"\x1f\x8b", "a gzip file: unpack it with tar xzf or gunzip"),
+    (b"BZh", "a bzip2 file: unpack it"),
+    (b"\xfd7zXZ", "an xz file: unpack it"),
+    (b"\x28\xb5\x2f\xfd", "a zstd file: unpack it"),
+    (b"PAR1", "a Parquet file: give the folder that it is in"),
+    (b"<", "a page of a web site, perhaps about a quota: download the file itself"),
+    (b"version https://git-lfs", "a pointer of Git LFS: fetch the file itself with git lfs pull"),
+)
+
+
+def _what_it_is(path: pathlib.Path) -> str:
+    """What a file is that is no whole .zip file; empty where nobody knows."""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        start = file.read(512)
+        if start.startswith(b"PK\x03\x04") or re.search(r"\.(zip\.\d+|z\d\d)$", path.name, re.IGNORECASE):
+            return "the end of the archive is missing: one part of several, or a download that broke off"
+        if start[257:262] == b"ustar":
+            return "a tar archive: unpack it with tar xf"
+        text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
+        return next((what for magic, what in OTHER_FILES if text.startswith(magic)), "" if start else "it is empty")
+    return ""
 
 
 def _only_folder(names: Sequence[str]) -> str:

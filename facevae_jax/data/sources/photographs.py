@@ -1,7 +1,6 @@
 """Photographs of any size as the model's input: cropped like the training data, and resized."""
 
 import functools
-import io
 import itertools
 import os
 import pathlib
@@ -11,14 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import ExifTags, Image
 
 from facevae_jax.core.errors import UserError, expand_home
 from facevae_jax.core.parallel import map_in_order
 from facevae_jax.data.sources import images
 from facevae_jax.data.sources.opening import Folder, is_image, read_file
-
-SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 
 class Faces(NamedTuple):
@@ -41,17 +37,9 @@ def read_faces(*paths: str | os.PathLike[str], resolution: int) -> Faces:
     """
     files = list_photographs(paths)
     with warnings.catch_warnings():
-        ignore_bomb_warnings()
-        (images,) = photograph_blocks(files, resolution=resolution, size=len(files))
-    return Faces(images, tuple(map(str, files)))
-
-
-def ignore_bomb_warnings() -> None:
-    """Silences Pillow's warning about images with many pixels, which raise an error here anyway.
-
-    Call it before threads read photographs: they share one list of filters.
-    """
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        images.ignore_warnings()
+        (faces,) = photograph_blocks(files, resolution=resolution, size=len(files))
+    return Faces(faces, tuple(map(str, files)))
 
 
 def list_photographs(paths: Sequence[str | os.PathLike[str]]) -> list[pathlib.Path]:
@@ -79,8 +67,8 @@ def photograph_blocks(
 ) -> Iterator[UInt8[np.ndarray, "b r r 3"]]:
     """Photographs in blocks of `size`, in order, decoded by threads. Raises UserError: a file cannot be read."""
     read = functools.partial(read_photograph, resolution=resolution)
-    images = map_in_order(read, files, threads=os.cpu_count() or 1)
-    while block := list(itertools.islice(images, size)):
+    read_in_order = map_in_order(read, files, threads=os.cpu_count() or 1)
+    while block := list(itertools.islice(read_in_order, size)):
         yield np.stack(block)
 
 
@@ -91,9 +79,8 @@ def read_photograph(file: pathlib.Path | bytes, *, resolution: int) -> UInt8[np.
     """
     try:
         data = file if isinstance(file, bytes) else read_file(file)
-        with Image.open(io.BytesIO(data), formats=images.FORMATS) as image:
-            sideways = image.getexif().get(ExifTags.Base.Orientation, 1) in SIDEWAYS
-            size = image.size[::-1] if sideways else image.size
+        with images.open_image(data) as image:
+            size = images.upright_size(image)
             crop = images.CELEBA_CROP if size == images.CELEBA_SIZE else images.CENTER_SQUARE
         return np.asarray(images.load(data, images.Task(crop, resolution))[0])
     except Exception as error:  # decoders raise almost anything on damaged files
