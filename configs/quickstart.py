@@ -19,11 +19,11 @@ def get_config() -> ml_collections.ConfigDict:
         objective=ObjectiveConfig(likelihood="mse", r_loss_factor=100_000.0),
         train=TrainConfig(
             batch_size=16,
-            epochs=12,
-            learning_rate=4e-3,
+            epochs=10,
+            learning_rate=6e-3,
             schedule="cosine",
             warmup_steps=512,
             log_every_steps=512,
-            evaluate_every_epochs=3,
+            evaluate_every_epochs=2,
         ),
     ).to_config_dict()

@@ -32,7 +32,9 @@ flags.DEFINE_string("workdir", None, "Directory of the run, or of an exported mo
 flags.DEFINE_string("output", None, "File or folder to write; VERB.png by default.")
 flags.DEFINE_enum("format", None, FORMATS, "How to write it; by default as --output ends.")
 flags.DEFINE_integer("count", None, "Faces, rows or dimensions.", lower_bound=1, upper_bound=10**8)
-_IMAGES = flags.DEFINE_list("images", [], "Photographs, or folders of them, of any size; faces in the middle.")
+_IMAGES = flags.DEFINE(
+    command_line.PathsParser(), "images", [], "Photographs, or folders of them, of any size; faces in the middle."
+)
 _SPLIT = flags.DEFINE_enum("split", None, ["train", "validation", "test"], "Faces of the run's own data.")
 _ROWS = flags.DEFINE_list("rows", [], "Which of the split's images, by number; validation's without --split.")
 flags.DEFINE_enum(
@@ -81,13 +83,17 @@ def main(arguments: list[str]) -> None:
 
     from facevae_jax.data.sources import images  # after the flags are checked: jax takes seconds to import
     from facevae_jax.generation import verbs
+    from facevae_jax.trained import labels
     from facevae_jax.trained.loading import load
 
     startup.keep_compiled_programs()
     images.ignore_warnings()
     given: dict[str, Any] = {field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(verbs.Request)}
     request = verbs.Request(**given | numbers)
-    print(verbs.VERBS[arguments[0]](load(workdir, batch_size=_BATCH_SIZE.value), request))
+    trained = load(workdir, batch_size=_BATCH_SIZE.value)
+    names = [attribute.name for attribute in trained.dataset.attributes] if request.attribute or request.keep else []
+    attribute, keep = (labels.with_commas(parts, names) for parts in (request.attribute, request.keep))
+    print(verbs.VERBS[arguments[0]](trained, dataclasses.replace(request, attribute=attribute, keep=keep)))
 
 
 if __name__ == "__main__":

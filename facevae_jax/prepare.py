@@ -4,8 +4,8 @@
     python -m facevae_jax.prepare verify --name=celeba --resolution=64
 
 Layouts: `ffhq` (images1024x1024/ or thumbnails128x128/), `celeba` (img_align_celeba/ and its two lists), `folder` (any
-PNG, JPEG and WebP files), each in a folder or in a .zip file that is not unpacked; `tfds` (a dataset such as lfw that
-TFDS has prepared under --data_dir).
+PNG, JPEG and WebP files), each in a folder or in a .zip file that is not unpacked; `parquet` (files with a column of
+images, as Hugging Face has them); `tfds` (a dataset such as lfw that TFDS has prepared under --data_dir).
 """
 
 import functools
@@ -28,13 +28,17 @@ from facevae_jax.data.layouts.celeba import celeba_layout
 from facevae_jax.data.layouts.ffhq import ffhq_layout
 from facevae_jax.data.layouts.folder import folder_layout
 from facevae_jax.data.layouts.label_files import SUFFIXES, join_table
+from facevae_jax.data.layouts.parquet import parquet_layout
 from facevae_jax.data.layouts.tfds import tfds_layout
 from facevae_jax.data.layouts.types import TRAIN, Layout
 from facevae_jax.data.prepared import builder, reading, verification
 from facevae_jax.data.prepared.locations import is_remote
 
 DEFAULT_DATA_DIR = DataConfig.data_dir
-GENERAL_CONFIG = "ffhq128"  # for datasets without a config of their own
+GENERAL_CONFIGS = {64: "ffhq64", 128: "ffhq128", 256: "ffhq256"}  # for datasets without a config of their own
+MIN_STEPS = 4_000  # of training; after some hundred a face is still gray
+SMALL_BATCHES = (16, 32)  # images, of a dataset that gives fewer steps: at most a thousand images, or more
+EVALUATIONS = 20  # of such a run
 
 
 class Options(NamedTuple):
@@ -50,6 +54,7 @@ LAYOUTS: dict[str, Callable[[str, Options], Layout]] = {
     "ffhq": lambda source, of: ffhq_layout(_path(source), resolution=of.resolution, attributes=of.features),
     "celeba": lambda source, _: celeba_layout(_path(source)),
     "folder": lambda source, _: folder_layout(_path(source)),
+    "parquet": lambda source, _: parquet_layout(_path(source)),
     "tfds": lambda source, of: tfds_layout(source, data_dir=of.data_dir),
 }
 
@@ -134,7 +139,7 @@ def prepare(
 
     Args:
       source: the folder or .zip file of the images; for the layout `tfds` the name of the dataset.
-      layout: what the source looks like: `ffhq`, `celeba`, `folder` or `tfds`.
+      layout: what the source looks like: `ffhq`, `celeba`, `folder`, `parquet` or `tfds`.
       resolution: R, pixels along one side: a power of two from 32 to 1024. Images are stored as uint8 [R, R, 3].
       name: of the dataset, for `config.data.name`; that of the layout or of the TFDS dataset by default.
       data_dir: the folder of all prepared datasets, for `config.data.data_dir`.
@@ -219,7 +224,7 @@ def refuse_other_source(target: AnyPath, *, layout: str, source: str) -> None:
     metadata = reading.read_metadata(target)
     kind, held = metadata.get("layout"), metadata.get("source")
     # FFHQ and CelebA are the same wherever they are; folders and TFDS datasets differ by name.
-    named = {"folder": _path(source).name, "tfds": source}.get(layout, held)
+    named = {"folder": _path(source).name, "parquet": _path(source).name, "tfds": source}.get(layout, held)
     if (kind, held) != (layout, named):
         raise UserError(
             f"{target} was prepared from {held!r} (--layout={kind}), not {named!r} (--layout={layout}): "
@@ -254,15 +259,24 @@ def next_command(data_dir: str, *, name: str, resolution: int, images: int) -> s
     """The command that trains on the dataset of `images` training images."""
     config, overrides = named_configs.flag(f"{name}{resolution}"), list[str]()
     if config is None:
-        config = f"--config={GENERAL_CONFIG}"
-        overrides = [f"--config.data.name={name}", f"--config.data.resolution={resolution}"]
+        nearest = min((size for size in GENERAL_CONFIGS if size >= resolution), default=max(GENERAL_CONFIGS))
+        config = f"--config={GENERAL_CONFIGS[nearest]}"
+        overrides = [f"--config.data.name={name}"]
+        overrides += [f"--config.data.resolution={resolution}"] * (resolution != nearest)
     if data_dir != DEFAULT_DATA_DIR:
         overrides.append(f"--config.data.data_dir={data_dir}")
-    if 0 < images < TrainConfig.batch_size:
-        # A power of two is divisible by the usual numbers of devices.
-        overrides.append(f"--config.train.batch_size={1 << (images.bit_length() - 1)}")
+    overrides += [f"--config.train.{name}={value}" for name, value in schedule_for(images).items()]
     words = [config, *overrides, f"--workdir=/tmp/{name}{resolution}"]
     return shlex.join(["python", "-m", "facevae_jax.main", *words])
+
+
+def schedule_for(images: int) -> dict[str, int]:
+    """Settings of `train` for few images, so that there are steps enough to learn a face; none for many."""
+    if not images or images // TrainConfig.batch_size * TrainConfig.epochs >= MIN_STEPS:
+        return {}
+    batch = min(SMALL_BATCHES[images > 1_000], 1 << (images.bit_length() - 1))  # a power of two, for many devices
+    epochs = -(-MIN_STEPS // (images // batch))
+    return {"batch_size": batch, "epochs": epochs, "evaluate_every_epochs": max(1, epochs // EVALUATIONS)}
 
 
 if __name__ == "__main__":

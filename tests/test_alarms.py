@@ -28,7 +28,7 @@ GOOD = (10.0, 0.01, 20.0, 8, 10.0)
         (GOOD, []),
         ((10.0, 0.01, 20.0, 0, 10.0), []),  # once is not yet a collapse
         ((10.0, 0.01, 1e4, 8, 10.0), ["exploding KL"]),
-        ((10.0, 0.2, 20.0, 8, 10.0), ["dead decoder"]),
+        ((10.0, 0.2, 20.0, 8, 10.0), []),  # nor a dead decoder
         ((11.0, 0.01, 20.0, 8, 5.0), ["over-fitting"]),
         ((11.0, 0.01, 20.0, 8, 10.5), []),  # worse in training too
     ],
@@ -42,6 +42,27 @@ def test_collapse_needs_two_evaluations_and_a_posterior():
     assert alarms_of(collapsed) == []
     assert alarms_of(collapsed, collapsed) == ["posterior collapse"]
     assert alarms_of(baseline, baseline) == []
+
+
+def test_a_decoder_is_dead_where_its_error_no_longer_falls():
+    def errors(*values):
+        return alarms_of(*((10.0, value, 20.0, 8, 10.0) for value in values))
+
+    assert errors(0.2, 0.2, 0.2) == []
+    assert errors(0.2, 0.2, 0.2, 0.2, 0.2) == ["dead decoder"]  # one line, not two
+    assert errors(0.2, 0.197, 0.194, 0.191, 0.188) == []  # it falls
+    assert errors(0.2, 0.2, 0.2, 0.2, 0.01, 0.2, 0.2, 0.2) == ["dead decoder"] * 2  # again after a good one
+
+
+def test_nothing_is_judged_while_training_warms_up():
+    alarms = Alarms(NOISE)
+    bad = {"loss": 1e9, "mse": 0.5, "kl": 1e9, "active_units": 0}
+    assert [alarms.check(bad, 1.0, latent_units=8, warming=True) for _ in range(6)] == [[]] * 6
+
+
+def test_a_likelihood_around_zero_is_no_over_fitting():
+    assert alarms_of((-5000.0, 0.01, 20.0, 8, -5000.0), (-1.0, 0.01, 20.0, 8, -5001.0)) == ["over-fitting"]
+    assert alarms_of((5000.0, 0.01, 20.0, 8, 5000.0), (1.0, 0.01, 20.0, 8, 2.0), (1.5, 0.01, 20.0, 8, 0.5)) == []
 
 
 def test_one_image_is_its_own_mean_and_no_dead_decoder():

@@ -58,8 +58,8 @@ def test_command_from_images_to_the_next_command(faces, tmp_path):
     directory = tmp_path / "folder" / "32" / "1.0.0"
     assert prepared.startswith(f"prepared: {directory} (5 train, 1 validation; ")
     given = f"--config.data.name=folder --config.data.resolution=32 --config.data.data_dir={tmp_path}"
-    batch = "--config.train.batch_size=4 --workdir=/tmp/folder32"  # 128 would be refused: 5 images train
-    assert following == f"next: python -m facevae_jax.main --config=ffhq128 {given} {batch}"
+    few = "--config.train.batch_size=4 --config.train.epochs=4000 --config.train.evaluate_every_epochs=200"
+    assert following == f"next: python -m facevae_jax.main --config=ffhq64 {given} {few} --workdir=/tmp/folder32"
     colors = {tuple(image[5, 5]) for image in reading.read_images(directory, "train")}
     assert colors < {(i, 2 * i, 3 * i) for i in range(6)}
     assert_one_line_error(run_module(MODULE, "somewhere"), "somewhere", "--source")
@@ -70,7 +70,7 @@ def test_command_from_images_to_the_next_command(faces, tmp_path):
     [
         *(({"resolution": size}, "--resolution=.*from 32 to 1024") for size in (0, -64, 16, 48, 2048)),
         ({"layout": ""}, "--layout="),
-        ({"layout": "imagenet"}, "--layout=imagenet.*ffhq, celeba, folder, tfds"),
+        ({"layout": "imagenet"}, "--layout=imagenet.*ffhq, celeba, folder, parquet, tfds"),
         ({"source": ""}, "--source is missing"),
         ({"source": "/nowhere/at/all"}, "/nowhere/at/all.*does not exist"),
         ({"data_dir": __file__}, "--data_dir="),

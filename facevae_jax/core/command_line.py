@@ -131,6 +131,24 @@ def numbers(name: str, kind: type) -> tuple:
         raise UserError(f"--{name}={','.join(texts)!r} must be {what} with commas between them.") from error
 
 
+class PathsParser(flags.ArgumentParser):
+    """Of a flag that takes paths with commas between them, which may have commas themselves: the longest that exist."""
+
+    syntactic_help = "paths with commas between them"
+
+    def parse(self, argument: Any) -> list[str]:
+        """The paths."""
+        if not isinstance(argument, str):
+            return list(argument)
+        parts, found = argument.split(","), []
+        while parts:
+            counts = (n for n in range(len(parts), 1, -1) if pathlib.Path(",".join(parts[:n]).strip()).exists())
+            count = next(counts, 1)
+            found.append(",".join(parts[:count]).strip())
+            parts = parts[count:]
+        return [path for path in found if path]
+
+
 def one_line(error: BaseException) -> str:
     """The error's message without line breaks; of a traceback in it, only the last line."""
     head, traceback, rest = str(error).partition("Traceback (most recent call last):")

@@ -10,6 +10,7 @@ Opening costs nothing: a dataset is looked for, or fetched from its bucket, when
 
 import abc
 import functools
+import hashlib
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -140,7 +141,10 @@ class Drawn(Dataset):
             for first in range(0, len(indices), DRAWN_AT_ONCE):
                 yield synthetic.faces(indices[first : first + DRAWN_AT_ONCE], resolution=resolution)
 
-        return open_store(folder / f"{split}-{len(indices)}.npy", (len(indices), resolution), draw, verb="drawing")
+        file = f"{split}-{len(indices)}.npy"
+        inside = pathlib.Path(self.name, str(resolution), synthetic.VERSION, file)
+        elsewhere = functools.partial(_cached, self._config, inside)
+        return open_store(folder / file, (len(indices), resolution), draw, verb="drawing", elsewhere=elsewhere)
 
     def labels(self, split: str) -> AttributeTable:  # noqa: D102
         values = synthetic.attributes(self._indices(split))
@@ -195,7 +199,9 @@ class Prepared(Dataset):
         def decode() -> Iterator[np.ndarray]:
             return (image[None] for image in reading.read_images(directory, split))
 
-        return open_store(directory / "pixels" / f"{split}.npy", size, decode, verb="decoding")
+        content = hashlib.sha256(self.fingerprint.encode()).hexdigest()[:16]
+        place = functools.partial(_cached, self._config, pathlib.Path(self.name, content, f"{split}.npy"))
+        return open_store(directory / "pixels" / f"{split}.npy", size, decode, verb="decoding", elsewhere=place)
 
     def labels(self, split: str) -> AttributeTable:  # noqa: D102
         names, directory = [attribute.name for attribute in self.attributes], self._directory_with(split)
@@ -225,6 +231,11 @@ class Prepared(Dataset):
         """The dataset's folder, in which the files of `split` are."""
         self._size(split)
         return self.directory if split in TRAINED else local_dataset(self._config, [split])
+
+
+def _cached(config: DataConfig, inside: pathlib.Path) -> pathlib.Path:
+    """Where the pixel store of data that belong to another user is."""
+    return expand_home(config.cache_dir, name="config.data.cache_dir") / "pixels" / inside
 
 
 def _counts(sizes: Mapping[str, int]) -> str:

@@ -4,6 +4,7 @@ Beside each `train.npy` is a `train.json` with its checksum; it is written last,
 from the dataset. A store that no longer agrees with its checksum is refused.
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -24,18 +25,29 @@ OTHER_BYTES = "has other bytes than were written"
 
 
 def open_store(
-    path: pathlib.Path, size: tuple[int, int], images: Callable[[], Iterable[np.ndarray]], *, verb: str
+    path: pathlib.Path,
+    size: tuple[int, int],
+    images: Callable[[], Iterable[np.ndarray]],
+    *,
+    verb: str,
+    elsewhere: Callable[[], pathlib.Path],
 ) -> UInt8[np.ndarray, "n r r 3"]:
     """The `.npy` store of `size` (images, R) at `path`, memory-mapped; made if it is missing.
 
-    `images` returns uint8 arrays [k, R, R, 3] in row order; the progress bar shows `verb`.
+    `images` returns uint8 arrays [k, R, R, 3] in row order; the progress bar shows `verb`. Where the folder of `path`
+    cannot be written to, as that of another user's data, the store is `elsewhere`.
 
     Raises UserError: the store is damaged, or there is no room for one.
     """
     count, resolution = size
     shape = (count, resolution, resolution, CHANNELS)
     if not _is_whole(path, shape):
-        make_writable_directory(path.parent, name="config.data.data_dir")
+        try:
+            make_writable_directory(path.parent, name="config.data.data_dir")
+        except UserError:
+            path = elsewhere()
+            make_writable_directory(path.parent, name="config.data.cache_dir")
+    if not _is_whole(path, shape):
         with locked(path.with_suffix(".lock"), wait=True):  # one process makes it, the others wait
             if not _is_whole(path, shape):
                 _write_store(path, shape, images(), verb=verb)
@@ -93,7 +105,8 @@ def _is_whole(path: pathlib.Path, shape: tuple[int, ...]) -> bool:
         record = {}
     if damage(path, shape):
         raise UserError(f"{path} is damaged: delete it, and it is made again; first find out why (the disk?).")
-    _write_record(path, shape, record["sha256"])
+    with contextlib.suppress(OSError):  # of another user
+        _write_record(path, shape, record["sha256"])
     return True
 
 

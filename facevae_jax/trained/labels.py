@@ -89,6 +89,23 @@ def _value(attribute: Attribute, text: str) -> float:
     return value
 
 
+def with_commas(parts: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Attributes, alone or as name=value, that a flag was cut into at every comma, though their names have some."""
+    parts, found = list(parts), []
+    while parts:
+        joined = {sep.join(parts[:n]): n for n in range(len(parts), 1, -1) for sep in (", ", ",")}
+        text = next((text for text in joined if text in names or _named(text) in names), parts[0])
+        found.append(text)
+        parts = parts[joined.get(text, 1) :]
+    return found
+
+
+def _named(text: str) -> str:
+    """The name in name=value, of a value without a comma; empty else."""
+    name, _, value = text.rpartition("=")
+    return "" if "," in value else name
+
+
 def check_name(name: str, names: Sequence[str], *, flag: str) -> None:
     """Raises a UserError that suggests the nearest names, for an attribute that the images do not have."""
     if name in names:

@@ -169,7 +169,8 @@ class Trainer:
         values["seconds"] = time.perf_counter() - started
         self.telemetry.evaluated(values["seconds"])
         log(f"step {step:>7,}/{self.schedule.total:,}  {self.split:<10}  {describe(values)}")
-        for line in self.alarms.check(values, self.training_loss, latent_units=int(units.sum())):
+        warming = step <= max(self.setup.config.train.warmup_steps, self.setup.config.objective.kl_warmup_steps)
+        for line in self.alarms.check(values, self.training_loss, latent_units=int(units.sum()), warming=warming):
             log(f"alarm: {line}")
         return values["loss"]
 

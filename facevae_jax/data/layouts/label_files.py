@@ -129,7 +129,7 @@ def read_table(path: pathlib.Path) -> Table:
         if not column or "/" in column:
             raise UserError(f"{flag}: {column!r} cannot be the name of an attribute: it must not have a slash.")
         words = ["" if fields.get(column) is None else str(fields[column]).strip() for _, fields in entries]
-        found = _column(column, words)
+        found = label_column(column, words)
         if found is None:
             notes.append(f"the column {column!r} of {path.name} has over {MAX_CATEGORIES} different texts: left out.")
             continue
@@ -199,7 +199,7 @@ def _of_stylegan(content: Any) -> Any:
     return [{"file": name, "label": f"class {label}" if classes else label} for name, label in pairs]
 
 
-def _column(name: str, words: list[str]) -> tuple[Attribute, Float32[np.ndarray, " n"]] | None:
+def label_column(name: str, words: list[str]) -> tuple[Attribute, Float32[np.ndarray, " n"]] | None:
     """One column as numbers; None for free text."""
     known = {word for word in words if word.lower() not in UNKNOWN_WORDS}
     meanings = {word: number for word in known if (number := _number(word)) is not None}

@@ -100,7 +100,7 @@ def canonical(name: str) -> str:
     return unicodedata.normalize("NFC", name.replace("\\", "/")).removeprefix("\ufeff")
 
 
-def _is_debris(name: str) -> bool:
+def is_debris(name: str) -> bool:
     """Whether a file belongs to a Mac's or a Windows' desktop, not to the images."""
     parts = name.split("/")
     return "__MACOSX" in parts or parts[-1].startswith("._") or parts[-1] in (".DS_Store", "Thumbs.db", "desktop.ini")
@@ -155,7 +155,7 @@ class Folder:
         result = []
         for name in sorted(stored):
             shown = canonical(name)
-            if _is_debris(shown):
+            if is_debris(shown):
                 continue
             if shown != name and shown not in names:
                 names.add(shown)
@@ -201,7 +201,7 @@ class Archive:
                 ".zip file."
             ) from error
         named = {_safe_name(name, path): name for name in stored}  # the last of several, as when unpacked
-        self._stored = {name: other for name, other in named.items() if not _is_debris(name)}
+        self._stored = {name: other for name, other in named.items() if not is_debris(name)}
         repeated = len(stored) - len(named)
         note = f"{repeated} files are in {path.name} more than once: the last of each counts."
         self.notes: tuple[str, ...] = (note,) if repeated else ()

@@ -1,0 +1,189 @@
+"""Parquet files of images, as Hugging Face datasets are published."""
+
+import functools
+import json
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float32
+
+from facevae_jax.core.errors import UserError, describe_entries, some
+from facevae_jax.core.files import reason
+from facevae_jax.data.layouts.folder import SPLIT_FOLDERS, validation_by_hash
+from facevae_jax.data.layouts.label_files import label_column
+from facevae_jax.data.layouts.types import SPLITS, TRAIN, UNKNOWN, VALIDATION, Attribute, Images, Layout, SourceImage
+from facevae_jax.data.sources.opening import is_debris
+
+SUFFIX = ".parquet"
+IMAGE_COLUMNS = ("image", "img", "picture", "photo", "jpg", "png", "webp")  # preferred among several
+
+
+class Shard(NamedTuple):
+    """One file."""
+
+    path: str
+    starts: tuple[int, ...]  # the first row of each row group, and the number of rows
+
+
+class ParquetMember(NamedTuple):
+    """One image in a Parquet file."""
+
+    shard: Shard
+    column: str
+    row: int
+
+    def read(self) -> bytes:
+        """The image file's bytes. Raises a ValueError where there is none."""
+        group = int(np.searchsorted(self.shard.starts, self.row, side="right")) - 1
+        value = _group(self.shard.path, group, self.column)[self.row - self.shard.starts[group]].as_py()
+        data = value.get("bytes") if isinstance(value, dict) else value
+        if not isinstance(data, bytes):
+            raise ValueError("the row has no bytes of an image: the dataset refers to files")
+        return data
+
+    def stamp(self) -> tuple[int, ...]:
+        """Numbers that change when the file does."""
+        status = pathlib.Path(self.shard.path).stat()
+        return status.st_size, status.st_mtime_ns, self.row
+
+
+@functools.lru_cache(maxsize=8)  # rows are read in order, by threads that are near each other
+def _group(path: str, group: int, column: str) -> Any:
+    import pyarrow.parquet
+
+    return pyarrow.parquet.ParquetFile(path).read_row_group(group, columns=[column]).column(0)
+
+
+def parquet_layout(path: pathlib.Path) -> Layout:
+    """A Parquet file, or a folder of them: one column of images, the other scalar columns as attributes.
+
+    The beginning of a file's name, such as train-00000-of-00002.parquet, or its folder is its split; without one for
+    validation a tenth is, chosen by the hash of the name.
+
+    Raises UserError: there is no such file, none can be read, or they have no column of images.
+    """
+    files = [path] if path.is_file() else sorted(path.rglob(f"*{SUFFIX}"))
+    files = [file for file in files if not is_debris(file.as_posix())]
+    if not files:
+        entries = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
+        raise UserError(
+            f"--source={str(path)!r}: expected {SUFFIX} files, {describe_entries(entries)}: give their folder."
+        )
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise UserError('Parquet files need pyarrow: pip install "facevae-jax[parquet]".') from error
+    try:
+        opened = [pyarrow.parquet.ParquetFile(file) for file in files]
+        column = _image_column(opened[0].schema_arrow, path)
+        labels = pyarrow.concat_tables(
+            [file.read(columns=_label_columns(opened[0].schema_arrow)) for file in opened], promote_options="default"
+        )
+        paths = [value for file, one in zip(files, opened, strict=True) for value in _paths(one, column, file)]
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"--source={str(path)!r} cannot be read ({reason(error)}): download it again.") from error
+    attributes, values, notes = _attributes(labels, _class_names(opened[0].schema_arrow))
+    shards = [Shard(str(file), _starts(one)) for file, one in zip(files, opened, strict=True)]
+    places = [(shard, row) for shard in shards for row in range(shard.starts[-1])]
+    names = _unique(paths)
+
+    def make(row: int) -> SourceImage:
+        shard, at = places[row]
+        return SourceImage(names[row], ParquetMember(shard, column, at), tuple(values[row].tolist()))
+
+    of_file = np.repeat([_split_of(file, path) for file in files], [shard.starts[-1] for shard in shards])
+    rows = {split: np.flatnonzero(of_file == split) for split in SPLITS}
+    if not len(rows[VALIDATION]) and len(rows[TRAIN]) > 1:
+        validates = validation_by_hash(names[row] for row in rows[TRAIN])
+        rows |= {TRAIN: rows[TRAIN][~validates], VALIDATION: rows[TRAIN][validates]}
+    return Layout(
+        kind="parquet",
+        source=path.name,
+        splits={split: Images(rows[split], make) for split in SPLITS if len(rows[split])},
+        attributes=attributes,
+        notes=tuple(notes),
+    )
+
+
+def _image_column(schema: Any, path: pathlib.Path) -> str:
+    import pyarrow as arrow
+
+    def holds_images(field: Any) -> bool:
+        kind = field.type
+        if arrow.types.is_struct(kind):
+            return any(kind.field(number).name == "bytes" for number in range(kind.num_fields))
+        return arrow.types.is_binary(kind) or arrow.types.is_large_binary(kind)
+
+    found = [field.name for field in schema if holds_images(field)]
+    if not found:
+        raise UserError(f"--source={str(path)!r}: no column holds images ({some(schema.names)}): give another dataset.")
+    return next((name for name in IMAGE_COLUMNS if name in found), found[0])
+
+
+def _label_columns(schema: Any) -> list[str]:
+    import pyarrow as arrow
+
+    is_label = (arrow.types.is_boolean, arrow.types.is_integer, arrow.types.is_floating, arrow.types.is_string)
+    return [field.name for field in schema if any(test(field.type) for test in is_label) and "/" not in field.name]
+
+
+def _class_names(schema: Any) -> dict[str, list[str]]:
+    """The names of classes that a column's numbers stand for, as the `datasets` library writes them."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return {name: of["names"] for name, of in features.items() if isinstance(of, dict) and "names" in of}
+    except (KeyError, ValueError, TypeError):
+        return {}
+
+
+def _attributes(
+    labels: Any, classes: dict[str, list[str]]
+) -> tuple[tuple[Attribute, ...], Float32[np.ndarray, "n a"], list[str]]:
+    attributes: list[Attribute] = []
+    columns, notes = [np.empty((labels.num_rows, 0), np.float32)], []
+    for name in labels.column_names:
+        numbers = labels.column(name).to_pylist()
+        if name in classes:
+            known = [UNKNOWN if n is None or not 0 <= n < len(classes[name]) else float(n) for n in numbers]
+            found: Any = Attribute(name, "categorical", tuple(classes[name])), np.array(known, np.float32)
+        else:
+            found = label_column(name, ["" if n is None else str(n).strip() for n in numbers])
+        if found is None:
+            notes.append(f"the column {name!r} has too many different texts: left out.")
+            continue
+        attributes.append(found[0])
+        columns.append(found[1][:, None])
+    return tuple(attributes), np.concatenate(columns, axis=1), notes
+
+
+def _paths(file: Any, column: str, path: pathlib.Path) -> list[str]:
+    """A name for each row: that of its image's file, if the column knows it."""
+    rows = file.metadata.num_rows
+    kind = file.schema_arrow.field(column).type
+    default = [f"{path.stem}_{row:06d}" for row in range(rows)]
+    if not any(getattr(kind, "num_fields", 0) and kind.field(n).name == "path" for n in range(kind.num_fields)):
+        return default
+    found = [value.as_py() for value in file.read(columns=[f"{column}.path"]).column(0).combine_chunks().field("path")]
+    return [name or other for name, other in zip(found, default, strict=True)]
+
+
+def _unique(names: Sequence[str]) -> list[str]:
+    """The names, numbered where one is there twice."""
+    if len(set(names)) == len(names):
+        return list(names)
+    return [f"{row:06d}_{name}" for row, name in enumerate(names)]
+
+
+def _starts(file: Any) -> tuple[int, ...]:
+    counts = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
+    return tuple(np.concatenate([[0], np.cumsum(counts)]).astype(int).tolist())
+
+
+def _split_of(file: pathlib.Path, source: pathlib.Path) -> str:
+    inside = file.relative_to(source).parts if file != source else (file.name,)
+    words = [re.split(r"[-_.]", part.lower())[0] for part in inside]
+    named = {word: split for split, words in SPLIT_FOLDERS.items() for word in words}
+    return next((named[word] for word in words if word in named), TRAIN)

@@ -1,0 +1,360 @@
+"""Files as people have them: archives of other systems, odd tables, damaged metadata, color profiles, Parquet."""
+
+import io
+import json
+import os
+import pathlib
+import struct
+import unicodedata
+import zipfile
+import zlib
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+from PIL import Image, ImageCms, PngImagePlugin
+
+from facevae_jax.core.command_line import PathsParser
+from facevae_jax.core.errors import UserError
+from facevae_jax.data.layouts.celeba import celeba_layout
+from facevae_jax.data.layouts.folder import folder_layout
+from facevae_jax.data.layouts.label_files import join_table, read_table
+from facevae_jax.data.layouts.parquet import parquet_layout
+from facevae_jax.data.sources import images
+from facevae_jax.data.sources.opening import open_source
+from facevae_jax.prepare import schedule_for
+from facevae_jax.trained.labels import with_commas
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (40, 40, 3)).astype(np.uint8)
+
+
+def png(pixels=PIXELS, **options):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", **options)
+    return buffer.getvalue()
+
+
+def zipped(path, files):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in files.items():
+            info = zipfile.ZipInfo(name)
+            info.filename = name  # `ZipInfo` would replace some characters
+            archive.writestr(info, data)
+    return path
+
+
+def splits(layout):
+    return {split: [image.name for image in found] for split, found in layout.splits.items()}
+
+
+def saved(folder, names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(png())
+    return folder
+
+
+NAMES = [f"Zo\u00eb_{number}.png" for number in range(20)]
+
+
+@pytest.fixture
+def plain(tmp_path):
+    return splits(folder_layout(saved(tmp_path / "plain", NAMES)))
+
+
+@pytest.mark.parametrize("kind", ["mac", "windows", "decomposed", "decomposed folder", "linked", "bom"])
+def test_a_split_depends_on_no_system_that_packed_the_files(plain, tmp_path, kind):
+    decomposed = [unicodedata.normalize("NFD", name) for name in NAMES]
+    if kind == "mac":
+        files = {f"faces/{name}": png() for name in NAMES} | {f"__MACOSX/faces/._{name}": b"x" for name in NAMES}
+        source = zipped(tmp_path / "mac.zip", files | {"faces/.DS_Store": b"x"})
+    elif kind == "windows":
+        source = zipped(tmp_path / "w.zip", {f"faces\\{name}": png() for name in NAMES})
+    elif kind == "decomposed":
+        source = zipped(tmp_path / "d.zip", {name: png() for name in decomposed})
+    elif kind == "decomposed folder":
+        source = saved(tmp_path / "decomposed", decomposed)
+    elif kind == "bom":
+        source = zipped(tmp_path / "b.zip", {f"\ufeff{name}": png() for name in NAMES})
+    else:
+        source = saved(tmp_path / "linked", NAMES)
+        (source / "0").symlink_to(source)
+    layout = folder_layout(source)
+    assert splits(layout) == plain
+    for found in layout.splits.values():
+        assert all(images.convert(image.file, images.Task(images.CENTER_SQUARE, 32)).png for image in found)
+
+
+def test_a_linked_folder_has_its_own_name_in_whatever_order_folders_are_listed(tmp_path, monkeypatch):
+    saved(tmp_path, ["b/1.png", "b/c/2.png"])
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "z").symlink_to(tmp_path / "b" / "c")
+    scandir, expected = os.scandir, ["b/1.png", "b/c/2.png"]
+    for order in (False, True):
+        monkeypatch.setattr(os, "scandir", lambda path, order=order: sorted(scandir(path), key=str, reverse=order))
+        assert open_source(tmp_path).names() == expected
+
+
+@pytest.mark.parametrize(
+    ("start", "expected"),
+    [
+        (b"7z\xbc\xaf\x27\x1c rest", "7z"),
+        (b"Rar!\x1a\x07", "RAR"),
+        (b"\n<!DOCTYPE html><title>Quota exceeded", "a page of a web site"),
+        (b"<html>", "a page of a web site"),
+        (b"\x1f\x8b\x08", "gzip"),
+        (b"PAR1", "Parquet"),
+        (b"PK\x03\x04 broken off", "missing"),
+        (b"version https://git-lfs.github.com/spec/v1", "Git LFS"),
+        (b"", "empty"),
+    ],
+)
+def test_what_is_no_zip_file_is_named(tmp_path, start, expected):
+    (tmp_path / "faces.zip").write_bytes(start)
+    with pytest.raises(UserError, match=expected):
+        open_source(tmp_path / "faces.zip")
+
+
+def test_folders_for_splits_are_kept(tmp_path):
+    both = folder_layout(saved(tmp_path / "1", ["train/a.png", "Valid/b.png", "test/x/c.png"]))
+    assert splits(both) == {"train": ["train/a.png"], "validation": ["Valid/b.png"], "test": ["test/x/c.png"]}
+    assert "kept as splits" in both.notes[0]
+    two = folder_layout(saved(tmp_path / "2", [f"training/{n}.png" for n in range(9)] + ["testing/t.png"]))
+    assert splits(two)["test"] == ["testing/t.png"]
+    assert len(splits(two)["validation"]) >= 1
+    mixed = folder_layout(saved(tmp_path / "3", ["train/a.png", "val/b.png", "c.png"]))
+    assert "test" not in splits(mixed)
+    assert not mixed.notes
+
+
+TABLES = {
+    "spaces.csv": " file , smile \na.png, 1\nb.png, 0\n",
+    "index.csv": ",file,smile\n0,a.png,1\n1,b.png,0\n",
+    "pandas.csv": "Unnamed: 0,file,smile\n0,a.png,1\n1,b.png,0\n",
+    "trailing.csv": "file,smile,\na.png,1,\nb.png,0,\n",
+    "commas.csv": "file,smile\na.png,1,,\nb.png,0,\n",
+    "semicolons.csv": "file;smile\na.png;1\nb.png;0\n",
+    "tabs.csv": "file\tsmile\na.png\t1\nb.png\t0\n",
+    "absolute.csv": "file,smile\n/home/me/faces/a.png,1\n/home/me/faces/b.png,0\n",
+    "windows.csv": "file,smile\nC:\\faces\\a.png,1\nC:\\faces\\b.png,0\n",
+    "longer.csv": "file,smile\nfaces/a.png,1\nfaces/b.png,0\n",
+    "dataset.json": json.dumps({"labels": [["a.png", 1], ["b.png", 0]]}),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_labels_are_read_however_they_were_saved(tmp_path, name, encoding):
+    faces = saved(tmp_path / "faces", ["a.png", "b.png", "c.png"])
+    (tmp_path / name).write_text(TABLES[name], encoding=encoding)
+    joined = join_table(folder_layout(faces), tmp_path / name)
+    assert [(attribute.name, attribute.kind) for attribute in joined.attributes] in (
+        [("smile", "binary")],
+        [("label", "binary")],
+    )
+    labels = {image.name: image.attributes[0] for found in joined.splits.values() for image in found}
+    assert (labels["a.png"], labels["b.png"]) == (1.0, 0.0)
+    assert np.isnan(labels["c.png"])
+
+
+def test_labels_join_names_in_either_form_of_unicode(tmp_path):
+    faces = saved(tmp_path / "faces", [unicodedata.normalize("NFD", name) for name in NAMES])
+    (tmp_path / "a.csv").write_text("file,age\n" + "".join(f"{name},{row}\n" for row, name in enumerate(NAMES)))
+    assert not join_table(folder_layout(faces), tmp_path / "a.csv").notes
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"file,smile\n\xe9.png,1\n", "not UTF-8"),
+        (b'{"labels": null}', "null"),
+        (b'{"labels": [["a.png", [1, 0]]]}', "pairs"),
+    ],
+)
+def test_tables_that_cannot_be_read_say_why(tmp_path, content, expected):
+    path = tmp_path / ("a.json" if content.startswith(b"{") else "a.csv")
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=expected):
+        read_table(path)
+
+
+def chunk(kind, data, crc=None):
+    crc = zlib.crc32(kind + data) if crc is None else crc
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", crc)
+
+
+def with_chunks(*chunks, at_end=False):
+    data = png()
+    place = data.index(b"IEND") - 4 if at_end else data.index(b"IDAT") - 4
+    return data[:place] + b"".join(chunks) + data[place:]
+
+
+@pytest.mark.parametrize("at_end", [False, True])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        chunk(b"tEXt", b"Comment\0text", crc=1),
+        chunk(b"iTXt", b"no zero byte"),
+        chunk(b"zTXt", b"Key\0\0" + zlib.compress(b"x" * 2**22)),
+        chunk(b"zTXt", b"Key\0\0no stream"),
+        chunk(b"iCCP", b"p\0\0" + zlib.compress(b"x" * 2**21)),
+        chunk(b"eXIf", b"no data"),
+        chunk(b"tIME", b"short", crc=7),
+    ],
+    ids=["text crc", "itxt", "large", "stream", "profile", "exif", "time"],
+)
+def test_damaged_or_large_metadata_cost_no_pixel(bad, at_end, recwarn):
+    loaded, _ = images.load(with_chunks(bad, at_end=at_end), images.Task(images.CENTER_SQUARE, 40))
+    np.testing.assert_array_equal(np.asarray(loaded), PIXELS)
+
+
+def test_damaged_pixels_are_still_refused():
+    good = png()
+    for damaged in (good[:-300], good[:200] + bytes([good[200] ^ 1]) + good[201:], good[:60]):
+        with pytest.raises((OSError, SyntaxError, ValueError)):
+            images.load(damaged, images.Task(images.CENTER_SQUARE, 40))
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_odd_exif_data_leave_the_picture_as_it_is():
+    exif = Image.Exif()
+    exif[0x0112], exif[0x011A] = 1, (0, 0)  # a resolution of 0 / 0
+    buffer = io.BytesIO()
+    Image.fromarray(PIXELS).save(buffer, "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff", quality=95)
+    images.load(buffer.getvalue(), images.Task(images.CENTER_SQUARE, 40))
+    images.load(png(exif=exif), images.Task(images.CENTER_SQUARE, 40))
+
+
+def test_a_color_profile_is_converted_and_that_of_srgb_changes_nothing():
+    lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    task = images.Task(images.CENTER_SQUARE, 40)
+    same, _ = images.load(png(icc_profile=lab), task)
+    np.testing.assert_array_equal(np.asarray(same), PIXELS)
+    swapped = _gamma_profile(1.0)
+    converted, _ = images.load(png(icc_profile=swapped), task)
+    expected = np.where((x := PIXELS / 255) <= 0.0031308, 12.92 * x, 1.055 * x ** (1 / 2.4) - 0.055) * 255
+    assert np.abs(np.asarray(converted) - expected).mean() < 3.0  # linear light to sRGB
+    ruined, _ = images.load(png(icc_profile=b"no profile" * 20), task)
+    np.testing.assert_array_equal(np.asarray(ruined), PIXELS)
+
+
+def _gamma_profile(gamma):
+    """An ICC profile (version 2) with the primaries of sRGB and a curve of a power."""
+
+    def number(value):
+        return struct.pack(">i", round(value * 65536))
+
+    def xyz(*values):
+        return b"XYZ \0\0\0\0" + b"".join(map(number, values))
+
+    text = b"linear"
+    parts = {
+        b"desc": b"desc\0\0\0\0" + struct.pack(">I", len(text) + 1) + text + b"\0" + b"\0" * 79,
+        b"wtpt": xyz(0.9642, 1.0, 0.8249),
+        b"rXYZ": xyz(0.4361, 0.2225, 0.0139),
+        b"gXYZ": xyz(0.3851, 0.7169, 0.0971),
+        b"bXYZ": xyz(0.1431, 0.0606, 0.7141),
+        **{name: b"curv\0\0\0\0" + struct.pack(">IH", 1, round(gamma * 256)) for name in (b"rTRC", b"gTRC", b"bTRC")},
+    }
+    table, body, at = b"", b"", 128 + 4 + 12 * len(parts)
+    for name, data in parts.items():
+        data += b"\0" * (-len(data) % 4)
+        table += name + struct.pack(">II", at + len(body), len(data))
+        body += data
+    size = at + len(body)
+    header = struct.pack(">I", size) + b"\0" * 4 + b"\x02\x10\0\0" + b"mntrRGB XYZ " + b"\0" * 12 + b"acsp" + b"\0" * 88
+    return (
+        header[:68]
+        + number(0.9642)
+        + number(1.0)
+        + number(0.8249)
+        + header[80:]
+        + struct.pack(">I", len(parts))
+        + table
+        + body
+    )
+
+
+def test_no_warning_of_pillow_names_no_file(recwarn, tmp_path):
+    info = PngImagePlugin.PngInfo()
+    info.add_text("a", "b")
+    palette = Image.fromarray(PIXELS).quantize(4)
+    buffer = io.BytesIO()
+    palette.save(buffer, "PNG", transparency=bytes(range(4)), pnginfo=info)
+    (tmp_path / "p.png").write_bytes(buffer.getvalue())
+    with images.converting([tmp_path / "p.png"], images.Task(images.CENTER_SQUARE, 32), threads=1) as converted:
+        assert all(image.png for image in converted)
+    assert not recwarn.list
+
+
+def test_celeba_as_png_and_as_torchvision_keeps_it(tmp_path):
+    root = tmp_path / "root" / "celeba"
+    for number in (1, 2):
+        saved(root, [f"img_align_celeba/{number:06d}.png"])
+    (root / "list_attr_celeba.txt").write_text("2\nSmiling Male\n000001.jpg 1 -1\n000002.jpg -1 1\n")
+    (root / "list_eval_partition.txt").write_text("000001.jpg 0\n000002.jpg 1\n")
+    for source in (root, root.parent):
+        layout = celeba_layout(source)
+        assert [layout.splits[split][0].attributes for split in ("train", "validation")] == [(1.0, 0.0), (0.0, 1.0)]
+
+
+def parquet(path, count, first=0, **columns):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    numbers = range(first, first + count)
+    kind = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    image = [{"bytes": png(np.full((40, 40, 3), n, np.uint8)), "path": f"{n}.png"} for n in numbers]
+    table = pyarrow.table({"image": pyarrow.array(image, kind)} | columns)
+    features = {"label": {"names": ["no", "yes", "maybe"], "_type": "ClassLabel"}}
+    metadata = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
+    pyarrow.parquet.write_table(table.replace_schema_metadata(metadata), path, row_group_size=4)
+
+
+def test_parquet_files_are_read_with_their_splits_and_labels(tmp_path):
+    parquet(tmp_path / "data/train-00000-of-00002.parquet", 6, label=[0, 1, 2, 0, 1, None], age=[1.5] * 6)
+    parquet(tmp_path / "data/train-00001-of-00002.parquet", 5, 6, label=[2] * 5, age=[None] * 5)
+    parquet(tmp_path / "data/test-00000-of-00001.parquet", 2, 90, label=[1, 1], age=[3.0, 4.0])
+    layout = parquet_layout(tmp_path)
+    assert {split: len(found) for split, found in layout.splits.items()}["test"] == 2
+    assert sum(map(len, layout.splits.values())) == 13
+    assert [(a.name, a.kind) for a in layout.attributes] == [("label", "categorical"), ("age", "continuous")]
+    for found in layout.splits.values():
+        for image in found:
+            number = int(pathlib.Path(image.name).stem)
+            decoded = np.asarray(Image.open(io.BytesIO(image.file.read())))
+            assert (decoded == number).all()
+            assert number not in (90, 2, 7) or image.attributes[0] == {90: 1, 2: 2, 7: 2}[number]
+            assert np.isnan(image.attributes[0]) == (number == 5)
+
+
+def test_parquet_files_without_images_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"expected \.parquet files"):
+        parquet_layout(tmp_path)
+    pyarrow.parquet.write_table(pyarrow.table({"a": [1]}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match="no column holds images"):
+        parquet_layout(tmp_path)
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(UserError, match="cannot be read"):
+        parquet_layout(tmp_path)
+
+
+def test_paths_and_attributes_may_have_commas(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("Smith, John.jpg", "a.jpg", "b, c, d.png"):
+        pathlib.Path(name).touch()
+    parse = PathsParser().parse
+    assert parse("Smith, John.jpg") == ["Smith, John.jpg"]
+    assert parse("a.jpg,Smith, John.jpg, b, c, d.png") == ["a.jpg", "Smith, John.jpg", "b, c, d.png"]
+    assert parse("gone.jpg, a.jpg") == ["gone.jpg", "a.jpg"]
+    names = ["smile", "hair, blond", "a,b", "x=y"]
+    assert with_commas(["smile", "hair", "blond"], names) == ["smile", "hair, blond"]
+    assert with_commas(["hair", "blond=1", "a", "b=0", "x=y=1"], names) == ["hair, blond=1", "a,b=0", "x=y=1"]
+
+
+@pytest.mark.parametrize("images_", [1, 2, 18, 54, 270, 2_700, 16_000, 60_000, 160_000])
+def test_few_images_have_steps_enough(images_):
+    settings = {"batch_size": 128, "epochs": 30} | schedule_for(images_)
+    assert settings["batch_size"] <= max(images_, 1)
+    steps = images_ // settings["batch_size"] * settings["epochs"]
+    assert steps >= 3_700
+    assert steps <= 4_200 or images_ >= 16_000
