@@ -1,6 +1,10 @@
-"""`python -m facevae_jax` lists the commands; `python -m facevae_jax COMMAND ...` runs one."""
+"""`python -m facevae_jax` lists the commands; `python -m facevae_jax COMMAND ...` runs one.
+
+Installed, `facevae` is the same, and `facevae-COMMAND` runs one.
+"""
 
 import difflib
+import pathlib
 import runpy
 import sys
 
@@ -33,6 +37,12 @@ def main() -> None:
         sys.exit(2)
     del sys.argv[1]
     runpy.run_module(f"facevae_jax.{module}", run_name="__main__", alter_sys=True)
+
+
+def by_name() -> None:
+    """Runs the command that the program's name ends in, such as `facevae-train`."""
+    sys.argv.insert(1, pathlib.Path(sys.argv[0]).stem.removeprefix("facevae-"))
+    main()
 
 
 if __name__ == "__main__":

@@ -102,8 +102,9 @@ def main() -> int:
         for member in members:
             member.send_signal(number)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, forward)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, forward)
     code = 0
     for attempt in range(arguments.restarts + 1):
         members[:] = start(command, processes=arguments.processes, devices=arguments.devices)

@@ -20,7 +20,7 @@ import sys
 import time
 from typing import Any
 
-STOPPED = (130, 143)  # exit codes of a run that saved at a signal, which was meant for the sweep
+STOPPED = (129, 130, 138, 140, 143)  # exit codes of a run that saved at a signal, which was meant for the sweep
 # Compared scores: heading, path below `scores`, format.
 COLUMNS = (
     ("MSE", "reconstruction.mse", ".5f"),

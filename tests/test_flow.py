@@ -25,14 +25,16 @@ def ring(count=1024, **options):
 
 @pytest.fixture(autouse=True)
 def as_users_fit(monkeypatch):
-    """Not the few steps of the other tests."""
+    """Not the few steps of the other tests; the codes are short."""
     monkeypatch.setattr(flow_fit, "STEPS", (400, 400))
+    monkeypatch.setattr(flow, "WIDTH", 64)
 
 
 @pytest.fixture(scope="module")
 def fitted():
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(flow_fit, "STEPS", (400, 400))
+        patched.setattr(flow, "WIDTH", 64)
         return FlowPrior.fit(ring())
 
 

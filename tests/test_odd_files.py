@@ -216,7 +216,7 @@ def test_damaged_pixels_are_still_refused():
             images.load(damaged, images.Task(images.CENTER_SQUARE, 40))
 
 
-@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data", "ignore:Metadata Warning")
 def test_odd_exif_data_leave_the_picture_as_it_is():
     exif = Image.Exif()
     exif[0x0112], exif[0x011A] = 1, (0, 0)  # a resolution of 0 / 0

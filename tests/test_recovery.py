@@ -2,7 +2,7 @@
 
 import errno
 import json
-import os
+import pathlib
 import shutil
 
 import jax
@@ -114,12 +114,12 @@ def test_a_run_is_not_resumed_on_other_images_unless_they_are_accepted(tiny_conf
 
 
 def test_a_stream_that_fails_loses_only_what_is_printed(tmp_path):
-    full = os.open("/dev/full", os.O_WRONLY)
-    stream = streams.Unbreakable(os.fdopen(full, "w", buffering=1))
-    for _ in range(3):
-        print("lost", file=stream, flush=True)
-    assert not stream.isatty()
-    streams.send_nowhere(full)  # what is still buffered
+    with pathlib.Path("/dev/full").open("w", buffering=1) as full:
+        stream = streams.Unbreakable(full)
+        for _ in range(3):
+            print("lost", file=stream, flush=True)
+        assert not stream.isatty()
+        streams.send_nowhere(full.fileno())  # what is still buffered
     path = tmp_path / "ascii"
     with path.open("w", encoding="ascii") as file:
         print("gr\u00fcn \udcff", file=streams.Unbreakable(file))

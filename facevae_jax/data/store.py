@@ -30,7 +30,7 @@ def open_store(
     images: Callable[[], Iterable[np.ndarray]],
     *,
     verb: str,
-    elsewhere: Callable[[], pathlib.Path],
+    elsewhere: Callable[[], pathlib.Path] | None = None,
 ) -> UInt8[np.ndarray, "n r r 3"]:
     """The `.npy` store of `size` (images, R) at `path`, memory-mapped; made if it is missing.
 
@@ -45,6 +45,8 @@ def open_store(
         try:
             make_writable_directory(path.parent, name="config.data.data_dir")
         except UserError:
+            if elsewhere is None:
+                raise
             path = elsewhere()
             make_writable_directory(path.parent, name="config.data.cache_dir")
     if not _is_whole(path, shape):

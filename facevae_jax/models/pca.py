@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key, Shaped, UInt8
 
 from facevae_jax.core.errors import UserError
+from facevae_jax.core.progress import progress_bar
 from facevae_jax.core.settings import CHANNELS, check
 from facevae_jax.models.api import Execution, Gaussian, Output, to_unit
 from facevae_jax.models.likelihoods import LIKELIHOODS, Decoded, GaussianLikelihood, MseLikelihood
@@ -115,9 +116,11 @@ def fit(
         )
     found = IncrementalPCA(wanted)
     batches = max(1, count // max(BATCH, 2 * wanted))
-    for rows in np.array_split(np.arange(count), batches):  # each has more images than there are components
-        found.partial_fit(images[rows].reshape(len(rows), -1).astype(np.float32) / 255.0)
-        progress()
+    with progress_bar(total=count, description="fitting the components") as bar:
+        for rows in np.array_split(np.arange(count), batches):  # each has more images than there are components
+            found.partial_fit(images[rows].reshape(len(rows), -1).astype(np.float32) / 255.0)
+            bar.update(len(rows))
+            progress()
     # scikit-learn divides by n - 1; divided by n, the codes have variance 1 over these images.
     deviations = found.singular_values_ / math.sqrt(count)
     arrays = {

@@ -1,11 +1,14 @@
 """`facevae_jax.load`: a trained model from a run's workdir or from an exported folder."""
 
+import contextlib
 import os
 import pathlib
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import jax
+from absl import logging
 from jax.sharding import Mesh
 
 from facevae_jax.core import numerics
@@ -55,7 +58,7 @@ def restore_run(workdir: pathlib.Path, mesh: Mesh) -> Restored:
     if not steps_in(workdir):
         raise UserError(f"--workdir={str(workdir)!r} has no checkpoint yet: train first, or wait for its first one.")
     recovery.complete(workdir)
-    with Checkpoints(workdir, read_only=True) as checkpoints:
+    with _without_warnings(), Checkpoints(workdir, read_only=True) as checkpoints:
         state = abstract_state(TrainSetup.of(config, mesh))
         names = ("params", "batch_stats") if state.averaged is None else ("averaged",)
         wanted = {name: getattr(state, name) for name in (*names, "decoder_variance")}
@@ -64,6 +67,17 @@ def restore_run(workdir: pathlib.Path, mesh: Mesh) -> Restored:
         )
     variables = restored["averaged"] if "averaged" in names else {name: restored[name] for name in names}
     return Restored(config, jax.block_until_ready(variables), restored["decoder_variance"], step)
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Silences what Orbax logs about reading without writing."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(min(before, logging.ERROR))
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _first_whole(checkpoints: Checkpoints, wanted: dict[str, Any], steps: list[int]) -> tuple[dict[str, Any], int]:

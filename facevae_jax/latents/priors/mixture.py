@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, PRNGKeyArray
 
+from facevae_jax.core.progress import progress_bar
 from facevae_jax.latents.priors.base import FitData, Indices, normal_by_index
 from facevae_jax.latents.priors.gaussian import Gaussian
 
@@ -78,18 +79,20 @@ def fit_mixture(
     from sklearn.mixture import GaussianMixture  # takes a second to import
 
     best: tuple[float, Any] = (-np.inf, None)
-    for components in COMPONENTS:
-        if components > len(train) // 2:
-            break
-        fitted = GaussianMixture(
-            components, covariance_type="full", reg_covar=COVARIANCE_FLOOR, max_iter=50, random_state=0
-        )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # the validation score decides
-            fitted.fit(train)
-        score = fitted.score(validation)
-        if score <= best[0]:
-            break
-        best = (score, fitted)
+    with progress_bar(total=sum(COMPONENTS), description="fitting the mixture", unit="component") as bar:
+        for components in COMPONENTS:
+            if components > len(train) // 2:
+                break
+            fitted = GaussianMixture(
+                components, covariance_type="full", reg_covar=COVARIANCE_FLOOR, max_iter=50, random_state=0
+            )
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ConvergenceWarning)  # the validation score decides
+                fitted.fit(train)
+            bar.update(components)
+            score = fitted.score(validation)
+            if score <= best[0]:
+                break
+            best = (score, fitted)
     fitted = best[1]
     return fitted.weights_, fitted.means_, np.linalg.cholesky(fitted.covariances_)
