@@ -78,6 +78,7 @@ def test_a_fitted_pca_is_a_model_like_any_other(fitted, capsys):
     assert "nothing is left to do" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_an_autoencoder_draws_nothing_and_pays_no_kl(tiny_config, tmp_path):
     config = change(tiny_config, model={"kind": "autoencoder"})
     state = train(config, tmp_path)

@@ -65,7 +65,10 @@ def test_a_block_divides_the_batch_and_fits(batch, image_bytes):
             vae.Config(activation="silu", normalization=n, dropout_rate=0.2, kernel_size=4, filters=(16, 32))
             for n in ("batch", "group", "none")
         ),
-        *(autoencoder.Config(latent_channels=2, width=8, downsampling=d) for d in (4, 8)),
+        *(
+            pytest.param(autoencoder.Config(latent_channels=2, width=8, downsampling=d), marks=pytest.mark.slow)
+            for d in (4, 8)
+        ),
     ],
     ids=["batch", "group", "none", "spatial, 4", "spatial, 8"],
 )

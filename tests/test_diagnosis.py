@@ -107,6 +107,7 @@ def test_the_protocol_says_all_that_decides_a_score(trained):
     assert protocol.differing([found, found | {"crop": "other"}]) == {"crop": ["drawn", "other"]}
 
 
+@pytest.mark.slow
 def test_the_command(workdir, tmp_path):
     output = tmp_path / "scores.json"
     result = run_module(

@@ -6,7 +6,7 @@ import pytest
 
 from tests.environments import cases, failure, prepared
 
-DEFAULT = ("all of these", "training, all closed", "sample, a reader that leaves", "training, SIGHUP", "LC_ALL=C")
+DEFAULT = ("all of these", "sample, a reader that leaves", "training, SIGHUP")
 
 
 @pytest.fixture(scope="module")

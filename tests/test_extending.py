@@ -39,6 +39,7 @@ def example(heading: str, monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_the_notebook(monkeypatch):
     found = example("How a training step is read", monkeypatch)
     assert int(found.state.step) == 1
@@ -72,6 +73,7 @@ def test_a_prior(finished, monkeypatch):
     np.testing.assert_allclose(prior.log_density(codes), np.log(density), rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_likelihood(tiny_config, tmp_path, monkeypatch):
     found = example("A likelihood", monkeypatch)
     cls = found.LaplaceLikelihood

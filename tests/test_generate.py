@@ -12,7 +12,7 @@ from facevae_jax.data.dataset import Drawn
 from facevae_jax.data.layouts.types import Attribute
 from facevae_jax.generation import outputs, sheets, verbs
 from facevae_jax.generation.verbs import Request
-from facevae_jax.trained import codes, labels
+from facevae_jax.trained import codes, familiarity, labels
 from facevae_jax.trained.directions import direction_of, kept_attributes
 from tests.conftest import run_module
 
@@ -295,3 +295,16 @@ def test_the_command(workdir, tmp_path):
     result = run_module("facevae_jax.generate", "edit", f"--workdir={workdir}", *flags)
     assert result.returncode == 0, result.stderr
     assert cells(output).shape[:2] == (2, 3)
+
+
+def test_photographs_unlike_the_training_faces_are_noted(trained, tmp_path, capsys):
+    """Checks in noise, which a model of faces cannot reconstruct, and faces like those that it knows."""
+    noise = np.random.default_rng(0).integers(0, 2, (32, 32, 3)).astype(np.uint8) * 255
+    known = trained.dataset.images("validation")
+    assert not familiarity.unlike_training(trained, known).any()
+    assert familiarity.unlike_training(trained, np.stack([known[0], noise])).tolist() == [False, True]
+    for name, image in {"face": known[0], "noise": noise}.items():
+        Image.fromarray(image).save(tmp_path / f"{name}.png")
+        request = verbs.Request(output=str(tmp_path / "out.png"), images=[str(tmp_path / f"{name}.png")])
+        verbs.reconstruct(trained, request)
+        assert ("note: noise" in capsys.readouterr().err) == (name == "noise")

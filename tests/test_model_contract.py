@@ -102,7 +102,10 @@ class Run(NamedTuple):
         return self.trained.module.apply(self.trained.variables, *arguments, **keywords)
 
 
-@pytest.fixture(scope="module", params=["vae", "spatial", "levels"])
+SPATIAL = pytest.param("spatial", marks=pytest.mark.slow)  # its programs take long to compile
+
+
+@pytest.fixture(scope="module", params=["vae", SPATIAL, "levels"])
 def run(request, tiny_config, finished, tmp_path_factory):
     """A trained model of each kind; that of the hierarchy is registered as long as its tests run."""
     if request.param == "vae":
@@ -119,11 +122,11 @@ def run(request, tiny_config, finished, tmp_path_factory):
         yield Run(config, train(config, workdir), facevae_jax.load(workdir))
 
 
-only_spatial = pytest.mark.parametrize("run", ["spatial"], indirect=True)
+only_spatial = pytest.mark.parametrize("run", [SPATIAL], indirect=True)
 only_levels = pytest.mark.parametrize("run", ["levels"], indirect=True)
 
 
-@pytest.mark.parametrize("run", ["spatial", "levels"], indirect=True)
+@pytest.mark.parametrize("run", [SPATIAL, "levels"], indirect=True)
 def test_stopping_and_resuming_changes_no_bit(run, tmp_path):
     train(run.config, tmp_path, should_stop=lambda step: step >= 7)
     assert_same_trees(train(run.config, tmp_path), run.state)
@@ -189,7 +192,10 @@ def test_the_group_below_a_code_is_drawn_from_its_prior(run):
 
 
 @pytest.mark.parametrize(
-    ("run", "shape"), [("spatial", (4, 4, 2)), ("levels", (4,))], indirect=["run"], ids=["spatial", "levels"]
+    ("run", "shape"),
+    [pytest.param("spatial", (4, 4, 2), marks=pytest.mark.slow), ("levels", (4,))],
+    indirect=["run"],
+    ids=["spatial", "levels"],
 )
 def test_tools_work_on_codes_of_any_shape_and_may_hold_them_flat(run, shape, tmp_path):
     trained, size = run.trained, int(np.prod(shape))

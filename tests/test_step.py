@@ -25,7 +25,9 @@ from tests.conftest import change
 
 
 @pytest.mark.parametrize(
-    "model", [None, autoencoder.Config(latent_channels=2, width=8)], ids=["flat and batch-normalized", "spatial"]
+    "model",
+    [None, pytest.param(autoencoder.Config(latent_channels=2, width=8), marks=pytest.mark.slow)],
+    ids=["flat and batch-normalized", "spatial"],
 )
 def test_a_notebooks_steps_are_the_same_on_one_and_on_eight_devices(tiny_config, model):
     """The warm-up is long: sums in another order differ by rounding, which Adam multiplies by its rate."""
@@ -44,7 +46,7 @@ def test_a_notebooks_steps_are_the_same_on_one_and_on_eight_devices(tiny_config,
     assert found[-1] < found[0]
 
 
-@pytest.mark.parametrize("form", ["matmul", "plain"])
+@pytest.mark.parametrize("form", ["matmul", pytest.param("plain", marks=pytest.mark.slow)])
 def test_a_batch_of_15_is_the_same_batch_on_1_2_4_and_8_devices(tiny_config, form):
     """Padding counts in no mean: not in the loss, the moments of batch normalization or their gradients."""
     config = change(
@@ -74,7 +76,11 @@ def test_a_batch_of_15_is_the_same_batch_on_1_2_4_and_8_devices(tiny_config, for
 @pytest.mark.parametrize(
     ("accumulation", "model", "arrays"),
     # 5 trees in vectors beside the counters and the decoder's variance; without batch statistics 3
-    [(1, None, 11), (2, None, 11), (1, autoencoder.Config(latent_channels=2, width=8), 9)],
+    [
+        (1, None, 11),
+        pytest.param(2, None, 11, marks=pytest.mark.slow),
+        pytest.param(1, autoencoder.Config(latent_channels=2, width=8), 9, marks=pytest.mark.slow),
+    ],
     ids=["whole", "in parts", "without batch statistics"],
 )
 def test_a_packed_state_takes_the_same_steps(tiny_config, accumulation, model, arrays):

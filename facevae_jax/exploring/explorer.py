@@ -21,6 +21,7 @@ from facevae_jax.exploring.sliders import MAX_ALPHA, Slider
 from facevae_jax.latents.paths import lerp
 from facevae_jax.latents.priors import prior_class
 from facevae_jax.latents.priors.base import Prior
+from facevae_jax.trained import familiarity
 from facevae_jax.trained.model import TrainedModel
 
 MAX_PHOTOGRAPH_BYTES = 10 * 2**20
@@ -49,6 +50,7 @@ class Explorer:
         self._sliders = {slider.key: slider for slider in sliders}
         self._priors: dict[str, Prior] = {prior: trained.prior(prior) for prior in priors}
         self._computing = threading.Lock()  # one computation uses all cores: two at once would both be late
+        familiarity.familiar_error(trained)  # kept now: while a photograph is answered, nothing is written
         self._reading = threading.Lock()  # decoding a large photograph takes half a gigabyte: one at a time
         side = trained.resolution
         trained.encode(np.zeros((1, side, side, 3), np.uint8))
@@ -111,7 +113,7 @@ class Explorer:
         return _face(latent, self._decode(latent))
 
     def encode(self, photograph: bytes) -> dict[str, str]:
-        """A photograph's posterior mean, and the PNG of the part of the photograph that the model saw.
+        """A photograph's posterior mean, the PNG of the part of the photograph that the model saw, and perhaps a note.
 
         Raises:
           UserError: it is not an image, or damaged.
@@ -120,7 +122,8 @@ class Explorer:
             image = read_photograph(photograph, resolution=self._trained.resolution)
         with self._computing:
             (latent,) = self._trained.inference.encode(image[None]).mean
-        return _face(latent, image)
+            (unlike,) = familiarity.unlike_training(self._trained, image[None])
+        return _face(latent, image) | ({"note": familiarity.note(["This photograph"])} if unlike else {})
 
     def _read_latent(self, text: Any) -> Float32[np.ndarray, " z"]:
         try:

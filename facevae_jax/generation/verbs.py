@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
@@ -16,7 +17,7 @@ from facevae_jax.inference import Encoded
 from facevae_jax.latents import paths
 from facevae_jax.latents.directions import Direction, EditMethod
 from facevae_jax.latents.priors import FLOW
-from facevae_jax.trained import codes
+from facevae_jax.trained import codes, familiarity
 from facevae_jax.trained.directions import direction_of
 from facevae_jax.trained.edit_curves import METHOD, Curve, curve_of
 from facevae_jax.trained.model import TrainedModel
@@ -232,11 +233,26 @@ def _given_faces(
     if request.images:
         files = list_photographs(request.images)[: request.count]
         names = tuple(file.stem for file in files)
-        return names, photograph_blocks(files, resolution=trained.resolution, size=size)
+        blocks = photograph_blocks(files, resolution=trained.resolution, size=size)
+        return names, _noting_unlike(trained, names, blocks)
     split = request.split or trained.dataset.evaluation_split
     rows = request.rows or range(len(trained.dataset.images(split)))[: request.count or most]
     names = tuple(f"{split}_{row}" for row in rows)
     return names, (trained.dataset.read_rows(split, rows[at : at + size]) for at in range(0, len(rows), size))
+
+
+def _noting_unlike(trained: TrainedModel, names: Sequence[str], blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    """The blocks, with a line on standard error for photographs that are far from what the model was trained on."""
+    at = 0
+    for block in blocks:
+        unlike = familiarity.unlike_training(trained, block)
+        if unlike.any():
+            print(
+                f"note: {familiarity.note([names[at + row] for row in np.flatnonzero(unlike).tolist()])}",
+                file=sys.stderr,
+            )
+        at += len(block)
+        yield block
 
 
 def uses_existing_faces(request: Request) -> bool:

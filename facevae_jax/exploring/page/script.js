@@ -119,9 +119,10 @@ async function load(index, origin, path, body) {
   const slot = slots[index];
   const serial = ++slot.serial;
   slot.card.setAttribute("aria-busy", "true");
+  let remark = "";
   element("status").textContent = path === "/encode" ? "Reading the photograph …" : "";
   try {
-    const { latent, picture } = await (await post(path, body)).json();
+    const { latent, picture, note } = await (await post(path, body)).json();
     if (serial !== slot.serial) return; // a later choice has replaced this one
     Object.assign(slot, { latent, origin });
     const bytes = Uint8Array.from(atob(picture), (c) => c.charCodeAt(0));
@@ -133,11 +134,12 @@ async function load(index, origin, path, body) {
     morph.set(index); // show the face just chosen
     element("problem").hidden = true;
     await update();
+    remark = note || "";
   } catch (error) {
     report(error);
   } finally {
     if (serial === slot.serial) slot.card.removeAttribute("aria-busy");
-    element("status").textContent = "";
+    element("status").textContent = remark;
   }
 }
 
