@@ -24,6 +24,7 @@ from facevae_jax.core.settings import (
     defaults,
     flatten,
 )
+from facevae_jax.core.settings_help import describe
 
 MIN_RESOLUTION = 32
 MAX_RESOLUTION = 1024
@@ -196,6 +197,19 @@ def _build_model(values: Any, typed: Collection[str]) -> models.Config:
             same = any(key in other and other[key] == value for other in others)
             check(same, f"model.{key}", value, f"left out: {kind} has no such setting")
     return build(cls, left, prefix="model.")
+
+
+def describe_settings() -> str:
+    """Every setting with its default and its meaning, for --help."""
+    lines = ["Settings, with the defaults of configs that do not say otherwise:", ""]
+    for section, cls in {"data": DataConfig, "objective": ObjectiveConfig, "train": TrainConfig}.items():
+        lines += [*describe(section, cls), ""]
+    kinds: dict[Any, list[str]] = {}
+    for kind in models.KINDS:
+        kinds.setdefault(models.config_class(kind), []).append(kind)
+    for cls, names in kinds.items():
+        lines += [f"of config.model.kind {' or '.join(names)}:", *describe("model", cls), ""]
+    return "\n".join(lines)
 
 
 def check_overrides(arguments: Sequence[str]) -> None:

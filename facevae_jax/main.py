@@ -15,7 +15,7 @@ import time
 from absl import flags
 from ml_collections import config_flags
 
-from facevae_jax.config import RunConfig, check_overrides
+from facevae_jax.config import RunConfig, check_overrides, describe_settings
 from facevae_jax.core import command_line, startup
 from facevae_jax.core.errors import UserError
 
@@ -111,4 +111,4 @@ def read_config() -> RunConfig:
 
 if __name__ == "__main__":
     startup.use_huge_pages()
-    command_line.run(main, check_arguments=check_overrides)
+    command_line.run(main, check_arguments=check_overrides, more_help=describe_settings)

@@ -3,7 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from facevae_jax import models
-from facevae_jax.config import DataConfig, RunConfig, check_overrides
+from facevae_jax.config import DataConfig, RunConfig, check_overrides, describe_settings
+from facevae_jax.core.settings import defaults, flatten
 from facevae_jax.models import vae
 
 LOGISTIC = {"likelihood": "discretized_logistic"}
@@ -83,3 +84,13 @@ def test_a_saved_config_without_a_head_means_the_one_that_there_was(kind, head):
     del saved["model"]["head"]
     assert RunConfig.from_saved(saved).model.head == head
     assert RunConfig.from_config_dict(saved).model.head == "nearest"  # a config file of one's own
+
+
+def test_help_has_every_setting_with_its_default():
+    text = describe_settings()
+    everything = RunConfig().to_dict()
+    everything["model"] = {name: v for kind in models.KINDS for name, v in defaults(models.config_class(kind)).items()}
+    for key in flatten(everything, "config."):
+        assert f"--{key}=" in text
+    assert "--config.train.learning_rate=5e-4\n" in text
+    assert "positive" not in text  # no code of the checks

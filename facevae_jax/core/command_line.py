@@ -17,11 +17,15 @@ ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
 def run(
-    main: Callable[[list[str]], int | None], *, check_arguments: Callable[[list[str]], None] = lambda argv: None
+    main: Callable[[list[str]], int | None],
+    *,
+    check_arguments: Callable[[list[str]], None] = lambda argv: None,
+    more_help: Callable[[], str] = lambda: "",
 ) -> NoReturn:
     """Parses the flags, calls `main` with the positional arguments and exits.
 
-    `check_arguments` gets the command line before it is parsed and may raise a better error than the parser's.
+    `check_arguments` gets the command line before it is parsed and may raise a better error than the parser's;
+    `more_help` gives what --help prints after the flags.
 
     Exit codes: what `main` returns (None is 0); 2 and one line on standard error for a `UserError`, a bad flag or
     something wrong with the machine; 128 + the signal's number where a signal ended it.
@@ -32,7 +36,7 @@ def run(
     try:
         _end_at_signals()
         logging.set_verbosity(logging.FATAL)  # libraries also log the errors that they raise
-        arguments = parse_flags(sys.argv, check_arguments)
+        arguments = parse_flags(sys.argv, check_arguments, more_help)
         code = main(arguments)
     except UserError as error:
         if str(error):  # empty: another process prints it
@@ -75,14 +79,16 @@ def _end_at_signals() -> None:
             signal.signal(number, end)
 
 
-def parse_flags(argv: list[str], check_arguments: Callable[[list[str]], None]) -> list[str]:
+def parse_flags(
+    argv: list[str], check_arguments: Callable[[list[str]], None], more_help: Callable[[], str] = lambda: ""
+) -> list[str]:
     """Parses `argv` into absl's FLAGS and returns the positional arguments. A flag `--config` may name a config.
 
     Raises:
       UserError: an unknown flag, config or configuration key, or a value that cannot be read.
     """
     if set(argv[1:]) & {"--help", "-help", "-h", "-?"}:
-        print(f"{sys.modules['__main__'].__doc__}\n{flags.FLAGS.main_module_help()}")
+        print(f"{sys.modules['__main__'].__doc__}\n{flags.FLAGS.main_module_help()}\n{more_help()}")
         sys.exit(0)
     if "config" in flags.FLAGS:
         argv = named_configs.with_paths(argv)
