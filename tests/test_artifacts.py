@@ -159,6 +159,7 @@ def test_a_prior_that_takes_long_to_fit_is_fitted_once(trained, workdir, monkeyp
     assert len(path.read_bytes()) == len(kept)
 
 
+@pytest.mark.slow
 def test_the_learned_prior_is_the_default_and_is_read_without_the_data(finished, tmp_path, monkeypatch):
     monkeypatch.setattr(flow_fit, "STEPS", (50, 50))
     copied = shutil.copytree(finished[0], tmp_path / "run")

@@ -42,6 +42,7 @@ def test_rates_are_units_per_second_and_cases_take_turns():
     assert order[-12:] == ["a", "a", "b", "b"] * 3  # each warmed up before its turn
 
 
+@pytest.mark.slow
 def test_the_units_of_steps_feeds_and_samples(monkeypatch):
     for module in (input, timing, training):  # a second passes between two looks at the clock
         ticks = itertools.count(0.0)

@@ -84,6 +84,7 @@ def test_a_step_exchanges_the_gradients_once_and_little_else(feed, accumulation,
         assert all(size <= SMALL for _, _, size in inside)
 
 
+@pytest.mark.slow
 def test_a_sharded_split_sends_the_batch_as_uint8():
     text, parameters = program(feed="sharded")
     pixels = [each for each in exchanges(text) if each[1] != "f32"]

@@ -1,23 +1,19 @@
-"""Commands in odd shells: `tests.environments` has all; the default tier runs one of each kind."""
+"""Commands in odd shells; `tests.environments` has them."""
 
 import signal
 
 import pytest
 
-from tests.environments import cases, failure, prepared
-
-DEFAULT = ("all of these", "sample, a reader that leaves", "training, SIGHUP")
+from tests.environments import cases, failure
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return prepared(tmp_path_factory.mktemp("environments"))
+    return tmp_path_factory.mktemp("environments")
 
 
-@pytest.mark.parametrize(
-    "case",
-    [pytest.param(case, id=case.name, marks=() if case.name in DEFAULT else pytest.mark.slow) for case in cases()],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in cases()])
 def test_a_command_ends_well_wherever_it_is_started(folder, case):
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell ignores it, and so would the command
     assert failure(case, folder) == ""

@@ -46,6 +46,7 @@ def test_the_notebook(monkeypatch):
     assert np.isfinite(found.metrics.loss.loss)
 
 
+@pytest.mark.slow
 def test_a_model(tiny_config, tmp_path, monkeypatch):
     found = example("A model", monkeypatch)
     monkeypatch.setitem(models.KINDS, "linear", found.__name__)

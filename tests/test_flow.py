@@ -71,7 +71,7 @@ def test_a_flow_learns_what_no_gaussian_describes(fitted):
     assert np.mean(log_density(fitted, held_out)) > np.mean(gaussian.log_density(jnp.asarray(held_out))) + 0.4
 
 
-@pytest.mark.parametrize("prior", ["fitted", "random"])
+@pytest.mark.parametrize("prior", ["fitted", pytest.param("random", marks=pytest.mark.slow)])
 def test_the_density_integrates_to_one(fitted, prior):
     points, area = grid(-6, 6, 121)
     density = np.exp(np.asarray(log_density(fitted if prior == "fitted" else random_flow(), points)))
@@ -124,7 +124,7 @@ def test_few_codes_are_not_learned_by_heart():
     assert np.mean(np.square(prior.velocity(jnp.asarray(y), 0.5, prior.unlabeled))) < 0.05
 
 
-@pytest.mark.parametrize("shape", [(6,), (2, 2, 3)])
+@pytest.mark.parametrize("shape", [(6,), pytest.param((2, 2, 3), marks=pytest.mark.slow)])
 def test_a_draw_depends_on_its_own_number_alone(shape):
     prior = random_flow(math.prod(shape), shape=shape)
     sample, key = sampler(prior), jax.random.key(3)

@@ -66,7 +66,7 @@ def test_a_layers_outputs_are_means_scales_and_weights(components, channels):
     assert mean.shape == (2, 4, 4, 3)
 
 
-@pytest.fixture(scope="module", params=[pytest.param(1, marks=pytest.mark.slow), 3])
+@pytest.fixture(scope="module", params=[pytest.param(count, marks=pytest.mark.slow) for count in (1, 3)])
 def run(request, tiny_config, tmp_path_factory):
     """A trained run and what it wrote."""
     config = change(tiny_config, objective={"likelihood": "discretized_logistic", "mixture_components": request.param})

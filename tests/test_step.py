@@ -46,7 +46,8 @@ def test_a_notebooks_steps_are_the_same_on_one_and_on_eight_devices(tiny_config,
     assert found[-1] < found[0]
 
 
-@pytest.mark.parametrize("form", ["matmul", pytest.param("plain", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["matmul", "plain"])
 def test_a_batch_of_15_is_the_same_batch_on_1_2_4_and_8_devices(tiny_config, form):
     """Padding counts in no mean: not in the loss, the moments of batch normalization or their gradients."""
     config = change(

@@ -157,6 +157,7 @@ def test_checkpoints_that_are_kept(tiny_config, tmp_path, scores, kept, best):
         assert (checkpoints.steps(), checkpoints.best_step()) == (kept, best)
 
 
+@pytest.mark.slow
 def test_averaged_parameters_are_the_exponential_mean_and_are_what_is_used(tiny_config, tmp_path):
     config = change(tiny_config, train={"ema_decay": 0.5, "steps": 3, "checkpoint_every_steps": 1})
     history = []
@@ -171,7 +172,7 @@ def test_averaged_parameters_are_the_exponential_mean_and_are_what_is_used(tiny_
     assert_same_trees(facevae_jax.load(tmp_path).variables, state.averaged)
 
 
-@pytest.mark.parametrize("variance", ["optimal", pytest.param("learned", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("variance", [pytest.param(name, marks=pytest.mark.slow) for name in ("optimal", "learned")])
 def test_calibrated_likelihoods_train_and_report_their_variance(tiny_config, tmp_path, variance):
     settings = {"likelihood": "gaussian", "variance": variance, "kl_warmup_steps": 5}
     train(change(tiny_config, objective=settings, train={"epochs": 1}), tmp_path)

@@ -132,6 +132,7 @@ def test_every_choice_reconstructs_in_range(normalization, activation):
     assert output.latents[0].posterior.mean.shape == (2, *model.code_shape)
 
 
+@pytest.mark.slow
 def test_bfloat16_keeps_parameters_and_outputs_in_float32():
     model, variables = make(dtype="bfloat16")
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
