@@ -86,12 +86,12 @@ def test_the_error_of_the_mean_image_is_that_of_all_images():
                 "objective": {"kl_weight": 100.0},
                 "train": {"epochs": 6},
             },
-            {"posterior collapse", "dead decoder"},
+            {"posterior collapse"},  # the error still falls: the decoder is not dead
         ),
         (
             {
                 "objective": {"kl_weight": 0.0},
-                "train": {"epochs": 4, "learning_rate": 0.3, "warmup_steps": 60},
+                "train": {"epochs": 6, "learning_rate": 0.3, "warmup_steps": 15},
             },
             {"exploding KL"},
         ),
