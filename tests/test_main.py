@@ -21,7 +21,7 @@ def test_a_run_by_the_command(tiny_config, tmp_path):
     assert (result.returncode, result.stderr) == (0, "")
     for said in ("devices: 1 x cpu", "parameters", "feed: resident", "compiled in", "images/s", "validation", "done:"):
         assert said in result.stdout
-    left = {".lock", "artifacts", "checkpoints", "config.json", "metrics.jsonl", "pictures", "tensorboard"}
+    left = {".lock", "artifacts", "checkpoints", "config.json", "data.json", "metrics.jsonl", "pictures", "tensorboard"}
     assert {path.name for path in tmp_path.iterdir()} == left
     assert json.loads((tmp_path / "config.json").read_text())["data"]["resolution"] == 32
     record = [r for r in read_metrics(tmp_path) if r["kind"] == "evaluation"][-1]
