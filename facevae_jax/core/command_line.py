@@ -12,7 +12,7 @@ from absl import flags, logging
 from facevae_jax.core import named_configs, numerics, streams
 from facevae_jax.core.errors import UserError, expand_home, of_environment
 
-# Whoever sends them wants the command to end, which leaves no half-written files where it is told to.
+# Signals that end a command. It first deletes the files that it has only half written.
 ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 

@@ -8,11 +8,7 @@ import threading
 from collections.abc import Callable
 
 # Ctrl-C; a closed terminal, unless `nohup` had it ignored; and what batch systems send before a time limit.
-STOPPING = tuple(
-    getattr(signal, name)
-    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
-    if hasattr(signal, name)
-)
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 
 
 class StopSignals:
