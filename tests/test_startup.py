@@ -36,6 +36,37 @@ def test_cores_are_devices_that_divide_the_batch():
     assert devices(840, JAX_NUM_CPU_DEVICES="5") == 5
 
 
+PROGRAM = """
+import sys, warnings, jax
+from facevae_jax.core import startup
+startup.keep_compiled_programs()
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.jit(lambda x: x * 2 + 1)(3.0).block_until_ready()
+warnings.warn("another warning")
+"""
+
+
+def test_cached_programs_that_were_cut_short_are_replaced_without_a_word(tmp_path):
+    """A process killed while it writes an entry, and a disk that was full, leave half of one."""
+
+    def entries():
+        environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path)}
+        result = subprocess.run(
+            [sys.executable, "-c", PROGRAM], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True
+        )
+        assert "another warning" in result.stderr
+        assert "cache" not in result.stderr
+        return {path.name: path.stat().st_size for path in tmp_path.glob("*-cache")}
+
+    whole = entries()
+    assert whole
+    for keep in (0.5, 0):
+        for name, size in whole.items():
+            os.truncate(tmp_path / name, int(keep * size))
+        assert set(entries()) == set(whole)
+        assert min(entries().values()) > 0.9 * min(whole.values())
+
+
 @pytest.mark.slow
 def test_processes_that_share_a_host_have_one_device_each(tmp_path):
     """Two images cannot be cut for all the cores of two processes."""

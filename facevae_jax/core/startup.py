@@ -1,8 +1,12 @@
 """Process setup at the start of a command: huge pages and the cache of compiled programs."""
 
+import contextlib
 import os
 import pathlib
+import re
 import sys
+import warnings
+from typing import Any
 
 import psutil
 
@@ -10,6 +14,7 @@ from facevae_jax.core import streams
 from facevae_jax.core.parallel import available_cpus
 
 CACHE = "facevae_jax/compiled"
+UNUSABLE_ENTRY = re.compile(r"Error (?:reading|writing) persistent compilation cache entry for '([\w.]+)'")
 MIN_COMPILE_SECONDS = 0.1  # faster compilations are not worth a file; JAX's default is 1 s
 TUNABLES = "GLIBC_TUNABLES"
 HUGE_PAGES = "glibc.malloc.hugetlb"
@@ -66,6 +71,28 @@ def keep_compiled_programs() -> None:
         jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(home) / CACHE))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_SECONDS)
+    warnings.showwarning = without_unusable_entries(warnings.showwarning)
+
+
+def without_unusable_entries(show: Any) -> Any:
+    """A `warnings.showwarning` that deletes cached programs that cannot be read, and passes on every other warning.
+
+    JAX writes an entry in place, so a process that is killed, or a full disk, leaves half of one. JAX then warns at
+    each start, and never replaces the file. Once it is gone, the program that is compiled next takes its place.
+    """
+    import jax
+
+    def show_others(message: Warning | str, *arguments: Any, **keywords: Any) -> None:
+        found = UNUSABLE_ENTRY.match(str(message))
+        if not found:
+            show(message, *arguments, **keywords)
+            return
+        # The warning has the program's name without the rest of the key: other entries of that name go too.
+        for entry in pathlib.Path(jax.config.jax_compilation_cache_dir).glob(f"{found[1]}-*"):
+            with contextlib.suppress(OSError):
+                entry.unlink()
+
+    return show_others
 
 
 def process_start() -> float:
