@@ -96,7 +96,8 @@ class TrainConfig:
     watchdog_seconds: int = 600  # without a finished dispatch, after which the run ends; 0: never
     steps_per_dispatch: int = 64  # at most; fewer where one dispatch would last longer than about 3 s
     convolution: Literal["auto", "plain", "matmul"] = "auto"  # auto: matmul on CPU, plain elsewhere
-    tensorboard: bool = False  # needs the extra `tensorboard`
+    tensorboard: bool = False  # curves and pictures in the workdir; needs the extra `tensorboard`
+    wandb: bool = False  # the same at Weights & Biases; needs the extra `wandb`
 
     def __post_init__(self) -> None:
         check(0 <= self.seed <= MAX_SEED, "train.seed", self.seed, "from 0 to 2**32 - 1")

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -24,8 +25,13 @@ def test_a_run_by_the_command(tiny_config, tmp_path):
     left = {".lock", "artifacts", "checkpoints", "config.json", "data.json", "metrics.jsonl", "pictures", "tensorboard"}
     assert {path.name for path in tmp_path.iterdir()} == left
     assert json.loads((tmp_path / "config.json").read_text())["data"]["resolution"] == 32
-    record = [r for r in read_metrics(tmp_path) if r["kind"] == "evaluation"][-1]
+    records = read_metrics(tmp_path)
+    record = [r for r in records if r["kind"] == "evaluation"][-1]
     assert record["loss"] == pytest.approx(record["reconstruction"] + record["kl_term"])
+    assert record["epoch"] == 1
+    times = [r["time"] for r in records]
+    assert times == sorted(times)
+    assert 0 <= time.time() - times[-1] < 600
 
 
 @pytest.mark.parametrize(

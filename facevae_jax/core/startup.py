@@ -63,24 +63,27 @@ def keep_compiled_programs() -> None:
     """
     import jax
 
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    if folder is None:
         try:
             home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
         except RuntimeError:  # neither HOME nor an entry in the passwd file, as in some containers
             return
-        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(home) / CACHE))
+        folder = str(pathlib.Path(home) / CACHE)
+        jax.config.update("jax_compilation_cache_dir", folder)
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_SECONDS)
-    warnings.showwarning = without_unusable_entries(warnings.showwarning)
+    warnings.showwarning = without_unusable_entries(warnings.showwarning, pathlib.Path(folder))
 
 
-def without_unusable_entries(show: Any) -> Any:
-    """A `warnings.showwarning` that deletes cached programs that cannot be read, and passes on every other warning.
+def without_unusable_entries(show: Any, folder: pathlib.Path) -> Any:
+    """A `warnings.showwarning` that deletes programs that cannot be read from the cache in `folder`.
+
+    It passes on every other warning.
 
     JAX writes an entry in place, so a process that is killed, or a full disk, leaves half of one. JAX then warns at
     each start, and never replaces the file. Once it is gone, the program that is compiled next takes its place.
     """
-    import jax
 
     def show_others(message: Warning | str, *arguments: Any, **keywords: Any) -> None:
         found = UNUSABLE_ENTRY.match(str(message))
@@ -88,7 +91,7 @@ def without_unusable_entries(show: Any) -> Any:
             show(message, *arguments, **keywords)
             return
         # The warning has the program's name without the rest of the key: other entries of that name go too.
-        for entry in pathlib.Path(jax.config.jax_compilation_cache_dir).glob(f"{found[1]}-*"):
+        for entry in folder.glob(f"{found[1]}-*"):
             with contextlib.suppress(OSError):
                 entry.unlink()
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 
 from facevae_jax import models
 from facevae_jax.config import RunConfig
@@ -23,6 +24,7 @@ from facevae_jax.training.alarms import Alarms
 from facevae_jax.training.checkpoints import Checkpoints, Restored
 from facevae_jax.training.evaluation import Evaluator
 from facevae_jax.training.feeds import check_batch_size, check_split_size, make_feed
+from facevae_jax.training.optimizer import make_schedule
 from facevae_jax.training.pace import Schedule, Window, dispatch_length, figures
 from facevae_jax.training.pictures import PictureWriter
 from facevae_jax.training.setup import (
@@ -45,6 +47,7 @@ class Trainer:
 
     setup: TrainSetup
     schedule: Schedule
+    learning_rate: optax.Schedule
     split: str  # that is evaluated
     evaluator: Evaluator
     alarms: Alarms
@@ -129,6 +132,8 @@ class Trainer:
     def _log(self, step: int) -> None:
         values = self.window.fetch(self.setup.config.train.batch_size)
         self.training_loss = values["loss"]
+        values["epoch"] = step / self.schedule.epoch
+        values["learning_rate"] = float(self.learning_rate(step - 1))  # of the last step
         values["data_wait"], values["outside"] = self.telemetry.data_wait, self.telemetry.outside
         self.telemetry.write("train", step, values)
         log(
@@ -163,7 +168,7 @@ class Trainer:
             values["bits_per_dim"] = bits_per_dim(
                 values["negative_elbo"], dimensions=likelihood.dimensions, discrete=likelihood.discrete
             )
-        self.telemetry.write("evaluation", step, {"split": self.split, **values})
+        self.telemetry.write("evaluation", step, {"split": self.split, "epoch": step / self.schedule.epoch, **values})
         if hosts.is_main():
             self.pictures(state, step=step)
         values["seconds"] = time.perf_counter() - started
@@ -234,18 +239,18 @@ def train(
         if step < schedule.total:
             feed = make_feed(config, dataset.images("train"), mesh, first_step=step)
             stack.callback(feed.close)
-        telemetry = Telemetry(directory, config.train, first_step=step, total_steps=schedule.total)
-        stack.enter_context(telemetry)
+        telemetry = stack.enter_context(Telemetry(directory, config, first_step=step, total_steps=schedule.total))
         train_images, images = dataset.images("train"), dataset.images(dataset.evaluation_split)
         trainer = Trainer(
             setup=setup,
             schedule=schedule,
+            learning_rate=make_schedule(config.train, total_steps=schedule.total),
             split=dataset.evaluation_split,
             evaluator=Evaluator(setup, images),
             alarms=Alarms(images),
             checkpoints=checkpoints,
             telemetry=telemetry,
-            pictures=stack.enter_context(PictureWriter(setup, train_images, images, directory)),
+            pictures=stack.enter_context(PictureWriter(setup, train_images, images, directory, telemetry.picture)),
             watchdog=watchdog,
             should_stop=should_stop,
         )

@@ -22,6 +22,7 @@ class Schedule(NamedTuple):
     log_every: int
     evaluate_every: int
     checkpoint_every: int
+    epoch: int
 
     @classmethod
     def of(cls, config: RunConfig, *, images: int) -> "Schedule":
@@ -31,7 +32,7 @@ class Schedule(NamedTuple):
         evaluate = epoch * train.evaluate_every_epochs
         fitted = models.fit_of(config.model.kind) is not None
         total = 1 if fitted else train.steps or epoch * train.epochs
-        return cls(total, train.log_every_steps, evaluate, train.checkpoint_every_steps or evaluate)
+        return cls(total, train.log_every_steps, evaluate, train.checkpoint_every_steps or evaluate, epoch)
 
     def evaluates(self, step: int) -> bool:
         """Whether there is an evaluation after `step` steps."""

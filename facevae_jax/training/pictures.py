@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import pathlib
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -29,8 +30,19 @@ class PictureWriter:
     A thread writes the files while training continues. Use as a context manager, which waits for the last ones.
     """
 
-    def __init__(self, setup: TrainSetup, train: np.ndarray, evaluation: np.ndarray, workdir: pathlib.Path) -> None:
-        """Takes the pixel stores of the training split and of the one whose first faces are reconstructed."""
+    def __init__(
+        self,
+        setup: TrainSetup,
+        train: np.ndarray,
+        evaluation: np.ndarray,
+        workdir: pathlib.Path,
+        show: Callable[[str, np.ndarray, int], None],
+    ) -> None:
+        """Takes the pixel stores of the training split and of the one whose first faces are reconstructed.
+
+        `show` is called with the name, the pixels [H, W, 3] and the step of each picture.
+        """
+        self._show = show
         self._model, self._seed = setup.model, setup.config.train.seed
         self._train, self._originals = train, np.asarray(evaluation[:SHOWN_FACES])
         self._directory = make_writable_directory(workdir / PICTURES, name="--workdir's pictures")
@@ -69,6 +81,7 @@ class PictureWriter:
             path = self._directory / f"{name}_{step:08d}.png"
             grid = pictures.grid(images.reshape(-1, *images.shape[2:]), columns=images.shape[1])
             self._written.append(self._writer.submit(pictures.write_png, path, grid))
+            self._show(name, grid, step)
 
     def _finish(self) -> None:
         """Waits for the files and raises what went wrong with them."""

@@ -1,4 +1,4 @@
-"""The record of a run: lines on the screen, a progress bar, `metrics.jsonl` and TensorBoard."""
+"""The record of a run: lines on the screen, a progress bar, `metrics.jsonl` and boards such as TensorBoard."""
 
 import json
 import math
@@ -9,12 +9,14 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+from jaxtyping import UInt8
 from tqdm import tqdm
 
-from facevae_jax.config import TrainConfig
+from facevae_jax.config import RunConfig
 from facevae_jax.core import hosts
-from facevae_jax.core.errors import UserError
 from facevae_jax.core.files import atomic_writer
+from facevae_jax.training.boards import numbers_of, open_boards
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -35,7 +37,7 @@ def log_error(line: str) -> None:
 class Telemetry:
     """The record of one run; use as a context manager."""
 
-    def __init__(self, workdir: pathlib.Path, config: TrainConfig, *, first_step: int, total_steps: int) -> None:
+    def __init__(self, workdir: pathlib.Path, config: RunConfig, *, first_step: int, total_steps: int) -> None:
         """Opens the record, and drops what a killed run wrote after the checkpoint that it resumes from.
 
         Of several processes only process 0 writes and shows anything.
@@ -45,11 +47,11 @@ class Telemetry:
             _drop_after(workdir, first_step)
         path = os.devnull if silent else workdir / METRICS_FILE
         self._file = open(path, "a", buffering=1)  # noqa: SIM115, PTH123 - closed in __exit__
-        self._board = _open_tensorboard(workdir, first_step) if config.tensorboard and not silent else None
-        self._batch_size = config.batch_size
+        self._boards = [] if silent else open_boards(config, workdir, first_step=first_step)
+        self._batch_size = config.train.batch_size
         self._bar = tqdm(
-            total=total_steps * config.batch_size,
-            initial=first_step * config.batch_size,
+            total=total_steps * self._batch_size,
+            initial=first_step * self._batch_size,
             unit="image",
             unit_scale=True,
             dynamic_ncols=True,
@@ -68,8 +70,8 @@ class Telemetry:
     def __exit__(self, *exception: object) -> None:
         self._bar.close()
         self._file.close()
-        if self._board is not None:
-            self._board.close()
+        for board in self._boards:
+            board.close(failed=exception[0] is not None)
 
     def advance(self, steps: int, *, seconds: float, data_seconds: float) -> None:
         """Moves the bar by a dispatch that took `seconds`, of which the device waited `data_seconds` for its data."""
@@ -105,15 +107,20 @@ class Telemetry:
         return tqdm.format_interval(self._steps_left * self._training_seconds / max(self._steps, 1))
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        """Adds one JSON line {"kind", "step", ...values}, and the numbers to TensorBoard as `kind/name`."""
+        """Adds one JSON line {"kind", "step", "time", ...values}, and the numbers to the boards as `kind/name`.
+
+        `time` is in seconds since 1970.
+        """
         finite = {name: _finite(value) for name, value in values.items()}
-        self._file.write(json.dumps({"kind": kind, "step": step, **finite}, allow_nan=False) + "\n")
-        if self._board is not None:
-            for name, value in values.items():
-                parts = enumerate(value) if isinstance(value, list) else [("", value)]  # a rate for each group
-                for number, part in parts:
-                    if isinstance(part, (int, float)):
-                        self._board.add_scalar(f"{kind}/{name}{number}", part, step)
+        line = {"kind": kind, "step": step, "time": round(time.time(), 3), **finite}
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        for board in self._boards:
+            board.scalars(numbers_of(kind, values), step)
+
+    def picture(self, name: str, image: UInt8[np.ndarray, "h w 3"], step: int) -> None:
+        """Adds a picture to the boards."""
+        for board in self._boards:
+            board.picture(name, image, step)
 
 
 def _finite(value: Any) -> Any:
@@ -143,12 +150,3 @@ def _drop_after(workdir: pathlib.Path, step: int) -> None:
             for record in records:
                 if record["step"] <= step:
                     file.write((json.dumps(record) + "\n").encode())
-
-
-def _open_tensorboard(workdir: pathlib.Path, first_step: int) -> Any:
-    try:
-        import tensorboardX
-    except ImportError as error:
-        message = 'config.train.tensorboard=True needs tensorboardX: pip install -e ".[tensorboard]".'
-        raise UserError(message) from error
-    return tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
