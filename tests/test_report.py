@@ -14,17 +14,18 @@ from facevae_jax.core.errors import UserError
 from facevae_jax.core.files import write_json
 from facevae_jax.latents.priors import mixture
 from facevae_jax.metrics import scores
-from facevae_jax.reporting import latents, write
+from facevae_jax.reporting import latents, ranking, write
 from facevae_jax.reporting.page import Note
 from facevae_jax.reporting.write import write_report
+from facevae_jax.trained.directions import direction_of
 from facevae_jax.trained.loading import load
 from facevae_jax.training.telemetry import read_metrics
 from tests.conftest import REPOSITORY, assert_one_line_error, change, run_module
 
 HOSTILE = """<script>alert("1 & 2")</script>'$x_{y$"""
 ANCHORS = [
-    *("scores", "reconstructions", "samples", "training", "rate-distortion", "dimensions", "distribution", "map"),
-    *("priors", "interpolation", "morph", "traversal", "edits", "provenance", "settings"),
+    *("attributes", "edits", "reconstructions", "interpolation", "samples", "morph", "traversal", "scores"),
+    *("rate-distortion", "training", "dimensions", "distribution", "map", "priors", "provenance", "settings"),
 ]
 
 
@@ -106,7 +107,28 @@ def test_every_section_is_there_with_its_explanation(page):
     for anchor in ANCHORS:
         assert len(page.sections[anchor]) > 60
         assert "Left out" not in page.sections[anchor], page.sections[anchor]
-    assert all(name in page.sections["edits"] for name in ("smile", "glasses", "hair_length", "skin_tone", "turn"))
+
+
+def test_attributes_and_edits_come_best_first_and_weak_ones_are_marked(page, first):
+    scores = ranking.attribute_scores(load(first))
+    listed = [element for element in page.root.iter("li") if element.find("span") is not None]
+    assert [element.findtext("span").strip().replace(" ", "_") for element in listed] == list(scores)
+    assert [element.get("class") == "weak" for element in listed] == [score < 0.2 for score in scores.values()]
+    (edits,) = (section for section in page.root.iter("section") if section.get("id") == "edits")
+    captions = [caption.text for caption in edits.iter("figcaption")]
+    assert [caption.partition(",")[0] for caption in captions] == list(scores)[:6]
+    assert ["weak" in caption for caption in captions] == [score < 0.2 for score in list(scores.values())[:6]]
+
+
+def test_scores_of_attributes_are_those_of_their_directions_and_are_kept(copied, monkeypatch):
+    trained = load(copied)
+    trained.artifacts.drop(ranking.ARTIFACT)
+    scores = ranking.attribute_scores(trained)
+    assert list(scores.values()) == sorted(scores.values(), reverse=True)
+    assert scores["skin_tone"] == direction_of(trained, "skin_tone").score
+    assert scores["glasses"] != direction_of(trained, "glasses").score  # the direction has a balanced accuracy
+    monkeypatch.setattr(ranking, "cross_validate", None)
+    assert ranking.attribute_scores(load(copied)) == scores
 
 
 def test_figures_are_those_of_the_metrics(page, first, other):
@@ -117,6 +139,21 @@ def test_figures_are_those_of_the_metrics(page, first, other):
     for key, form in (("loss", ",.2f"), ("mse", ".6f"), ("kl", ",.2f")):
         assert f" {format(others[key], form)} " in scores
     assert f"step {last['step']}" in scores
+
+
+def test_the_mse_is_one_figure_that_is_explained_once(page, first):
+    last = [r for r in read_metrics(first) if r["kind"] == "evaluation"][-1]
+    assert [cell.text for cell in page.root.iter("dd")].count(f"{last['mse']:.6f}") == 1
+    assert " ".join(page.root.itertext()).lower().count("mean squared error") == 1
+
+
+def test_a_run_without_validation_images_is_not_said_to_have_any(copied):
+    records = [record | ({"split": "train"} if "split" in record else {}) for record in read_metrics(copied)]
+    (copied / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    write_report(copied, copied / "report.html")
+    page = Page((copied / "report.html").read_text())
+    for anchor in ("scores", "reconstructions", "priors"):
+        assert "training images (there are no validation images)" in page.sections[anchor]
 
 
 def test_dimensions_add_up_to_the_evaluation(page, first):
@@ -138,10 +175,11 @@ def test_without_its_data_a_run_still_has_a_page(copied):
     (copied / "config.json").write_text(json.dumps(config))
     write_report(copied, copied / "report.html")
     page = Page((copied / "report.html").read_text())
-    assert list(page.sections) == ANCHORS
     # Nothing was fitted to data of that name: only N(0, I) is there to sample from.
-    needing = {"reconstructions", "samples", "dimensions", "distribution", "map", "priors", "traversal", "edits"}
-    assert {anchor for anchor in ANCHORS if "Left out" in page.sections[anchor]} == needing
+    empty = {"attributes", "reconstructions", "dimensions", "distribution", "map", "priors", "traversal", "edits"}
+    assert {anchor for anchor in ANCHORS if "Left out" in page.sections[anchor]} == empty | {"samples"}
+    ordered = sorted(ANCHORS, key=lambda anchor: anchor in empty)
+    assert list(page.sections) == ordered
     assert "standard prior" in page.sections["morph"]
 
 
@@ -162,8 +200,9 @@ def test_what_an_evaluation_found_of_the_checkpoint_is_shown(copied):
     write_json(copied / "evaluation_validation.json", record)
     write_json(copied / "evaluation_train.json", record | {"step": trained.step - 1})  # of another checkpoint
     (shown,) = write.evaluated(trained)
-    assert shown.caption == "Evaluation of the validation split, 37 images"
+    assert "37 validation images" in shown.caption
     rows = {name: value for name, value, _ in shown.rows}
+    assert "MSE" not in rows  # of the posterior means: another one than the page's
     assert rows["SSIM"] == f"{record['reconstruction']['ssim']:.4f}"
     assert "Bound, K = 2" in rows
     write_json(copied / "evaluation_train.json", {"step": trained.step})
@@ -175,9 +214,9 @@ def test_fitted_priors_are_scored_where_they_are_there(copied, monkeypatch):
     monkeypatch.setattr(mixture, "MIN_DRAWS", 1_000)
     trained = load(copied)
     posterior = trained.codes.posterior("validation")
-    assert [row[0] for row in latents.priors(trained, posterior).rows] == ["standard", "gaussian"]
+    assert [row[0] for row in latents.priors(trained, posterior, images="").rows] == ["standard", "gaussian"]
     trained.prior("mixture")
-    rows = latents.priors(trained, posterior).rows
+    rows = latents.priors(trained, posterior, images="").rows
     assert [row[0] for row in rows] == ["standard", "gaussian", "mixture"]
     last = [r for r in read_metrics(copied) if r["kind"] == "evaluation"][-1]
     rates = [float(row[1]) for row in rows]

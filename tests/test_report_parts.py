@@ -1,12 +1,14 @@
 """Parts of the page: names of any kind, pictures of training, and figures of the latent space."""
 
 import base64
+import io
 import json
 import shutil
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from facevae_jax.data.dataset import AttributeTable
@@ -14,8 +16,8 @@ from facevae_jax.data.layouts.types import Attribute
 from facevae_jax.inference import Encoded
 from facevae_jax.metrics.scores import active_units, kl_by_dimension
 from facevae_jax.reporting import curves, latents
-from facevae_jax.reporting.page import Note, Table, drawing, render, sheet
-from facevae_jax.reporting.runs import open_runs, printable, shortened, tell_apart
+from facevae_jax.reporting.page import COLORS, INK, Bar, Bars, Note, Table, chart, drawing, render, sheet
+from facevae_jax.reporting.runs import Series, open_runs, printable, shortened, tell_apart
 from facevae_jax.trained.codes import CodeTable
 from facevae_jax.training.telemetry import read_metrics
 from tests.test_report import HOSTILE, Page
@@ -45,9 +47,10 @@ def test_names_are_escaped():
         Attribute("_hidden", "continuous"),
         Attribute("hair", "categorical", ("_a", "<b>")),
     )
-    blocks = [*latents.maps(table(*attributes)), *latents.maps(table()), Note(HOSTILE), Table(HOSTILE, [HOSTILE], [])]
+    parts = [Note(HOSTILE), Table(HOSTILE, [HOSTILE], []), Bars([Bar(HOSTILE, 0.5, weak=True)])]
+    blocks = [*latents.maps(table(*attributes), {}), *latents.maps(table(), {}), *parts]
     faces = sheet(np.zeros((1, 2, 32, 32, 3), np.uint8), alt=HOSTILE, caption=HOSTILE, scale=[HOSTILE])
-    said = {"title": HOSTILE, "summary": {HOSTILE: HOSTILE}, "split": HOSTILE, "active_variance": 0.01}
+    said = {"title": HOSTILE, "summary": {HOSTILE: HOSTILE}, "images": HOSTILE, "active_variance": 0.01, "weak": 0.2}
     page = render(sections={"reconstructions": [*blocks, faces]}, **said, written="", version="").decode()
     parsed = Page(page)
     assert HOSTILE in list(parsed.root.itertext())
@@ -80,6 +83,57 @@ def test_groups_of_latents_have_a_curve_each(run_folder):
     assert "2 groups" in picture.alt
     expected = np.outer(run.series("evaluation", "kl").values, [1 / 4, 3 / 4])
     np.testing.assert_allclose(run.series("evaluation", "rates").values, expected)
+
+
+STEPS = np.arange(1, 41) * 100
+
+
+@pytest.mark.parametrize(
+    ("values", "cut"),
+    [
+        (np.where(STEPS <= 300, 1000.0, 20 + 1000 / STEPS), "up to 1,000"),
+        (np.where(STEPS <= 300, -50.0, 20 + 1000 / STEPS), "down to -50"),
+        (np.linspace(30, 20, 40), ""),  # the first values flatten nothing
+        (np.where(STEPS == 100, np.nan, 20 + STEPS / 100), ""),
+        (np.where(STEPS <= 300, 1000.0, 20.0), ""),
+        (np.full(40, np.nan), ""),
+    ],
+)
+def test_early_values_do_not_flatten_the_later_ones(values, cut):
+    axes = Figure().add_subplot()
+    axes.plot(STEPS, values)
+    said = curves.fit_axis(axes, Series(STEPS, values))
+    low, high = axes.get_ylim()
+    later = values[STEPS > 400]
+    if cut:
+        assert cut in said
+        assert axes.get_title("right") == cut
+        assert 0.5 < np.ptp(later) / (high - low) <= 1
+        assert low < later.min() < later.max() < high
+    else:
+        assert said == axes.get_title("right") == ""
+        assert not np.isfinite(values).any() or low <= np.nanmin(values) < np.nanmax(values) <= high
+
+
+def test_charts_have_colors_for_dark_screens():
+    figure = Figure()
+    axes = figure.add_subplot(title="title", xlabel="step")
+    for number in range(len(COLORS)):
+        axes.plot([0, 1], [number, 1])
+    svg = base64.b64decode(chart(figure, alt="lines").uri.partition(",")[2]).decode()
+    style, _, drawn = svg.partition("</style>")
+    assert "prefers-color-scheme:dark" in style
+    assert not any(color in drawn for color in (*COLORS, INK))
+    assert "fill: #ffffff" not in drawn
+
+
+def test_the_gaps_between_faces_have_the_color_of_the_page():
+    faces = np.full((2, 3, 8, 8, 3), 255, np.uint8)
+    image = Image.open(io.BytesIO(base64.b64decode(sheet(faces, alt="faces").uri.partition(",")[2])))
+    opaque = np.asarray(image)[..., 3] == 255
+    assert opaque.sum() == 2 * 3 * 8 * 8
+    assert opaque[:8, :8].all()
+    assert not opaque[8:10].any()
 
 
 def test_active_units_and_order():

@@ -2,6 +2,7 @@
 
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -20,19 +21,22 @@ from facevae_jax.reporting.page import (
     logarithmic,
     sheet,
 )
-from facevae_jax.reporting.runs import Run, number
+from facevae_jax.reporting.runs import Run, Series, number
 from facevae_jax.training.pictures import COLUMNS, PICTURES
 
 # Keys of the records: title and axis.
 TERMS = {
     "loss": ("Loss", "loss"),
     "reconstruction": ("Reconstruction term", "reconstruction"),
-    "mse": ("Mean squared error", "MSE, pixels from 0 to 1"),
+    "mse": ("MSE", "MSE"),
     "kl": ("KL divergence", "KL, nats"),
 }
 STRIPS = 6  # steps whose samples are shown, at most
 MAX_ANNOTATED = 8  # runs whose weight is written beside their point
-STEEP = 20.0  # largest value to the median above which the axis is logarithmic: the first steps would flatten the rest
+STEEP = 20.0  # largest value to the median above which the axis is logarithmic
+EARLY = 0.1  # of the steps: values until then are cut off where they would flatten the rest
+FLATTENING = 0.5  # distance beyond the later values, to their range, from which they would
+MARGIN = 0.06  # above and below, to the range
 
 
 def loss_curves(runs: Sequence[Run]) -> list[Block]:
@@ -53,27 +57,58 @@ def curve(runs: Sequence[Run], key: str) -> Picture:
     title, axis = TERMS[key]
     figure = Figure()
     axes = figure.add_subplot(title=title, xlabel="optimizer step", ylabel=axis)
-    lines, values = [], []
+    lines, drawn = [], []
     for run in runs:
         train, evaluation = run.series("train", key), run.series("evaluation", key)
         lines += axes.plot(*train, color=color_of(run), linewidth=0.8, alpha=0.6)
         lines += axes.plot(*evaluation, color=color_of(run), linewidth=2.0, marker="o", markersize=3)
-        values += [*train.values, *evaluation.values]
-    finite = np.array(values)[np.isfinite(values)]
-    if len(finite) and finite.min() > 0 and finite.max() > STEEP * np.median(finite):
-        logarithmic(axes)
+        drawn += [train, evaluation]
+    beyond = fit_axis(axes, Series(*map(np.concatenate, zip(*drawn, strict=True))))
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.locator_params(axis="x", nbins=5)
     if len(runs) > 1:
         legend_below(figure, lines[1::2], [run.name for run in runs])
     else:
-        legend_below(figure, lines, ["training", runs[0].evaluation_split])
+        legend_below(figure, lines, ["training steps", runs[0].evaluated_images])
     if key == "kl":
         for step in shown_pictures(runs[0]):
             axes.axvline(step, color=FAINT, linewidth=0.8, linestyle=":")
     last = runs[0].evaluations[-1].get(key) if runs[0].evaluations else None
     ends = f", ending at {last:,.5g}" if last is not None else ""
-    return chart(figure, alt=f"{title} over optimizer steps{ends}")
+    return chart(figure, alt=f"{title} over optimizer steps{ends}{beyond}")
+
+
+def fit_axis(axes: Any, points: Series) -> str:
+    """Cuts the y axis to what later points need where the first ones would flatten them, and marks where they are.
+
+    Returns:
+      What is cut off, for readers who cannot see the chart.
+    """
+    finite = np.isfinite(points.values)
+    steps, values = points.steps[finite], points.values[finite]
+    later = values[steps > EARLY * steps.max(initial=0)]
+    if len(later) and later.min() > 0 and later.max() > STEEP * np.median(later):
+        logarithmic(axes)
+        return ""
+    if len(later) < 2 or not np.ptp(later):
+        return ""
+    span = np.ptp(later)
+    up, down = (distance > FLATTENING * span for distance in (values.max() - later.max(), later.min() - values.min()))
+    if not up and not down:
+        return ""
+    low, high = (later.min() if down else values.min()), (later.max() if up else values.max())
+    low, high = low - MARGIN * (high - low), high + MARGIN * (high - low)
+    axes.set_ylim(low, high)
+    said = []
+    for cut, word, marker, edge, at in (
+        (up, "up", "^", high, values.argmax()),
+        (down, "down", "v", low, values.argmin()),
+    ):
+        if cut:
+            axes.plot(steps[at], edge, marker=marker, markersize=5, color=FAINT, clip_on=False)
+            said.append(f"{word} to {values[at]:,.4g}")
+    axes.set_title(", ".join(said), loc="right", fontsize=8, color=FAINT)
+    return f"; early values, {', '.join(said)}, are beyond the axis"
 
 
 def group_curves(run: Run) -> Picture:

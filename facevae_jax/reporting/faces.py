@@ -1,6 +1,6 @@
 """Sheets of faces: reconstructions, samples, interpolation, morphing, traversal and edits."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -8,22 +8,22 @@ from jaxtyping import Float32, UInt8
 
 from facevae_jax.core import pictures
 from facevae_jax.core.errors import UserError
-from facevae_jax.data.layouts.types import Attribute
 from facevae_jax.generation import sheets
 from facevae_jax.generation.sheets import ALPHAS, decode_rows
 from facevae_jax.latents import paths
 from facevae_jax.latents.priors import FLOW, GAUSSIAN
-from facevae_jax.reporting.page import Block, Note, Picture, or_note, sheet
+from facevae_jax.reporting.page import Bar, Bars, Block, Note, Picture, or_note, sheet
+from facevae_jax.reporting.ranking import WEAK
 from facevae_jax.trained.directions import direction_of
 from facevae_jax.trained.model import TrainedModel
 
 COLUMNS = 8
 GIVEN = 24  # faces of the evaluation split: three rows
 SAMPLES = 32
-PAIRS = 3  # of faces that are interpolated
+PAIRS = 6  # of faces that are interpolated
 CORNER_STEPS = 6  # from corner to corner of the square: 7 x 7 faces
-TRAVERSED = 8  # dimensions
-EDITED_ATTRIBUTES = 5
+TRAVERSED = 7  # dimensions
+EDITED_ATTRIBUTES = 6
 EDITED_FACES = 2
 
 
@@ -54,7 +54,7 @@ def ends(
     except UserError:
         latents = np.empty((0, trained.code_size), np.float32)
     if len(latents) == count:
-        return latents, f"the first {count} faces of the split"
+        return latents, f"the first {count} faces of the reconstructions"
     prior = trained.available_priors()[-1]
     return trained.sample_codes(count, prior=prior, seed=seed), f"{count} samples from the {prior} prior"
 
@@ -120,29 +120,33 @@ def traversal(trained: TrainedModel) -> list[Block]:
     ]
 
 
-def edits(trained: TrainedModel, given: Given) -> list[Block]:
-    """A strip for each of a few attributes, and how well its direction was fitted."""
-    shown = sheets.shown_attributes(sheets.editable(trained.dataset.attributes), EDITED_ATTRIBUTES)
-    if not shown:
+def attributes(scores: Mapping[str, float]) -> list[Block]:
+    """How well the codes predict each attribute, the best first."""
+    if not scores:
+        return [Note("Left out: the images have no labels with an order.")]
+    return [Bars([Bar(name.replace("_", " "), value, weak=value < WEAK) for name, value in scores.items()])]
+
+
+def edits(trained: TrainedModel, given: Given, scores: Mapping[str, float]) -> list[Block]:
+    """A strip for each of the attributes that the codes predict best."""
+    if not scores:
         return [Note("Left out: the images have no labels with an order.")]
 
-    def strip(attribute: Attribute) -> Picture:
-        direction = direction_of(trained, attribute.name, method="mean")
+    def strip(name: str) -> Picture:
+        direction = direction_of(trained, name, method="mean")
         images = decode_rows(
             trained, np.stack([direction.edit(latent, ALPHAS) for latent in given.latents[:EDITED_FACES]])
         )
+        weak = "; weak: other things change more" if scores[name] < WEAK else ""
         return sheet(
             images,
-            alt=f"Faces with less and more of {attribute.name}",
-            caption=direction.describe(),
+            alt=f"Faces with less and more of {name}",
+            caption=f"{name}, R² {scores[name]:.2f}{weak}",
             scale=scale_of_alphas(),
         )
 
-    return [
-        block
-        for attribute in shown
-        for block in or_note(lambda attribute=attribute: [strip(attribute)])  # type: ignore[misc]
-    ]
+    shown = list(scores)[:EDITED_ATTRIBUTES]
+    return [block for name in shown for block in or_note(lambda name=name: [strip(name)])]  # type: ignore[misc]
 
 
 def scale_of_alphas() -> list[str]:

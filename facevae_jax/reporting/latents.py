@@ -1,6 +1,7 @@
 """Figures of the latent space: KL by dimension, distribution and map of the codes, and the rate under each prior."""
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -8,13 +9,14 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 
 from facevae_jax.data.layouts.types import Attribute
-from facevae_jax.generation.sheets import shown_attributes
 from facevae_jax.inference import Encoded
 from facevae_jax.latents.priors import STANDARD, prior_class
 from facevae_jax.metrics.scores import active_units, kl_by_dimension, rate
 from facevae_jax.reporting.page import (
     COLORS,
+    FAINT,
     HEIGHT,
+    SCALE,
     WIDTH,
     Block,
     Note,
@@ -25,13 +27,14 @@ from facevae_jax.reporting.page import (
     legend_below,
     logarithmic,
 )
+from facevae_jax.reporting.ranking import best_first
 from facevae_jax.trained.codes import CodeTable
 from facevae_jax.trained.model import TrainedModel
 from facevae_jax.training.evaluation import ACTIVE_VARIANCE
 
 SHOWN_DIMENSIONS = 6  # with a histogram of their own
 SHOWN_POINTS = 4_000  # of the map, at most
-SHOWN_ATTRIBUTES = 3  # one map each
+SHOWN_ATTRIBUTES = 4  # one map each
 RANGE = 4.5  # of histograms, in standard deviations of the prior
 BINS = 45
 
@@ -124,12 +127,12 @@ def project(points: Float[np.ndarray, "n z"]) -> tuple[Float[np.ndarray, "n 2"],
     return left[:, :2] * values[:2], np.square(values[:2]) / (total or 1.0)
 
 
-def maps(table: CodeTable) -> list[Block]:
-    """Maps of the posterior means on their first two principal components, colored by a few attributes."""
+def maps(table: CodeTable, scores: Mapping[str, float]) -> list[Block]:
+    """Maps of the posterior means on their first two principal components, colored by the best predicted attributes."""
     means = table.posterior.mean
     rows = np.linspace(0, len(means) - 1, min(SHOWN_POINTS, len(means))).round().astype(int)
     points, shares = project(means[rows])
-    attributes = shown_attributes(table.labels.attributes, SHOWN_ATTRIBUTES)
+    attributes = best_first(table.labels.attributes, scores)[:SHOWN_ATTRIBUTES]
     draw = functools.partial(_map, points, shares)
     if not attributes:
         return [draw(None, None), Note("The images have no labels.")]
@@ -152,10 +155,10 @@ def _map(
         axes.scatter(*points.T, color=COLORS[0], **style)
         return chart(figure, alt=f"Map of the latents of {len(points):,} images")
     known = np.isfinite(values)
-    axes.scatter(*points[~known].T, color="#cccccc", **style)
+    axes.scatter(*points[~known].T, color=FAINT, **style)
     if attribute.kind == "continuous":
         x, y = points[known].T
-        drawn = axes.scatter(x, y, c=values[known], cmap="viridis", **style)
+        drawn = axes.scatter(x, y, c=values[known], cmap=SCALE, **style)
         if known.any():
             figure.colorbar(drawn, ax=axes, shrink=0.9)
     else:
@@ -170,8 +173,8 @@ def _map(
     return chart(figure, alt=f"Map of the latents of {len(points):,} images, colored by {attribute.name}{unknown}")
 
 
-def priors(trained: TrainedModel, posterior: Encoded) -> Table:
-    """The rate under each prior that is fitted already."""
+def priors(trained: TrainedModel, posterior: Encoded, *, images: str) -> Table:
+    """The rate under each prior that is fitted already; `images` says in words of which images."""
     rates = {name: rate(trained, trained.prior(name), posterior) for name in trained.available_priors()}
     standard = rates[STANDARD]
     rows = [
@@ -179,4 +182,4 @@ def priors(trained: TrainedModel, posterior: Encoded) -> Table:
         for name, value in rates.items()
     ]
     header = ("Prior", "Rate, nats", "Against standard", "What it is")
-    return Table("Rate of the evaluation split's codes under each prior", header, rows, figures=True)
+    return Table(f"Rate of the codes of the {images}", header, rows)

@@ -13,6 +13,7 @@ import jinja2
 import matplotlib as mpl
 import numpy as np
 from jaxtyping import UInt8
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.rcsetup import cycler
 from matplotlib.ticker import NullFormatter
@@ -33,8 +34,22 @@ LEGEND_COLUMNS = ((4, 6), (3, 10), (2, 18), (1, 1000))  # columns, and the longe
 CSS_PIXELS = 96  # of an inch
 # Okabe & Ito 2008: distinct for color-blind readers, and in gray.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5d3a9b", "#555555")
-INK, FAINT = "#1a1a1a", "#767676"
+INK, FAINT, GRID = "#1a1a1a", "#767676", "#e3e3e3"
+# What replaces each color where the reader's screen is dark.
+DARK = {
+    **dict(
+        zip(
+            COLORS,
+            ("#4ba3e3", "#ff8a3d", "#2cc79a", "#e29ac3", "#ffc247", "#9ad6ff", "#b79cf2", "#b4b4b4"),
+            strict=True,
+        )
+    ),
+    **{INK: "#e6e6e6", FAINT: "#9a9a9a", GRID: "#3a3d44"},
+}
+# For points that are drawn as pixels, whose colors cannot be replaced: readable on white and on black.
+SCALE = LinearSegmentedColormap.from_list("scale", ["#2c7fb8", "#b06bb8", "#ee7733"])
 STYLE: Any = {
+    "axes.facecolor": "none",
     "axes.axisbelow": True,
     "axes.edgecolor": FAINT,
     "axes.formatter.useoffset": False,
@@ -44,12 +59,13 @@ STYLE: Any = {
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.titlelocation": "left",
-    "axes.titlesize": 10,
+    "axes.titlesize": 11,
     "figure.constrained_layout.use": True,
+    "figure.facecolor": "none",
     "figure.figsize": (WIDTH, HEIGHT),
-    "font.size": 9,
-    "grid.color": "#e3e3e3",
-    "legend.fontsize": 8,
+    "font.size": 10,
+    "grid.color": GRID,
+    "legend.fontsize": 9,
     "legend.frameon": False,
     "lines.linewidth": 1.5,
     "path.simplify_threshold": 0.5,
@@ -71,7 +87,7 @@ class Picture(NamedTuple):
     alt: str
     caption: str = ""
     scale: Sequence[str] = ()  # a label below each column
-    beside: bool = False  # next to other charts where there is room
+    row: str = "sheets"  # class of the element that lays it out beside its like; or `charts`
 
 
 class Table(NamedTuple):
@@ -81,17 +97,32 @@ class Table(NamedTuple):
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     figures: bool = False  # cells are not broken over two lines
-    beside: bool = False
+    row: str = ""  # `tables`: beside others
 
 
 class Note(NamedTuple):
     """A line of text."""
 
     text: str
-    beside: bool = False
+    row: str = ""
 
 
-Block = Picture | Table | Note
+class Bar(NamedTuple):
+    """A figure from 0 to 1 with its name."""
+
+    name: str
+    value: float
+    weak: bool  # too small to be of use
+
+
+class Bars(NamedTuple):
+    """Figures as a list of bars."""
+
+    bars: Sequence[Bar]
+    row: str = ""
+
+
+Block = Picture | Table | Note | Bars
 
 
 def or_note(build: Callable[[], Sequence[Block]]) -> Sequence[Block]:
@@ -119,7 +150,8 @@ def sheet(
         small = (Image.fromarray(face).resize((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS) for face in faces)
         faces = np.stack([np.asarray(face) for face in small])
     grid, file = pictures.grid(faces, columns=columns), io.BytesIO()
-    Image.fromarray(grid).save(file, format="PNG", optimize=True)
+    gaps = pictures.grid(np.zeros((*faces.shape[:3], 1), np.uint8), columns=columns)  # 255; 0 where a face is
+    Image.fromarray(np.concatenate([grid, 255 - gaps], axis=2)).save(file, format="PNG", optimize=True)
     width = columns * SHOWN_SIDE
     size = (width, round(width * grid.shape[0] / grid.shape[1]))
     return Picture(data_uri("image/png", file.getvalue()), size, alt, caption, scale)
@@ -139,12 +171,23 @@ def drawing() -> Iterator[None]:
 
 
 def chart(figure: Figure, *, alt: str, caption: str = "") -> Picture:
-    """A figure as SVG, which prints sharp."""
-    file = io.BytesIO()
+    """A figure as SVG, which prints sharp, in colors for light and dark screens."""
+    file = io.StringIO()
     figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     width, height = figure.get_size_inches()
     size = (round(width * CSS_PIXELS), round(height * CSS_PIXELS))
-    return Picture(data_uri("image/svg+xml", file.getvalue()), size, alt, caption, beside=True)
+    return Picture(data_uri("image/svg+xml", themed(file.getvalue()).encode()), size, alt, caption, row="charts")
+
+
+def themed(svg: str) -> str:
+    """The chart with its colors as CSS variables that are others on a dark screen; paper is never dark."""
+    light, dark = [], []
+    for number, (color, on_dark) in enumerate(DARK.items()):
+        svg = svg.replace(f": {color}", f": var(--c{number})")
+        light.append(f"--c{number}:{color}")
+        dark.append(f"--c{number}:{on_dark}")
+    style = f":root{{{';'.join(light)}}}@media screen and (prefers-color-scheme:dark){{:root{{{';'.join(dark)}}}}}"
+    return svg.replace("<defs>", f"<style>{style}</style><defs>", 1)
 
 
 def label(name: str) -> str:
@@ -184,7 +227,7 @@ def render(*, sections: Mapping[str, Sequence[Block]], **content: Any) -> bytes:
         lstrip_blocks=True,
     )
     grouped = {
-        anchor: [list(group) for _, group in itertools.groupby(blocks, lambda block: block.beside)]
+        anchor: [list(group) for _, group in itertools.groupby(blocks, lambda block: block.row)]
         for anchor, blocks in sections.items()
     }
     html: str = environment.get_template(TEMPLATE).render(sections=grouped, **content)

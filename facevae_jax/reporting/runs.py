@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 
 from facevae_jax.config import RunConfig
 from facevae_jax.core.errors import UserError
+from facevae_jax.data.layouts.types import TRAIN
 from facevae_jax.models.likelihoods import LIKELIHOODS
 from facevae_jax.training.telemetry import METRICS_FILE, read_metrics
 from facevae_jax.training.workdir import read_config
@@ -45,6 +46,13 @@ class Run:
     def evaluation_split(self) -> str:
         """The split that was evaluated; `evaluation` before the first evaluation."""
         return str(self.evaluations[-1].get("split", "evaluation")) if self.evaluations else "evaluation"
+
+    @property
+    def evaluated_images(self) -> str:
+        """The images of that split, in words."""
+        if self.evaluation_split == TRAIN:
+            return "training images (there are no validation images)"
+        return images_of(self.evaluation_split)
 
     def evaluation_at(self, step: int) -> dict[str, Any] | None:
         """The evaluation after `step` steps."""
@@ -114,6 +122,11 @@ def printable(text: str) -> str:
 def shortened(text: str) -> str:
     """The text; without its middle if it is longer than `MAX_NAME` characters."""
     return text if len(text) <= MAX_NAME else f"{text[: MAX_NAME // 2 - 1]}…{text[-MAX_NAME // 2 :]}"
+
+
+def images_of(split: str) -> str:
+    """The images of a split, in words."""
+    return "training images" if split == TRAIN else f"{split} images"
 
 
 def number(value: float | None, form: str) -> str:

@@ -23,7 +23,8 @@ from facevae_jax.models import config_class
 from facevae_jax.models.likelihoods import LIKELIHOODS
 from facevae_jax.reporting import curves, faces, latents
 from facevae_jax.reporting.page import Block, Note, Table, drawing, or_note, render
-from facevae_jax.reporting.runs import NONE, Run, number, open_runs
+from facevae_jax.reporting.ranking import WEAK, attribute_scores
+from facevae_jax.reporting.runs import NONE, Run, images_of, number, open_runs
 from facevae_jax.trained.loading import load
 from facevae_jax.trained.model import TrainedModel
 from facevae_jax.training.evaluation import ACTIVE_VARIANCE
@@ -33,7 +34,7 @@ PACKAGES = ("jax", "flax", "numpy", "orbax-checkpoint")
 # Figures of an evaluation: key of the record, name, unit, format.
 SCORES = (
     ("loss", "Loss, what was minimized", "", ",.2f"),
-    ("mse", "Mean squared error, pixels from 0 to 1", "", ".6f"),
+    ("mse", "MSE", "", ".6f"),
     ("kl", "KL divergence", "nats", ",.2f"),
     ("nll", "Negative log likelihood of the decoder", "nats", ",.2f"),
     ("negative_elbo", "Negative ELBO", "nats", ",.2f"),
@@ -64,7 +65,8 @@ def write_report(workdir: pathlib.Path, output: pathlib.Path, *, compare: Sequen
         title=run.name,
         summary=summary(trained, run),
         sections=sections,
-        split=run.evaluation_split,
+        images=run.evaluated_images,
+        weak=WEAK,
         active_variance=ACTIVE_VARIANCE,
         written=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         version=facevae_jax.__version__,
@@ -75,28 +77,36 @@ def write_report(workdir: pathlib.Path, output: pathlib.Path, *, compare: Sequen
 
 
 def make_sections(trained: TrainedModel, runs: Sequence[Run]) -> dict[str, Sequence[Block]]:
-    """The page's blocks by section, in its order; a section whose data are missing says so."""
+    """The page's blocks by section: what the model can do, then figures; a section whose data are missing says so."""
     run, seed = runs[0], runs[0].config.train.seed
+    ranked = functools.cache(lambda: attribute_scores(trained))
     table = functools.cache(lambda: trained.codes.table(trained.dataset.evaluation_split))
     given = functools.cache(lambda: faces.given_faces(trained, trained.dataset.evaluation_split))
     built: dict[str, Callable[[], Sequence[Block]]] = {
-        "scores": lambda: scores(trained, runs),
+        "attributes": lambda: faces.attributes(ranked()),
+        "edits": lambda: faces.edits(trained, given(), ranked()),
         "reconstructions": lambda: [faces.reconstructions(trained, given())],
-        "samples": lambda: faces.samples(trained, seed=seed),
-        "training": lambda: [*curves.loss_curves(runs), *curves.strips(run)],
-        "rate-distortion": lambda: curves.rate_distortion(runs),
-        "dimensions": lambda: latents.dimensions(table().posterior),
-        "distribution": lambda: latents.histograms(trained, table().posterior, seed=seed),
-        "map": lambda: latents.maps(table()),
-        "priors": lambda: [latents.priors(trained, table().posterior)],
         "interpolation": lambda: faces.interpolation(trained, given, seed=seed),
+        "samples": lambda: faces.samples(trained, seed=seed),
         "morph": lambda: faces.morph(trained, given, seed=seed),
         "traversal": lambda: faces.traversal(trained),
-        "edits": lambda: faces.edits(trained, given()),
+        "scores": lambda: scores(trained, runs),
+        "rate-distortion": lambda: curves.rate_distortion(runs),
+        "training": lambda: [*curves.loss_curves(runs), *curves.strips(run)],
+        "dimensions": lambda: latents.dimensions(table().posterior),
+        "distribution": lambda: latents.histograms(trained, table().posterior, seed=seed),
+        "map": lambda: latents.maps(table(), ranked()),
+        "priors": lambda: [latents.priors(trained, table().posterior, images=run.evaluated_images)],
         "provenance": lambda: provenance(trained, run),
         "settings": lambda: settings(run.config),
     }
-    return {anchor: or_note(build) for anchor, build in built.items()}
+    sections = {anchor: or_note(build) for anchor, build in built.items()}
+    return dict(sorted(sections.items(), key=lambda section: is_left_out(section[1])))
+
+
+def is_left_out(blocks: Sequence[Block]) -> bool:
+    """Whether a section only says why it is empty; such sections come last."""
+    return all(isinstance(block, Note) for block in blocks)
 
 
 def summary(trained: TrainedModel, run: Run) -> dict[str, str]:
@@ -106,7 +116,7 @@ def summary(trained: TrainedModel, run: Run) -> dict[str, str]:
         "Data": f"{run.config.data.name}, {trained.resolution}x{trained.resolution}",
         "Step": f"{trained.step:,}",
         "Loss": number(record.get("loss"), ",.2f"),
-        "MSE": number(record.get("mse"), ".5f"),
+        "MSE": number(record.get("mse"), ".6f"),
         "KL": f"{number(record.get('kl'), ',.1f')} nats",
         "Code": shape_of(trained.code_shape),
     }
@@ -129,8 +139,8 @@ def scores(trained: TrainedModel, runs: Sequence[Run]) -> list[Block]:
             for key, name, unit, form in SCORES
             if any(key in record for _, record in columns) and not (key in OF_A_GAUSSIAN and discrete)
         ]
-        split = run.evaluation_split
-        blocks = [Table(f"Scores of the {split} split", ["Figure", *(name for name, _ in columns)], rows, figures=True)]
+        caption = f"Scores of the {run.evaluated_images}"
+        blocks = [Table(caption, ["Figure", *(name for name, _ in columns)], rows, figures=True)]
     blocks += evaluated(trained)
     return [*blocks, compared(runs), *lined_up(runs)] if len(runs) > 1 else blocks
 
@@ -143,8 +153,11 @@ def evaluated(trained: TrainedModel) -> list[Block]:
             record = json.loads(path.read_text())
             if record["step"] != trained.step:
                 continue
-            rows = [list(row) for row in metrics.figures(record)]
-            caption = f"Evaluation of the {record['split']} split, {record['images']:,} images"
+            # The page has one MSE, that of the run's evaluations; this one is of the posterior means.
+            rows = [list(row) for row in metrics.figures(record) if row[0] != "MSE"]
+            caption = (
+                f"Evaluation of {record['images']:,} {images_of(record['split'])}, reconstructed from posterior means"
+            )
         except (OSError, ValueError, KeyError, TypeError):  # from another version, or damaged
             blocks.append(Note(f"Left out: {path.name} cannot be read: evaluate the run again."))
             continue
@@ -244,7 +257,7 @@ def settings(config: RunConfig) -> list[Block]:
             (key, f"{shown(value)}{' *' if defaults.get(f'{part}.{key}') != value else ''}")
             for key, value in flatten(values).items()
         ]
-        tables.append(Table(f"config.{part}", ("Setting", "Value"), rows, beside=True))
+        tables.append(Table(f"config.{part}", ("Setting", "Value"), rows, row="tables"))
     return tables
 
 
