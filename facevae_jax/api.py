@@ -1,24 +1,46 @@
 """`facevae_jax.train`: the command `python -m facevae_jax.main` as a function."""
 
+import dataclasses
 import os
 import pathlib
+import time
+from typing import Any
 
 import jax
 
 from facevae_jax.config import RunConfig
-from facevae_jax.core.errors import UserError
+from facevae_jax.core.errors import UserError, expand_home
+from facevae_jax.data import arrays
+from facevae_jax.data.dataset import ARRAYS
 from facevae_jax.trained.loading import load
 from facevae_jax.trained.model import TrainedModel
 from facevae_jax.training import loop
+from facevae_jax.training.checkpoints import steps_in
+
+IMAGES_FOLDER = "data"  # in the workdir: the images that a program gave
 
 
-def train(config: RunConfig, workdir: str | os.PathLike[str], *, accept_new_data: bool = False) -> TrainedModel:
+def train(
+    config: RunConfig,
+    workdir: str | os.PathLike[str],
+    *,
+    images: Any = None,
+    validation_images: Any = None,
+    accept_new_data: bool = False,
+) -> TrainedModel:
     """Trains a model, like `python -m facevae_jax.main`, or resumes where an earlier call stopped.
+
+        config = RunConfig(data=DataConfig(resolution=64, flip=True), train=TrainConfig(batch_size=16, epochs=200))
+        model = facevae_jax.train(config, "/tmp/mine", images=faces)   # uint8 [N, 64, 64, 3]
 
     Args:
       config: of the run, such as `RunConfig(data=DataConfig(name="celeba", resolution=64))`.
       workdir: folder of the run, for checkpoints, pictures, metrics and `config.json`; made if missing.
-      accept_new_data: resume although the dataset was prepared anew with other images.
+      images: to train on instead of the dataset of `config.data.name`: an array, uint8 [N, R, R, 3] with R =
+        `config.data.resolution`, or a sequence of images [R, R, 3], such as a PyTorch dataset, of whose tuples the
+        first part is the image. They are copied into the workdir, where the commands find them.
+      validation_images: the same, to evaluate on; None: a tenth of `images`.
+      accept_new_data: resume although the images are others than before.
 
     Returns:
       The model of the best checkpoint by validation loss.
@@ -29,7 +51,16 @@ def train(config: RunConfig, workdir: str | os.PathLike[str], *, accept_new_data
     """
     if jax.process_count() > 1:
         raise UserError("facevae_jax.train runs in one process: start python -m facevae_jax.main on each host.")
+    if images is None and validation_images is not None:
+        raise UserError("validation_images: give images too.")
+    if images is not None:
+        folder = expand_home(workdir, name="workdir").absolute() / IMAGES_FOLDER
+        replace = accept_new_data or not steps_in(folder.parent)
+        arrays.keep(images, validation_images, directory=folder, resolution=config.data.resolution, replace=replace)
+        data = dataclasses.replace(config.data, name=ARRAYS, data_dir=str(folder))
+        config = dataclasses.replace(config, data=data)
+    started = time.perf_counter()
     loop.train(config, pathlib.Path(workdir), accept_new_data=accept_new_data)
     model = load(workdir)
-    model.keep_moments()
+    model.keep_artifacts(training_seconds=time.perf_counter() - started)
     return model

@@ -34,7 +34,7 @@ MAX_RESOLUTION = 1024
 class DataConfig:
     """Which faces, at which size, and how they reach the device."""
 
-    name: str = "synthetic"  # `synthetic` (drawn by the project) or the name of a prepared dataset: celeba, ffhq, ...
+    name: str = "synthetic"  # `synthetic` (drawn by the project) or the name of a prepared dataset: celeba, ...
     data_dir: str = "~/tensorflow_datasets"  # where prepared datasets and pixel stores are; may be gs:// or s3://
     cache_dir: str = "~/.cache/facevae_jax/datasets"  # where datasets of a remote data_dir are kept on this machine
     resolution: int = 64  # pixels along one side; a power of two from 32 to 1024

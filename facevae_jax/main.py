@@ -9,6 +9,7 @@ On several hosts run the same command once on each. Cloud TPU, GKE, Slurm and Op
 processes; elsewhere add --coordinator=HOST:PORT --processes=N --process_id=I. launch/ has a script for each.
 """
 
+import shlex
 import signal
 import time
 
@@ -34,8 +35,6 @@ _HEARTBEAT = flags.DEFINE_integer(
 _ACCEPT_NEW_DATA = flags.DEFINE_boolean(
     "accept_new_data", False, "Resume although the dataset was prepared anew with other images."
 )
-
-PRIOR_SHARE = 0.1  # of the time of training, which fitting the learned prior may take
 
 
 def main(arguments: list[str]) -> int:
@@ -77,15 +76,14 @@ def main(arguments: list[str]) -> int:
     if jax.process_count() == 1:
         signals.end_at_once()
         try:
-            trained = load(workdir)
-            trained.keep_moments()
-            if not trained.fit_default_prior(seconds=PRIOR_SHARE * seconds):
+            if not load(workdir).keep_artifacts(training_seconds=seconds):
                 telemetry.log(
                     "the learned prior is fitted when the first faces are sampled: it takes longer than it may here"
                 )
         except UserError as error:
             telemetry.log(f"warning: the moments of the codes and the learned prior were not kept: {error}")
     telemetry.log(f"done: pictures, checkpoints and metrics are in {workdir}")
+    telemetry.log(f"next: {shlex.join(['python', '-m', 'facevae_jax.generate', 'sample', f'--workdir={workdir}'])}")
     return 0
 
 

@@ -24,6 +24,7 @@ from facevae_jax.config import MAX_RESOLUTION, MIN_RESOLUTION, DataConfig, Train
 from facevae_jax.core import command_line, named_configs, parallel
 from facevae_jax.core.errors import UserError, expand_home, some
 from facevae_jax.core.files import AnyPath
+from facevae_jax.data.dataset import ARRAYS
 from facevae_jax.data.layouts.celeba import celeba_layout
 from facevae_jax.data.layouts.ffhq import ffhq_layout
 from facevae_jax.data.layouts.folder import folder_layout
@@ -35,6 +36,7 @@ from facevae_jax.data.prepared import builder, reading, verification
 from facevae_jax.data.prepared.locations import is_remote
 
 DEFAULT_DATA_DIR = DataConfig.data_dir
+RESERVED = (DataConfig.name, ARRAYS)  # of the drawn faces, and of images that a program gave
 GENERAL_CONFIGS = {64: "ffhq64", 128: "ffhq128", 256: "ffhq256"}  # for datasets without a config of their own
 MIN_STEPS = 4_000  # of training; after some hundred a face is still gray
 SMALL_BATCHES = (16, 32)  # images, of a dataset that gives fewer steps: at most a thousand images, or more
@@ -168,8 +170,8 @@ def prepare(
             f"--resolution={resolution or ''}: choose a power of two from {MIN_RESOLUTION} to {MAX_RESOLUTION}."
         )
     name = name or (source.partition("/")[0] if layout == "tfds" else layout)
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name == DataConfig.name:  # of the drawn faces
-        raise UserError(f"--name={name!r}: use a-z, 0-9 and _, a letter first, and not {DataConfig.name!r}.")
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in RESERVED:
+        raise UserError(f"--name={name!r}: use a-z, 0-9 and _, a letter first, and none of {', '.join(RESERVED)}.")
     if workers is not None and workers < 1:
         raise UserError(f"--workers={workers}: choose at least 1.")
     if attributes and layout != "ffhq" and not attributes.lower().endswith(SUFFIXES):

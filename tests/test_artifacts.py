@@ -170,7 +170,7 @@ def test_the_learned_prior_is_the_default_and_is_read_without_the_data(finished,
     np.testing.assert_array_equal(trained.sample(5, prior="flow"), faces)
     assert [path.name.partition("-")[0] for path in copied.rglob("*flow*")] == ["prior"]
     assert trained.available_priors()[-1] == "flow"
-    trained.keep_moments()
+    assert trained.keep_artifacts(training_seconds=0.0)  # fitted already
     exported = tmp_path / "exported"
     publishing.export(trained.portable(), exported, onnx=False)
     trained.artifacts.copy("prior-flow", exported)

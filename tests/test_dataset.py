@@ -53,9 +53,14 @@ def test_drawn_faces_of_a_run_in_a_bucket_are_in_the_cache(tmp_path):
     assert list(tmp_path.glob("synthetic/32/*/train-2.npy"))
 
 
+@pytest.mark.parametrize(("count", "split"), [(9, "train"), (10, "validation")])
+def test_few_validation_images_choose_no_checkpoint(count, split):
+    config = DataConfig(synthetic_validation_images=count)
+    assert open_dataset(config).evaluation_split == split
+
+
 def test_prepared_splits(prepared):
     assert prepared.sizes == {"train": 3, "validation": 1, "test": 2}
-    assert prepared.evaluation_split == "validation"
     np.testing.assert_array_equal(prepared.images("test"), FACES[4:])
     assert prepared.names("test") == ("4.png", "5.png")
     assert prepared.labels("test").attributes == prepared.attributes == (Attribute("age", "continuous"),)

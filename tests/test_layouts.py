@@ -10,7 +10,8 @@ from PIL import Image
 
 from facevae_jax.core.errors import UserError
 from facevae_jax.data.layouts import celeba, ffhq, types
-from facevae_jax.data.layouts.folder import folder_layout, validation_by_hash
+from facevae_jax.data.layouts.folder import folder_layout
+from facevae_jax.data.layouts.splits import validation_by_hash
 from facevae_jax.data.sources.images import CELEBA_CROP, Task, convert
 from tests.test_images import pixels
 

@@ -11,6 +11,7 @@ Opening costs nothing: a dataset is looked for, or fetched from its bucket, when
 import abc
 import functools
 import hashlib
+import json
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from jaxtyping import Float32, Int, UInt8
 
 from facevae_jax.config import DataConfig
 from facevae_jax.core.errors import UserError, expand_home
+from facevae_jax.core.files import reason
 from facevae_jax.data.drawn import synthetic
 from facevae_jax.data.layouts.types import TRAIN, VALIDATION, Attribute
 from facevae_jax.data.prepared import reading
@@ -29,6 +31,8 @@ from facevae_jax.data.store import gather_rows, open_store
 
 VALIDATION_START = 2**32  # index of the first drawn validation face: no training set reaches it
 DRAWN_AT_ONCE = 256  # faces
+ARRAYS = "arrays"  # config.data.name of images that a program gave
+MIN_VALIDATION_IMAGES = 10  # fewer choose no checkpoint
 
 
 class AttributeTable(NamedTuple):
@@ -57,8 +61,11 @@ class Dataset(abc.ABC):
 
     @property
     def evaluation_split(self) -> str:
-        """The split that runs are evaluated on: `validation`, or `train` if there are no validation images."""
-        return VALIDATION if VALIDATION in self.sizes else TRAIN
+        """The split that runs are evaluated on: `validation`, or `train` if that has too few images to judge by.
+
+        By three strangers' faces the best model of twenty is one that has hardly seen these.
+        """
+        return VALIDATION if self.sizes.get(VALIDATION, 0) >= MIN_VALIDATION_IMAGES else TRAIN
 
     @property
     @abc.abstractmethod
@@ -111,8 +118,8 @@ class Dataset(abc.ABC):
 
 
 def open_dataset(config: DataConfig) -> Dataset:
-    """The configured dataset. This is the one place that asks whether it is drawn or prepared."""
-    return Drawn(config) if config.name == Drawn.name else Prepared(config)
+    """The configured dataset. This is the one place that asks what kind it is."""
+    return {Drawn.name: Drawn, ARRAYS: Arrays}.get(config.name, Prepared)(config)
 
 
 class Drawn(Dataset):
@@ -163,6 +170,66 @@ class Drawn(Dataset):
     def _indices(self, split: str) -> Int[np.ndarray, " n"]:
         """Which of the drawn faces are the rows of a split."""
         return np.arange(self._size(split)) + (VALIDATION_START if split == VALIDATION else 0)
+
+
+def stored_at(data_dir: pathlib.Path, split: str) -> pathlib.Path:
+    """Where the images of a split are kept that a program gave."""
+    return data_dir / ARRAYS / f"{split}.npy"
+
+
+class Arrays(Dataset):
+    """Images that a program gave, which `arrays.keep` wrote into the workdir of the run."""
+
+    name = ARRAYS
+    attributes = ()
+
+    def __init__(self, config: DataConfig) -> None:
+        self._directory = expand_home(config.data_dir, name="config.data.data_dir")
+
+    @functools.cached_property
+    def _records(self) -> Mapping[str, Any]:
+        """What the store of each split says of itself."""
+        files = {split: stored_at(self._directory, split).with_suffix(".json") for split in TRAINED}
+        try:
+            found = {split: json.loads(file.read_bytes()) for split, file in files.items() if file.exists()}
+        except (OSError, ValueError) as error:
+            message = f"cannot be read ({reason(error)}): give the run its images again."
+            raise UserError(f"config.data.data_dir={str(self._directory)!r} {message}") from error
+        if TRAIN not in found:
+            raise UserError(
+                f"config.data.data_dir={str(self._directory)!r} has no images of this run: move the folder back, or "
+                "give them again to facevae_jax.train(config, workdir, images=...)."
+            )
+        return found
+
+    @property
+    def sizes(self) -> Mapping[str, int]:  # noqa: D102
+        return {split: record["shape"][0] for split, record in self._records.items()}
+
+    @property
+    def fingerprint(self) -> str:  # noqa: D102
+        return " ".join(record["sha256"] for record in self._records.values())
+
+    def images(self, split: str) -> UInt8[np.ndarray, "n r r 3"]:  # noqa: D102
+        self._size(split)
+        count, resolution = self._records[split]["shape"][:2]
+        return open_store(stored_at(self._directory, split), (count, resolution), lambda: (), verb="reading")
+
+    def labels(self, split: str) -> AttributeTable:  # noqa: D102
+        return AttributeTable((), np.empty((self._size(split), 0), np.float32))
+
+    def names(self, split: str) -> tuple[str, ...]:  # noqa: D102
+        return tuple(f"{split}_{row}" for row in range(self._size(split)))
+
+    @property
+    def preparation(self) -> Mapping[str, str]:  # noqa: D102
+        return {"crop": "given", "resize": "given"}
+
+    def describe(self) -> list[tuple[str, str]]:  # noqa: D102
+        try:
+            return [("Images", _counts(self.sizes)), ("Source", "arrays that a program gave")]
+        except UserError as error:
+            return [("Images", f"not on this machine: {error}")]
 
 
 class Prepared(Dataset):

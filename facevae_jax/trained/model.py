@@ -27,6 +27,7 @@ from facevae_jax.training.checksums import checksums
 from facevae_jax.training.setup import DecoderVariance, make_model, replicated
 
 MAX_TEMPERATURE = 10.0
+PRIOR_SHARE = 0.1  # of the time of training, which fitting the learned prior may take at its end
 # Settings of the data that do not change which images there are; what is in `data_dir` has its own fingerprint.
 UNSEEN = ("data_dir", "cache_dir", "feed", "flip", "dequantize")
 
@@ -246,9 +247,13 @@ class TrainedModel:
         """
         return self.codes.moments()
 
-    def keep_moments(self) -> None:
-        """Computes the moments, which are kept in the run's folder: samples then need no data."""
+    def keep_artifacts(self, *, training_seconds: float) -> bool:
+        """Keeps what samples need in the run's folder, so that they need no data: the moments and the learned prior.
+
+        Returns whether the prior was fitted, which may take a tenth of the time of training.
+        """
         _ = self.moments
+        return self.fit_default_prior(seconds=PRIOR_SHARE * training_seconds)
 
     def portable(self) -> Restored:
         """All that a file of the model holds, with the moments, so that it is used without its data."""

@@ -266,6 +266,9 @@ def check_data(workdir: pathlib.Path, dataset: Dataset, *, accept_new: bool) -> 
 
 def opened(dataset: Dataset) -> Dataset:
     """The dataset, with the pixel stores that training reads."""
+    if dataset.evaluation_split == "train":
+        count = dataset.sizes.get("validation", 0)
+        log(f"{count} validation images are too few to judge by: the evaluations are of the training images")
     for split in ("train", dataset.evaluation_split):
         dataset.images(split)
     return dataset

@@ -1,12 +1,11 @@
 """Any folder or .zip file of PNG, JPEG or WebP files, with folders for splits or without."""
 
-import hashlib
 import pathlib
-from collections.abc import Iterable
 
 import numpy as np
-from jaxtyping import Bool, Int64
+from jaxtyping import Int64
 
+from facevae_jax.data.layouts.splits import hold_out
 from facevae_jax.data.layouts.types import (
     SPLITS,
     TEST,
@@ -24,7 +23,6 @@ SPLIT_FOLDERS = {
     VALIDATION: ("val", "valid", "validation", "dev"),
     TEST: ("test", "testing"),
 }
-VALIDATION_FRACTION = 0.1  # of a collection that has no split of its own
 
 
 def folder_layout(path: pathlib.Path) -> Layout:
@@ -56,31 +54,9 @@ def _splits(listing: Listing, rows: Int64[np.ndarray, " n"]) -> tuple[dict[str, 
     named = [next((split for split, names in SPLIT_FOLDERS.items() if top in names), "") for top in tops]
     by_folder = {split: rows[np.array(named) == split] for split in SPLITS}
     if "" in named or not len(by_folder[TRAIN]) or len({*named}) == 1:
-        validates = validation_by_hash(listing.names[row] for row in rows)
-        return {TRAIN: rows[~validates], VALIDATION: rows[validates]}, ""
+        return hold_out(rows, listing.names.__getitem__), ""
     note = f"the folders {', '.join(sorted({*tops}))} are kept as splits."
     if not len(by_folder[VALIDATION]) and len(by_folder[TRAIN]) > 1:
-        train = by_folder[TRAIN]
-        validates = validation_by_hash(listing.names[row] for row in train)
-        by_folder |= {TRAIN: train[~validates], VALIDATION: train[validates]}
+        by_folder |= hold_out(by_folder[TRAIN], listing.names.__getitem__)
         note += " None is for validation: a tenth of the training images is."
     return by_folder, note
-
-
-def validation_by_hash(names: Iterable[str]) -> Bool[np.ndarray, " n"]:
-    """Which images are for validation: about a tenth, by their names alone.
-
-    With two images or more no split is empty: the image with the smallest hash is for validation, the one with the
-    largest for training.
-    """
-    hashes = np.fromiter(map(_unit_hash, names), np.float64)
-    validates = hashes < VALIDATION_FRACTION
-    validates[hashes.argmin()] = True
-    validates[hashes.argmax()] = False
-    return validates
-
-
-def _unit_hash(name: str) -> float:
-    """A number from 0 to 1 that depends on `name` only."""
-    digest = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest()
-    return int.from_bytes(digest, "big") / 2**64

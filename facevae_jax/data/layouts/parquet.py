@@ -12,8 +12,9 @@ from jaxtyping import Float32
 
 from facevae_jax.core.errors import UserError, describe_entries, some
 from facevae_jax.core.files import reason
-from facevae_jax.data.layouts.folder import SPLIT_FOLDERS, validation_by_hash
+from facevae_jax.data.layouts.folder import SPLIT_FOLDERS
 from facevae_jax.data.layouts.label_files import label_column
+from facevae_jax.data.layouts.splits import hold_out
 from facevae_jax.data.layouts.types import SPLITS, TRAIN, UNKNOWN, VALIDATION, Attribute, Images, Layout, SourceImage
 from facevae_jax.data.sources.opening import is_debris
 
@@ -97,8 +98,7 @@ def parquet_layout(path: pathlib.Path) -> Layout:
     of_file = np.repeat([_split_of(file, path) for file in files], [shard.starts[-1] for shard in shards])
     rows = {split: np.flatnonzero(of_file == split) for split in SPLITS}
     if not len(rows[VALIDATION]) and len(rows[TRAIN]) > 1:
-        validates = validation_by_hash(names[row] for row in rows[TRAIN])
-        rows |= {TRAIN: rows[TRAIN][~validates], VALIDATION: rows[TRAIN][validates]}
+        rows |= hold_out(rows[TRAIN], names.__getitem__)
     return Layout(
         kind="parquet",
         source=path.name,

@@ -12,7 +12,7 @@ import numpy as np
 from facevae_jax.core.errors import UserError, expand_home, some
 from facevae_jax.core.files import reason
 from facevae_jax.data.layouts import types
-from facevae_jax.data.layouts.folder import validation_by_hash
+from facevae_jax.data.layouts.splits import hold_out
 from facevae_jax.data.prepared import reading
 from facevae_jax.data.sources.images import CELEBA_CROP, CELEBA_SIZE, CENTER_SQUARE
 
@@ -47,9 +47,8 @@ def tfds_layout(source: str, *, data_dir: str | os.PathLike[str]) -> types.Layou
         splits[split] = types.Images(np.arange(len(reading.open_split(directory, split))), make)
     notes = []
     if types.VALIDATION not in splits:
-        train = splits[types.TRAIN]
-        validates = validation_by_hash(_name(types.TRAIN, row) for row in range(len(train)))
-        for split, rows in ((types.TRAIN, np.flatnonzero(~validates)), (types.VALIDATION, np.flatnonzero(validates))):
+        rows_of = hold_out(np.arange(len(splits[types.TRAIN])), functools.partial(_name, types.TRAIN))
+        for split, rows in rows_of.items():
             splits[split] = types.Images(rows, functools.partial(_image, directory, types.TRAIN, fields))
         notes.append(f"{source} has no validation split: a tenth of its train split becomes one.")
     return types.Layout(
