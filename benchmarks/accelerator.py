@@ -99,6 +99,7 @@ def output_of(command: list[str], *, seconds: float) -> Any:
                 printed, _ = process.communicate(timeout=max(0.0, seconds))
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)  # and the processes that it started
+                process.communicate()
                 raise UserError(f"it did not end in {max(0.0, seconds):.0f} s.") from None
         if process.returncode:
             raise UserError(f"exit code {process.returncode}: {(log.read_text().splitlines() or ['no message'])[-1]}")

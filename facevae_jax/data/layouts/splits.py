@@ -13,7 +13,7 @@ VALIDATION_FRACTION = 0.1  # of a collection that has no split of its own
 
 def hold_out(rows: Int[np.ndarray, " n"], name_of: Callable[[int], str]) -> dict[str, Int[np.ndarray, " m"]]:
     """The rows for training and, about a tenth, for validation, by the hashes of their names."""
-    validates = validation_by_hash(name_of(row) for row in rows)
+    validates = validation_by_hash(name_of(int(row)) for row in rows)
     return {TRAIN: rows[~validates], VALIDATION: rows[validates]}
 
 
