@@ -49,13 +49,14 @@ class Options(NamedTuple):
     resolution: int
     data_dir: str
     features: pathlib.Path | None = None  # the ffhq-features-dataset
+    labeled: bool = False  # by a table of the user's
 
 
 # From --source and the other flags to the images. A new layout is a function and a line here.
 LAYOUTS: dict[str, Callable[[str, Options], Layout]] = {
     "ffhq": lambda source, of: ffhq_layout(_path(source), resolution=of.resolution, attributes=of.features),
     "celeba": lambda source, _: celeba_layout(_path(source)),
-    "folder": lambda source, _: folder_layout(_path(source)),
+    "folder": lambda source, of: folder_layout(_path(source), labeled=of.labeled),
     "parquet": lambda source, _: parquet_layout(_path(source)),
     "tfds": lambda source, of: tfds_layout(source, data_dir=of.data_dir),
 }
@@ -243,7 +244,8 @@ def open_layout(
     """
     labels = _path(attributes, name="--attributes") if attributes else None
     joined = attributes is not None and attributes.lower().endswith(SUFFIXES)  # otherwise the ffhq-features-dataset
-    found = LAYOUTS[layout](source, Options(resolution, data_dir, features=None if joined else labels))
+    options = Options(resolution, data_dir, features=None if joined else labels, labeled=joined)
+    found = LAYOUTS[layout](source, options)
     return join_table(found, labels) if labels and joined else found
 
 

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pathlib
+import shutil
 import struct
 import unicodedata
 import zipfile
@@ -21,6 +22,7 @@ from facevae_jax.data.layouts.celeba import celeba_layout
 from facevae_jax.data.layouts.folder import folder_layout
 from facevae_jax.data.layouts.label_files import join_table, read_table
 from facevae_jax.data.layouts.parquet import parquet_layout
+from facevae_jax.data.layouts.types import Attribute
 from facevae_jax.data.sources import images
 from facevae_jax.data.sources.opening import open_source
 from facevae_jax.prepare import schedule_for
@@ -33,6 +35,11 @@ def png(pixels=PIXELS, **options):
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", **options)
     return buffer.getvalue()
+
+
+def save(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(png())
 
 
 def zipped(path, files):
@@ -156,6 +163,55 @@ def test_labels_are_read_however_they_were_saved(tmp_path, name, encoding):
     labels = {image.name: image.attributes[0] for found in joined.splits.values() for image in found}
     assert (labels["a.png"], labels["b.png"]) == (1.0, 0.0)
     assert np.isnan(labels["c.png"])
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_folders_for_classes_are_a_label_beside_those_for_splits(tmp_path, packed):
+    source = tmp_path / "faces"
+    for place in ("train/women", "train/men", "val/men"):
+        for number in range(2):
+            save(source / place / f"{number}.png")
+    if packed:
+        source = pathlib.Path(shutil.make_archive(str(source), "zip", source))
+    layout = folder_layout(source)
+    assert layout.attributes == (Attribute("class", "categorical", ("men", "women")),)
+    found = {image.name: image.attributes for images in layout.splits.values() for image in images}
+    assert found == {
+        f"{place}/{n}.png": (float("women" in place),)
+        for place in ("train/women", "train/men", "val/men")
+        for n in range(2)
+    }
+
+
+@pytest.mark.parametrize("places", [("00000", "00001"), ("a", "a/b"), ("a", ""), ("a",), ("train", "val")])
+def test_other_folders_are_no_classes(tmp_path, places):
+    for place in places:
+        save(tmp_path / place / "0.png")
+    assert folder_layout(tmp_path).attributes == ()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_stylegan_datasets_bring_their_labels(tmp_path, packed):
+    source = tmp_path / "faces"
+    for number in range(4):
+        save(source / f"0000{number % 2}" / f"img{number}.png")
+    labels = [[f"0000{number % 2}/img{number}.png", number % 2] for number in range(4)]
+    (source / "dataset.json").write_text(json.dumps({"labels": labels}))
+    given = pathlib.Path(shutil.make_archive(str(source), "zip", source)) if packed else source
+    layout = folder_layout(given)
+    assert layout.attributes == (Attribute("label", "binary"),)
+    found = {image.name: image.attributes for images in layout.splits.values() for image in images}
+    assert found == {name: (float(label),) for name, label in labels}
+    assert folder_layout(given, labeled=True).attributes == ()
+
+
+@pytest.mark.parametrize("content", ['{"labels": null}', "[]", "\x00", '{"labels": [["other.png", 1]]}'])
+def test_a_dataset_json_without_labels_costs_nothing_but_a_note(tmp_path, content):
+    save(tmp_path / "0.png")
+    (tmp_path / "dataset.json").write_text(content)
+    layout = folder_layout(tmp_path)
+    assert layout.attributes == ()
+    assert any("dataset.json" in note and "\n" not in note for note in layout.notes)
 
 
 def test_labels_join_names_in_either_form_of_unicode(tmp_path):

@@ -1,16 +1,21 @@
 """Any folder or .zip file of PNG, JPEG or WebP files, with folders for splits or without."""
 
+import dataclasses
 import pathlib
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Float32, Int64
 
+from facevae_jax.core.errors import UserError, some
+from facevae_jax.data.layouts.label_files import MAX_CATEGORIES, join_table
 from facevae_jax.data.layouts.splits import hold_out
 from facevae_jax.data.layouts.types import (
     SPLITS,
     TEST,
     TRAIN,
+    UNKNOWN,
     VALIDATION,
+    Attribute,
     Layout,
     guess_layout,
     splits_of,
@@ -23,12 +28,16 @@ SPLIT_FOLDERS = {
     VALIDATION: ("val", "valid", "validation", "dev"),
     TEST: ("test", "testing"),
 }
+CLASS = "class"  # the attribute that folders are
+STYLEGAN_LABELS = "dataset.json"
 
 
-def folder_layout(path: pathlib.Path) -> Layout:
+def folder_layout(path: pathlib.Path, *, labeled: bool = False) -> Layout:
     """All images in `path`, in the splits of folders such as train/, val/ and test/, where all are in one of these.
 
-    Else, or without a folder for validation, about a tenth is for that, chosen by the hash of the name.
+    Else, or without a folder for validation, about a tenth is for that, chosen by the hash of the name. Where each
+    image is in one of a few folders with names, these are the attribute `class`. StyleGAN's `dataset.json` is the
+    attribute `label`, unless the images are `labeled` by a table of the user's.
 
     Raises UserError: there is no such source, or no image in it.
     """
@@ -40,12 +49,42 @@ def folder_layout(path: pathlib.Path) -> Layout:
     fitting = guess_layout(source)
     hint = f"this folder fits --layout={fitting}, which knows its splits and attributes."
     splits, note = _splits(listing, rows)
-    return Layout(
+    attributes, values, classes = _classes(listing)
+    layout = Layout(
         kind="folder",
         source=path.name,
-        splits=splits_of(listing, splits),
-        notes=tuple(filter(None, (*source.notes, listing.ignored_note, hint if fitting else "", note))),
+        splits=splits_of(listing, splits, values=values),
+        attributes=attributes,
+        notes=tuple(filter(None, (*source.notes, listing.ignored_note, hint if fitting else "", note, classes))),
     )
+    content = None if labeled else source.read(STYLEGAN_LABELS)
+    return layout if content is None else _with_stylegan_labels(layout, path / STYLEGAN_LABELS, content)
+
+
+def _with_stylegan_labels(layout: Layout, path: pathlib.Path, content: bytes) -> Layout:
+    """The layout with the labels of a `dataset.json`, or with a note where it has none for these images."""
+    try:
+        return join_table(layout, path, content)
+    except UserError as error:
+        reason = str(error).removeprefix(f"--attributes={str(path)!r}").lstrip(": ")
+        note = f"the labels of {STYLEGAN_LABELS} are left out: {reason}"
+        return dataclasses.replace(layout, notes=(*layout.notes, note))
+
+
+def _classes(listing: Listing) -> tuple[tuple[Attribute, ...], Float32[np.ndarray, "n a"], str]:
+    """The attribute of folders for classes, its value for each file of the listing, and a line that says so."""
+    nothing = (), np.empty((len(listing.names), 0), np.float32), ""
+    folders = [listing.names[row].split("/")[:-1] for row in listing.image_rows]
+    splits = {name for names in SPLIT_FOLDERS.values() for name in names}
+    folders = [parts[1:] if parts and parts[0].lower() in splits else parts for parts in folders]
+    names = sorted({"/".join(parts) for parts in folders})
+    of_images = all(len(parts) == 1 and not parts[0].isdecimal() for parts in folders)
+    if not of_images or not 1 < len(names) <= MAX_CATEGORIES:
+        return nothing
+    values = np.full((len(listing.names), 1), UNKNOWN, np.float32)
+    values[listing.image_rows, 0] = [names.index(parts[0]) for parts in folders]
+    note = f"the folders {some(names)} are the label {CLASS!r}."
+    return (Attribute(CLASS, "categorical", tuple(names)),), values, note
 
 
 def _splits(listing: Listing, rows: Int64[np.ndarray, " n"]) -> tuple[dict[str, Int64[np.ndarray, " m"]], str]:

@@ -53,14 +53,19 @@ class Table(NamedTuple):
         return exact or (longer if fits else None)
 
 
-def join_table(layout: Layout, path: pathlib.Path) -> Layout:
+def join_table(layout: Layout, path: pathlib.Path, content: bytes | None = None) -> Layout:
     """The layout with the table's attributes after its own; they are unknown for images that are not in the table.
+
+    Args:
+      layout: of the images.
+      path: of the table.
+      content: of the table, where it is in an archive.
 
     Raises:
       UserError: the table cannot be read, no row fits an image, one fits several, or the layout has an attribute of the
         same name already.
     """
-    table, flag = read_table(path), f"--attributes={str(path)!r}"
+    table, flag = read_table(path, content), f"--attributes={str(path)!r}"
     taken = {attribute.name for attribute in layout.attributes}
     if twice := [attribute.name for attribute in table.attributes if attribute.name in taken]:
         raise UserError(f"{flag}: the images have an attribute {twice[0]!r} already: rename the column.")
@@ -100,7 +105,7 @@ def _join_image(images: Sequence[SourceImage], table: Table, row: int) -> Source
     return image._replace(attributes=(*image.attributes, *labels))
 
 
-def read_table(path: pathlib.Path) -> Table:
+def read_table(path: pathlib.Path, content: bytes | None = None) -> Table:
     """Reads a CSV file with a line of column names, a JSON list of objects or object of objects, or JSON lines.
 
     Fields of a CSV file are between commas, semicolons or tabs; columns without a name, such as a row's number, are
@@ -114,7 +119,7 @@ def read_table(path: pathlib.Path) -> Table:
     """
     flag = f"--attributes={str(path)!r}"
     try:
-        entries = _entries(_text(path.read_bytes()), path.suffix.lower())
+        entries = _entries(_text(path.read_bytes() if content is None else content), path.suffix.lower())
     except (OSError, ValueError, TypeError, csv.Error, RecursionError) as error:
         raise UserError(
             f"{flag} cannot be read ({reason(error)}): give a CSV file or a JSON list of objects."
