@@ -27,8 +27,9 @@ def serving(explorer):
 
 
 def make_explorer(trained):
-    """An explorer with two sliders, for dimensions 3 and 1."""
-    steps = sliders.dimension_sliders(trained, [3, 1])
+    """An explorer with sliders for dimensions 3 and 1, and for two attributes, one of them weak."""
+    strong, weak = sliders.attribute_sliders(trained, ["glasses", "smile"])[0]
+    steps = [strong, weak._replace(weak=True), *sliders.dimension_sliders(trained, [3, 1])]
     return Explorer(trained, sliders=steps, priors=["gaussian", "standard"], name="tiny")
 
 

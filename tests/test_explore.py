@@ -24,6 +24,7 @@ from facevae_jax.exploring.explorer import MAX_PHOTOGRAPH_BYTES
 from facevae_jax.exploring.server import MAX_JSON_BYTES, listen
 from facevae_jax.generation import sheets
 from facevae_jax.latents.paths import lerp
+from facevae_jax.reporting.ranking import attribute_scores
 from tests import explored
 from tests.conftest import REPOSITORY
 from tests.explored import ask, pixels, post, to_latent, to_text
@@ -56,6 +57,7 @@ def assert_refused(answer, status, mentioned=""):
 def test_the_page_loads_nothing_from_elsewhere_and_runs_no_text_as_code(server):
     folder = resources.files("facevae_jax.exploring") / "page"
     types = {"": "text/html", "style.css": "text/css", "script.js": "javascript", "icon.svg": "image/svg+xml"}
+    types["address.js"] = "javascript"
     for name, content_type in types.items():
         status, headers, body = ask(server, "GET", f"/{name}")
         assert (status, body) == (200, (folder / (name or "index.html")).read_bytes())
@@ -212,9 +214,24 @@ def test_sliders_of_attributes(trained):
     assert all(np.linalg.norm(slider.step) > 0 for slider in made)
     with pytest.raises(UserError, match=r"glases.*glasses"):
         sliders.attribute_sliders(trained, ["glases"])
+
+
+def test_attributes_come_best_first_and_weak_ones_are_marked(trained, monkeypatch):
+    scores = {"shirt": 0.9, "glasses": 0.21, "smile": 0.19, "turn": -0.1}
+    monkeypatch.setattr(sliders, "attribute_scores", lambda trained: scores)
     made, _ = sliders.attribute_sliders(trained)
-    assert [slider.label for slider in made[:3]] == ["Smile", "Glasses", "Hair length"]
-    assert len(made) == sliders.SHOWN
+    assert [slider.label for slider in made] == ["Shirt", "Glasses", "Smile", "Turn"]
+    assert [slider.score for slider in made] == list(scores.values())
+    assert [slider.weak for slider in made] == [False, False, True, True]
+    (named,), _ = sliders.attribute_sliders(trained, ["smile"])
+    assert (named.score, named.weak) == (0.19, False)  # whoever names an attribute wants to see it
+
+
+def test_as_many_attributes_are_shown_as_fit(trained):
+    made, _ = sliders.attribute_sliders(trained)
+    assert [slider.key for slider in made] == [f"attribute:{name}" for name in attribute_scores(trained)][
+        : sliders.SHOWN
+    ]
 
 
 def test_without_the_data_there_are_no_attributes_unless_named(trained, monkeypatch):

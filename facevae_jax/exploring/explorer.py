@@ -68,7 +68,7 @@ class Explorer:
             "max_photograph_bytes": MAX_PHOTOGRAPH_BYTES,
             "max_alpha": MAX_ALPHA,
             "max_temperature": MAX_TEMPERATURE,
-            "sliders": [{"key": s.key, "kind": s.kind, "label": s.label} for s in self._sliders.values()],
+            "sliders": [slider.describe() for slider in self._sliders.values()],
             "priors": [{"name": name, "label": prior_class(name).label} for name in self._priors],
         }
 

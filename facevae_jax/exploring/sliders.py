@@ -1,13 +1,14 @@
 """The page's sliders: attribute directions, and the latent dimensions that change the picture most."""
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32
 
 from facevae_jax.core.errors import UserError
 from facevae_jax.generation import sheets
+from facevae_jax.reporting.ranking import WEAK, attribute_scores
 from facevae_jax.trained.directions import direction_of
 from facevae_jax.trained.model import TrainedModel
 
@@ -22,6 +23,12 @@ class Slider(NamedTuple):
     kind: Literal["attribute", "dimension"]
     label: str
     step: Float32[np.ndarray, " z"]  # one standard deviation of the latents
+    score: float | None = None  # R² of an attribute's prediction from the latents
+    weak: bool = False  # other things change more: not shown at first
+
+    def describe(self) -> dict[str, Any]:
+        """What the page shows, as JSON values."""
+        return {key: value for key, value in self._asdict().items() if key != "step"}
 
 
 def attribute_sliders(trained: TrainedModel, names: Sequence[str] = ()) -> tuple[list[Slider], list[str]]:
@@ -29,17 +36,20 @@ def attribute_sliders(trained: TrainedModel, names: Sequence[str] = ()) -> tuple
 
     Args:
       trained: the model.
-      names: the attributes; () chooses up to `SHOWN`, well-known ones first, or none if this machine has no labels.
+      names: the attributes, none of which is weak; () chooses the `SHOWN` that the latents predict best, best first, or
+        none if this machine has no labels.
 
     Raises:
       UserError: one of `names` is not an attribute or has too few labels, or the run's data are missing.
     """
     sliders, lines = list[Slider](), list[str]()
     try:
-        shown = sheets.shown_attributes(sheets.editable(() if names else trained.dataset.attributes), SHOWN)
+        scores = attribute_scores(trained)
     except UserError as error:
+        if names:
+            raise
         return [], [f"note: no sliders for attributes: {error}"]
-    for name in names or [attribute.name for attribute in shown]:
+    for name in names or list(scores)[:SHOWN]:
         try:
             direction = direction_of(trained, name)
         except UserError as error:
@@ -49,7 +59,9 @@ def attribute_sliders(trained: TrainedModel, names: Sequence[str] = ()) -> tuple
             continue
         step = (direction.std * direction.vector).astype(np.float32)
         label = name.replace("_", " ")
-        sliders.append(Slider(f"attribute:{name}", "attribute", label[:1].upper() + label[1:], step))
+        score = scores.get(name)
+        weak = not names and score is not None and score < WEAK
+        sliders.append(Slider(f"attribute:{name}", "attribute", label[:1].upper() + label[1:], step, score, weak))
         lines.append(direction.describe())
     return sliders, lines
 

@@ -25,13 +25,13 @@ def attribute_scores(trained: TrainedModel) -> dict[str, float]:
     Raises:
       UserError: the run's data are not there.
     """
+    names = [attribute.name for attribute in editable(trained.dataset.attributes)]
     found = trained.artifacts.get(ARTIFACT)
-    scores = found.facts["scores"] if found is not None else _compute(trained)
+    scores = found.facts["scores"] if found is not None else _compute(trained, names)
     return dict(sorted(scores.items(), key=lambda item: -item[1]))
 
 
-def _compute(trained: TrainedModel) -> dict[str, float]:
-    names = [attribute.name for attribute in editable(trained.dataset.attributes)]
+def _compute(trained: TrainedModel, names: Sequence[str]) -> dict[str, float]:
     scores = {}
     if names:
         draws, whitening, labels = labelled_codes(trained, names)

@@ -1,8 +1,12 @@
-// The page of `python -m facevae_jax.explore`. All state lives here: the server keeps none.
+// The page of `python -m facevae_jax.explore`. All state lives here and in the address: the server keeps none.
+
+import { MAX_SEED, PHOTOGRAPH, readAddress, wholeNumber, writeAddress } from "./address.js";
 
 const FACES = ["From", "To"];
+const SETTLED_MS = 200; // after the last move of a slider: browsers limit how often an address may change
 const element = (id) => document.getElementById(id);
-const slots = FACES.map(() => ({ latent: null, origin: "", thumbnail: "", serial: 0 }));
+// `source` is what the address says of a face: { seed, prior, temperature } or PHOTOGRAPH.
+const slots = FACES.map(() => ({ latent: null, origin: "", thumbnail: "", serial: 0, source: null, photograph: null }));
 const sliders = new Map(); // by key: attributes and dimensions
 let page, morph, temperature;
 
@@ -15,11 +19,12 @@ async function start() {
     `${page.resolution}×${page.resolution} pixels, ${page.code_size} latent dimensions`;
   FACES.forEach(addFace);
   morph = addSlider(element("morph"), { label: "Morph", high: 1, step: 0.01, text: (x) => `${Math.round(100 * x)}%` });
-  for (const { key, kind, label } of page.sliders) {
-    const group = element(`${kind}s`);
-    group.hidden = false;
+  for (const { key, kind, label, score, weak } of page.sliders) {
+    element(`${kind}s`).hidden = false;
+    if (weak) element("weak").hidden = false;
+    const group = element(weak ? "weak-sliders" : `${kind}-sliders`);
     const range = { low: -page.max_alpha, high: page.max_alpha, step: 0.1, text: signed };
-    sliders.set(key, addSlider(group, { label, ...range }));
+    sliders.set(key, addSlider(group, { label, hint: score === null ? "" : `R² ${score.toFixed(2)}`, ...range }));
   }
   for (const { name, label } of page.priors) element("prior").append(new Option(label, name));
   temperature = addSlider(element("priors"), {
@@ -27,19 +32,75 @@ async function start() {
   });
   element("reset").addEventListener("click", () => {
     for (const slider of [...sliders.values(), morph]) slider.set(0);
+    remember("reset");
     update();
   });
+  element("prior").addEventListener("change", () => remember("prior"));
   acceptDrops();
-  for (const index of [1, 0]) await newFace(index);
+  addEventListener("popstate", () => restore().catch(report)); // Back, Forward, and an address that is edited
+  await restore();
+}
+
+// The address
+
+// What was changed last: moves of one slider that follow each other are one entry of the history.
+let changed = "start", settling = 0, restored = 0;
+
+function remember(what) {
+  clearTimeout(settling);
+  const [from, to] = slots.map((slot) => slot.source);
+  const values = new Map([...sliders].map(([key, slider]) => [key, slider.value]));
+  const others = { morph: morph.value, prior: element("prior").value, temperature: temperature.value };
+  const address = writeAddress({ from, to, sliders: values, ...others });
+  if (address === location.hash) return;
+  history[what === changed ? "replaceState" : "pushState"](null, "", address);
+  changed = what;
+}
+
+async function restore() {
+  const serial = ++restored;
+  clearTimeout(settling);
+  const { state, wrong } = readAddress(location.hash, page);
+  element("prior").value = state.prior;
+  temperature.set(state.temperature);
+  morph.set(state.morph);
+  for (const [key, slider] of sliders) slider.set(state.sliders.get(key));
+  element("weak").open ||= page.sliders.some(({ key, weak }) => weak && state.sliders.get(key));
+  const remarks = wrong.length ? [`Not valid in the address, and left out: ${wrong.slice(0, 5).join(", ")}.`] : [];
+  for (const [index, source] of [[1, state.to], [0, state.from]]) {
+    remarks.push(await restoreFace(index, source));
+    if (serial !== restored) return; // Back or Forward was pressed again
+  }
+  await update();
+  if (serial !== restored) return;
+  element("status").textContent = remarks.filter(Boolean).join(" ");
+  changed = "start";
+  remember("start"); // replaces the address by that of what is shown
+}
+
+// Resolves to a remark where the face is another than the address asks for.
+async function restoreFace(index, source) {
+  const slot = slots[index];
+  ++slot.serial; // an answer that is still to come is out of date
+  slot.card.removeAttribute("aria-busy");
+  if (slot.latent && JSON.stringify(source) === JSON.stringify(slot.source)) return "";
+  if (source === PHOTOGRAPH && slot.photograph) {
+    show(index, slot.photograph, source);
+    return "";
+  }
+  await sample(index, source && source !== PHOTOGRAPH ? source : drawn(randomSeed()));
+  return source === PHOTOGRAPH ? `${FACES[index]} is a new face: addresses do not hold photographs.` : "";
 }
 
 // Controls
 
-function addSlider(parent, { label, low = 0, high, step, initial = 0, moves = true, text }) {
+function addSlider(parent, { label, hint = "", low = 0, high, step, initial = 0, moves = true, text }) {
   const row = element("slider-template").content.cloneNode(true).firstElementChild;
-  const [name, output, input] = row.children;
+  const [title, output, input] = row.children;
+  const [name, note] = title.children;
   input.id = output.htmlFor = name.htmlFor = `slider-${document.querySelectorAll(".slider").length}`;
   name.textContent = label;
+  note.textContent = hint;
   Object.assign(input, { min: low, max: high, step, value: initial });
   const show = () => {
     output.value = text(Number(input.value));
@@ -52,6 +113,10 @@ function addSlider(parent, { label, low = 0, high, step, initial = 0, moves = tr
   input.addEventListener("input", () => {
     show();
     if (moves) update();
+  });
+  input.addEventListener("change", () => {
+    clearTimeout(settling);
+    settling = setTimeout(remember, SETTLED_MS, input.id);
   });
   show();
   parent.append(row);
@@ -69,7 +134,13 @@ function addFace(title, index) {
   card.querySelector("h2").textContent = title;
   card.querySelector("button").setAttribute("aria-label", `New face: ${title}`);
   card.querySelector("button").addEventListener("click", () => newFace(index));
-  const input = card.querySelector("input");
+  const seed = card.querySelector(".seed input");
+  seed.setAttribute("aria-label", `Seed: ${title}`);
+  seed.addEventListener("change", () => typedSeed(index, seed));
+  seed.addEventListener("keydown", ({ key }) => { // the same seed again: prior or temperature may have changed
+    if (key === "Enter" && seed.value === String(slots[index].source?.seed)) typedSeed(index, seed);
+  });
+  const input = card.querySelector("input[type=file]");
   input.setAttribute("aria-label", `Photograph: ${title}`);
   input.addEventListener("change", () => {
     if (input.files.length) photograph(index, input.files[0]);
@@ -101,46 +172,79 @@ function acceptDrops() {
 // Faces
 
 function newFace(index) {
-  const seed = crypto.getRandomValues(new Uint32Array(1))[0];
-  const request = { prior: element("prior").value, temperature: temperature.value, seed };
-  return load(index, `sample with seed ${seed}`, "/sample", JSON.stringify(request));
+  choose(index, () => sample(index, drawn(randomSeed())));
 }
 
-async function photograph(index, file) {
+function typedSeed(index, input) {
+  const seed = wholeNumber(input.value.trim());
+  if (seed === undefined) report(new Error(`A seed is a whole number from 0 to ${MAX_SEED}.`));
+  else choose(index, () => sample(index, drawn(seed)));
+}
+
+function photograph(index, file) {
   const limit = page.max_photograph_bytes;
   if (file.size > limit) {
     report(new Error(`${file.name} is ${megabytes(file.size)} MB; the limit is ${megabytes(limit)} MB.`));
     return;
   }
-  await load(index, `photograph ${file.name}`, "/encode", file);
+  const reading = () => load(index, `photograph ${file.name}`, "/encode", file, PHOTOGRAPH);
+  choose(index, reading, "Reading the photograph …");
 }
 
-async function load(index, origin, path, body) {
+// A face that the reader asks for: the picture moves to it, and the address with it.
+async function choose(index, loading, busy = "") {
+  element("status").textContent = busy;
+  const note = await loading();
+  if (note !== null) {
+    morph.set(index);
+    await update();
+    remember(`face ${slots[index].serial}`); // an entry of the history for each
+  }
+  element("status").textContent = note ?? "";
+}
+
+function drawn(seed) {
+  return { seed, prior: element("prior").value, temperature: temperature.value };
+}
+
+function randomSeed() {
+  return crypto.getRandomValues(new Uint32Array(1))[0];
+}
+
+function sample(index, source) {
+  return load(index, `sample with seed ${source.seed}`, "/sample", JSON.stringify(source), source);
+}
+
+// Fetches a face; resolves to a remark about it, or to null if it failed or a later choice has replaced it.
+async function load(index, origin, path, body, source) {
   const slot = slots[index];
   const serial = ++slot.serial;
   slot.card.setAttribute("aria-busy", "true");
-  let remark = "";
-  element("status").textContent = path === "/encode" ? "Reading the photograph …" : "";
   try {
     const { latent, picture, note } = await (await post(path, body)).json();
-    if (serial !== slot.serial) return; // a later choice has replaced this one
-    Object.assign(slot, { latent, origin });
+    if (serial !== slot.serial) return null;
     const bytes = Uint8Array.from(atob(picture), (c) => c.charCodeAt(0));
-    URL.revokeObjectURL(slot.thumbnail);
-    slot.thumbnail = URL.createObjectURL(new Blob([bytes], { type: "image/png" }));
-    const image = slot.card.querySelector("img");
-    Object.assign(image, { src: slot.thumbnail, alt: `${FACES[index]}: ${origin}` });
-    Object.assign(slot.card.querySelector(".origin"), { textContent: origin, title: origin });
-    morph.set(index); // show the face just chosen
+    const face = { latent, origin, image: new Blob([bytes], { type: "image/png" }) };
+    if (source === PHOTOGRAPH) slot.photograph = face; // for Back and Forward: the address cannot hold it
+    show(index, face, source);
     element("problem").hidden = true;
-    await update();
-    remark = note || "";
+    return note || "";
   } catch (error) {
     report(error);
+    return null;
   } finally {
     if (serial === slot.serial) slot.card.removeAttribute("aria-busy");
-    element("status").textContent = remark;
   }
+}
+
+function show(index, { latent, origin, image }, source) {
+  const slot = slots[index];
+  Object.assign(slot, { latent, origin, source });
+  URL.revokeObjectURL(slot.thumbnail);
+  slot.thumbnail = URL.createObjectURL(image);
+  Object.assign(slot.card.querySelector("img"), { src: slot.thumbnail, alt: `${FACES[index]}: ${origin}` });
+  Object.assign(slot.card.querySelector(".origin"), { textContent: origin, title: origin });
+  slot.card.querySelector(".seed input").value = source === PHOTOGRAPH ? "" : source.seed;
 }
 
 // The picture
