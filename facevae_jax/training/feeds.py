@@ -15,31 +15,51 @@ from facevae_jax.data.feed import Feed, FeedSpec, Kind, ResidentFeed, StreamedFe
 from facevae_jax.data.plan import BatchPlan
 from facevae_jax.training.telemetry import log
 
+# How to compute on fewer devices, by platform; elsewhere on a smaller slice.
+FEWER_DEVICES = {"cpu": "set JAX_NUM_CPU_DEVICES={}", "gpu": "name {} in CUDA_VISIBLE_DEVICES"}
 
-def check_batch_size(config: RunConfig, mesh: Mesh) -> None:
+
+def check_batch_size(config: RunConfig, mesh: Mesh, *, resumes: bool = False) -> None:
     """Raises a UserError unless each part of a batch has at least one image for each device.
 
-    A part that the devices do not divide is filled up with images that do not count.
+    A part that the devices do not divide is filled up with images that do not count. A run that resumes keeps its
+    batch size, so that its remedy is another.
     """
     devices, batch_size, parts = mesh.size, config.train.batch_size, config.train.accumulation
-    if batch_size // parts < devices:
-        of = f" in each of the {parts} parts of config.train.accumulation" if parts > 1 else ""
-        raise UserError(
-            f"config.train.batch_size={batch_size} is less than one image for each of the {devices} devices{of}: take "
-            f"--config.train.batch_size={devices * parts}."
-        )
+    if batch_size // parts >= devices:
+        return
+    if batch_size >= devices:
+        fewer = next(n for n in range(parts, 0, -1) if batch_size % n == 0 and batch_size // n >= devices)
+        remedy = f"take --config.train.accumulation={fewer}"
+    elif resumes:
+        remedy = f"a run keeps its batch size: {_on_fewer_devices(batch_size, mesh)}"
+    else:
+        remedy = f"take --config.train.batch_size={devices * parts}"
+    of = f" in each of the {parts} parts of config.train.accumulation" if parts > 1 else ""
+    raise UserError(
+        f"config.train.batch_size={batch_size} is less than one image for each of the {devices} devices{of}: {remedy}."
+    )
 
 
-def check_split_size(config: RunConfig, images: int, mesh: Mesh) -> None:
+def _on_fewer_devices(count: int, mesh: Mesh) -> str:
+    platform = mesh.devices.flat[0].platform
+    return FEWER_DEVICES.get(platform, "take a slice of {} chips or fewer").format(count)
+
+
+def check_split_size(config: RunConfig, images: int, mesh: Mesh, *, resumes: bool = False) -> None:
     """Raises a UserError unless the training images make at least one batch."""
-    if config.train.batch_size > images:
+    batch_size, parts = config.train.batch_size, config.train.accumulation
+    if batch_size <= images:
+        return
+    if resumes:
+        remedy = "a run keeps its batch size: put the images back, or take a new workdir"
+    elif images < mesh.size:
+        remedy = f"take more images, or {_on_fewer_devices(images, mesh)}"
+    else:
         largest = images // mesh.size * mesh.size
-        remedy = (
-            f"take --config.train.batch_size={largest}" if largest else f"{mesh.size} devices need at least as many"
-        )
-        raise UserError(
-            f"config.train.batch_size={config.train.batch_size} is more than the {images} training images: {remedy}."
-        )
+        remedy = f"take --config.train.batch_size={largest}"
+        remedy += " --config.train.accumulation=1" * (parts > 1)
+    raise UserError(f"config.train.batch_size={batch_size} is more than the {images} training images: {remedy}.")
 
 
 def make_feed(config: RunConfig, images: UInt8[np.ndarray, "n h w c"], mesh: Mesh, *, first_step: int) -> Feed:

@@ -12,30 +12,22 @@ import jax
 import numpy as np
 import optax
 
-from facevae_jax import models
 from facevae_jax.config import RunConfig
 from facevae_jax.core import hosts, numerics
 from facevae_jax.core.errors import UserError
-from facevae_jax.data.dataset import Dataset, open_dataset
+from facevae_jax.data.dataset import open_dataset
 from facevae_jax.data.feed import Feed, put
 from facevae_jax.objective import bits_per_dim
 from facevae_jax.training import workdir as workdirs
 from facevae_jax.training.alarms import Alarms
-from facevae_jax.training.checkpoints import Checkpoints, Restored
+from facevae_jax.training.checkpoints import Checkpoints, steps_in
 from facevae_jax.training.evaluation import Evaluator
 from facevae_jax.training.feeds import check_batch_size, check_split_size, make_feed
 from facevae_jax.training.optimizer import make_schedule
 from facevae_jax.training.pace import Schedule, Window, dispatch_length, figures
 from facevae_jax.training.pictures import PictureWriter
-from facevae_jax.training.setup import (
-    TrainSetup,
-    TrainState,
-    abstract_state,
-    create_state,
-    make_mesh,
-    parameter_count,
-    replicated,
-)
+from facevae_jax.training.setup import TrainSetup, TrainState, make_mesh, replicated
+from facevae_jax.training.start import check_data, opened, start_state
 from facevae_jax.training.step import compile_train_steps
 from facevae_jax.training.telemetry import Telemetry, log, log_error
 from facevae_jax.training.watchdog import Watchdog
@@ -222,14 +214,15 @@ def train(
     numerics.check()
     started = time.time() if started is None else started
     mesh = make_mesh()
-    check_batch_size(config, mesh)
     with workdirs.explained(workdir), contextlib.ExitStack() as stack:
         directory = hosts.together(lambda: workdirs.open_workdir(config, workdir, stack))
+        resumes = bool(steps_in(directory))
+        check_batch_size(config, mesh, resumes=resumes)
         dataset = hosts.together(lambda: opened(open_dataset(config.data)))
-        check_split_size(config, dataset.sizes["train"], mesh)
+        new = hosts.together(lambda: check_data(directory, dataset, accept_new=accept_new_data))
+        check_split_size(config, dataset.sizes["train"], mesh, resumes=resumes)
         schedule = Schedule.of(config, images=dataset.sizes["train"])
         setup = TrainSetup.of(config, mesh, total_steps=schedule.total)
-        new = hosts.together(lambda: check_data(directory, dataset, accept_new=accept_new_data))
         checkpoints = stack.enter_context(Checkpoints(directory, forget_scores=new))
         watchdog = stack.enter_context(Watchdog(config.train.watchdog_seconds))
         state, evaluated = start_state(setup, dataset, checkpoints, watchdog)
@@ -259,21 +252,6 @@ def train(
             return trainer.run(state, feed, evaluated=evaluated, started=started)
 
 
-def check_data(workdir: pathlib.Path, dataset: Dataset, *, accept_new: bool) -> bool:
-    """`workdirs.check_data`, which one process does for all."""
-    return hosts.is_main() and workdirs.check_data(workdir, dataset, accept_new=accept_new)
-
-
-def opened(dataset: Dataset) -> Dataset:
-    """The dataset, with the pixel stores that training reads."""
-    if dataset.evaluation_split == "train":
-        count = dataset.sizes.get("validation", 0)
-        log(f"{count} validation images are too few to judge by: the evaluations are of the training images")
-    for split in ("train", dataset.evaluation_split):
-        dataset.images(split)
-    return dataset
-
-
 @contextlib.contextmanager
 def alone_on_failure(watchdog: Watchdog) -> Iterator[None]:
     """Ends one process of several at once where it fails: it must not wait for the others, which wait for it."""
@@ -297,26 +275,3 @@ def alone_on_failure(watchdog: Watchdog) -> Iterator[None]:
         traceback.print_exc()
         log_error(f"{who} ends after step {watchdog.step:,} for the reason above, and all others with it.")
         hosts.leave(1)
-
-
-def start_state(setup: TrainSetup, dataset: Dataset, checkpoints: Checkpoints, watchdog: Watchdog) -> Restored:
-    """The state of the newest whole checkpoint, or a fresh one; of a kind that is fitted, the fitted one."""
-    devices = jax.devices()
-    processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
-    log(f"devices: {len(devices)} x {devices[0].device_kind}{processes}")
-    restored = checkpoints.restore_newest(abstract_state(setup))
-    if restored is not None:
-        log(f"resuming from step {int(restored.state.step):,}")
-        return restored
-    state = create_state(setup)
-    log(f"model: {parameter_count(state):,} parameters, counting batch statistics")
-    fit = models.fit_of(setup.config.model.kind)
-    if fit is None:
-        return Restored(state, evaluated=True)
-    started = time.perf_counter()
-    images = dataset.images("train")
-    params = hosts.together(lambda: fit(setup.config.model, images, progress=watchdog.heartbeat))
-    params = hosts.of_main(params)
-    log(f"fitted to {dataset.sizes['train']:,} images in {time.perf_counter() - started:.1f} s")
-    params = jax.device_put(params, replicated(setup.mesh))
-    return Restored(state._replace(params=params, step=state.step + 1), evaluated=False)
