@@ -39,7 +39,9 @@ DEFAULT_DATA_DIR = DataConfig.data_dir
 RESERVED = (DataConfig.name, ARRAYS)  # of the drawn faces, and of images that a program gave
 GENERAL_CONFIGS = {64: "ffhq64", 128: "ffhq128", 256: "ffhq256"}  # for datasets without a config of their own
 MIN_STEPS = 4_000  # of training; after some hundred a face is still gray
-SMALL_BATCHES = (16, 32)  # images, of a dataset that gives fewer steps: at most a thousand images, or more
+FEW_IMAGES = 1_000
+SMALL_BATCHES = (16, 32)  # images, of a dataset that gives fewer steps: at most `FEW_IMAGES`, or more
+FEW_IMAGES_FACTOR = 100_000.0  # r_loss_factor at 64x64: a noise of sqrt(D / (2 x factor)) = 0.25 of a pixel's range
 EVALUATIONS = 20  # of such a run
 
 
@@ -269,18 +271,31 @@ def next_command(data_dir: str, *, name: str, resolution: int, images: int) -> s
         overrides += [f"--config.data.resolution={resolution}"] * (resolution != nearest)
     if data_dir != DEFAULT_DATA_DIR:
         overrides.append(f"--config.data.data_dir={data_dir}")
-    overrides += [f"--config.train.{name}={value}" for name, value in schedule_for(images).items()]
+    overrides += [f"--config.{name}={value}" for name, value in settings_for(images, resolution).items()]
     words = [config, *overrides, f"--workdir=/tmp/{name}{resolution}"]
     return shlex.join(["python", "-m", "facevae_jax.main", *words])
 
 
-def schedule_for(images: int) -> dict[str, int]:
-    """Settings of `train` for few images, so that there are steps enough to learn a face; none for many."""
+def settings_for(images: int, resolution: int) -> dict[str, int | float | str]:
+    """Settings for few images, so that there are steps enough to learn a face; none for many.
+
+    With hundreds of images the variance that a decoder learns is that of faces it knows by heart, of which those of
+    strangers differ by many times it: the validation loss grows from the first minute on. A fixed one does not.
+    """
     if not images or images // TrainConfig.batch_size * TrainConfig.epochs >= MIN_STEPS:
         return {}
-    batch = min(SMALL_BATCHES[images > 1_000], 1 << (images.bit_length() - 1))  # a power of two, for many devices
+    few = images <= FEW_IMAGES
+    batch = min(SMALL_BATCHES[not few], 1 << (images.bit_length() - 1))  # a power of two, for many devices
     epochs = -(-MIN_STEPS // (images // batch))
-    return {"batch_size": batch, "epochs": epochs, "evaluate_every_epochs": max(1, epochs // EVALUATIONS)}
+    settings: dict[str, int | float | str] = {
+        "train.batch_size": batch,
+        "train.epochs": epochs,
+        "train.evaluate_every_epochs": max(1, epochs // EVALUATIONS),
+    }
+    if few:
+        settings["objective.likelihood"] = "mse"
+        settings["objective.r_loss_factor"] = FEW_IMAGES_FACTOR * (resolution / 64) ** 2
+    return settings
 
 
 if __name__ == "__main__":

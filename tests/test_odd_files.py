@@ -25,7 +25,7 @@ from facevae_jax.data.layouts.parquet import parquet_layout
 from facevae_jax.data.layouts.types import Attribute
 from facevae_jax.data.sources import images
 from facevae_jax.data.sources.opening import open_source
-from facevae_jax.prepare import schedule_for
+from facevae_jax.prepare import settings_for
 from facevae_jax.trained.labels import with_commas
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 40, 3)).astype(np.uint8)
@@ -409,8 +409,8 @@ def test_paths_and_attributes_may_have_commas(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("images_", [1, 2, 18, 54, 270, 2_700, 16_000, 60_000, 160_000])
 def test_few_images_have_steps_enough(images_):
-    settings = {"batch_size": 128, "epochs": 30} | schedule_for(images_)
-    assert settings["batch_size"] <= max(images_, 1)
-    steps = images_ // settings["batch_size"] * settings["epochs"]
+    settings = {"train.batch_size": 128, "train.epochs": 30} | settings_for(images_, 64)
+    assert settings["train.batch_size"] <= max(images_, 1)
+    steps = images_ // settings["train.batch_size"] * settings["train.epochs"]
     assert steps >= 3_700
     assert steps <= 4_200 or images_ >= 16_000

@@ -54,7 +54,7 @@ def check_split_size(config: RunConfig, images: int, mesh: Mesh, *, resumes: boo
     if resumes:
         remedy = "a run keeps its batch size: put the images back, or take a new workdir"
     elif images < mesh.size:
-        remedy = f"take more images, or {_on_fewer_devices(images, mesh)}"
+        remedy = f"{mesh.size} devices need at least as many: add some, or {_on_fewer_devices(images, mesh)}"
     else:
         largest = images // mesh.size * mesh.size
         remedy = f"take --config.train.batch_size={largest}"

@@ -165,7 +165,8 @@ class Trainer:
             self.pictures(state, step=step)
         values["seconds"] = time.perf_counter() - started
         self.telemetry.evaluated(values["seconds"])
-        log(f"step {step:>7,}/{self.schedule.total:,}  {self.split:<10}  {describe(values)}")
+        name = "eval train" if self.split == "train" else self.split  # unlike the lines of training
+        log(f"step {step:>7,}/{self.schedule.total:,}  {name:<10}  {describe(values)}")
         warming = step <= max(self.setup.config.train.warmup_steps, self.setup.config.objective.kl_warmup_steps)
         for line in self.alarms.check(values, self.training_loss, latent_units=int(units.sum()), warming=warming):
             log(f"alarm: {line}")
@@ -230,6 +231,7 @@ def train(
         watchdog.step = step
         feed = None
         if step < schedule.total:
+            log(schedule.describe(config.train))
             feed = make_feed(config, dataset.images("train"), mesh, first_step=step)
             stack.callback(feed.close)
         telemetry = stack.enter_context(Telemetry(directory, config, first_step=step, total_steps=schedule.total))

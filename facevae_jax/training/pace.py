@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from facevae_jax import models
-from facevae_jax.config import RunConfig
+from facevae_jax.config import RunConfig, TrainConfig
 from facevae_jax.data.plan import steps_per_epoch
 from facevae_jax.objective import Loss
 from facevae_jax.training.step import Metrics
@@ -33,6 +33,13 @@ class Schedule(NamedTuple):
         fitted = models.fit_of(config.model.kind) is not None
         total = 1 if fitted else train.steps or epoch * train.epochs
         return cls(total, train.log_every_steps, evaluate, train.checkpoint_every_steps or evaluate, epoch)
+
+    def describe(self, train: TrainConfig) -> str:
+        """One line for the log."""
+        return (
+            f"schedule: {self.total:,} steps of {train.batch_size:,} images, {self.epoch:,} an epoch; a warm-up of "
+            f"{train.warmup_steps:,}; an evaluation every {self.evaluate_every:,}"
+        )
 
     def evaluates(self, step: int) -> bool:
         """Whether there is an evaluation after `step` steps."""
