@@ -194,7 +194,7 @@ def test_an_upload_that_breaks_off_prints_nothing(server, capfd):
 def test_it_listens_on_the_loopback_address_only(server):
     with pytest.raises(ConnectionRefusedError):  # another loopback address, which 0.0.0.0 would include
         socket.create_connection(("127.0.0.2", server[1]), timeout=120)
-    with pytest.raises(UserError, match=f"--port={server[1]}"):
+    with pytest.raises(UserError, match=f"port={server[1]}"):
         listen(server[1])
 
 
@@ -203,7 +203,7 @@ def test_sliders_are_the_dimensions_that_change_the_picture_most(trained):
     base = trained.decode(mean[None]).astype(float)
     changes = [np.square(trained.decode(row[None]) - base).mean() for row in mean + np.diag(deviations)]
     assert sheets.strongest_dimensions(trained) == np.argsort(-np.array(changes), kind="stable").tolist()
-    with pytest.raises(UserError, match=r"--dimensions=8.*0 to 7"):
+    with pytest.raises(UserError, match=r"dimensions=8.*0 to 7"):
         sliders.dimension_sliders(trained, [8])
 
 
