@@ -49,6 +49,10 @@ def train(
       UserError: the config does not fit the data, the devices or an earlier run in `workdir`; training failed; or there
         are several processes, for which `python -m facevae_jax.main` is.
     """
+    if not isinstance(config, RunConfig):
+        raise UserError(
+            f"config: a {type(config).__name__}: give a RunConfig, as RunConfig.from_config_dict makes one."
+        )
     if jax.process_count() > 1:
         raise UserError("facevae_jax.train runs in one process: start python -m facevae_jax.main on each host.")
     if images is None and validation_images is not None:

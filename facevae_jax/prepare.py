@@ -22,7 +22,7 @@ from absl import flags
 
 from facevae_jax.config import MAX_RESOLUTION, MIN_RESOLUTION, DataConfig, TrainConfig
 from facevae_jax.core import command_line, named_configs, parallel
-from facevae_jax.core.errors import UserError, expand_home, some
+from facevae_jax.core.errors import UserError, check_choice, expand_home, some
 from facevae_jax.core.files import AnyPath
 from facevae_jax.data.dataset import ARRAYS
 from facevae_jax.data.layouts.celeba import celeba_layout
@@ -164,8 +164,8 @@ def prepare(
     """
     source, data_dir = os.fspath(source), os.fspath(data_dir)
     attributes = None if attributes is None else os.fspath(attributes)
-    if layout not in LAYOUTS:
-        raise UserError(f"--layout={layout}: choose one of {', '.join(LAYOUTS)}.")
+    check_choice(layout, tuple(LAYOUTS), name="--layout")
+    check_choice(on_bad_image, get_args(builder.Policy), name="--on_bad_image")
     if not source:
         raise UserError("--source is missing: give the folder or .zip file of the images, or the TFDS dataset's name.")
     if resolution & (resolution - 1) or not MIN_RESOLUTION <= resolution <= MAX_RESOLUTION:

@@ -24,6 +24,58 @@ def test_help_shows_every_public_name_with_its_docstring(name):
     assert name in dir(facevae_jax)
 
 
+def test_errors_name_arguments_in_python_and_flags_in_a_command(tmp_path):
+    with pytest.raises(UserError, match=r"^layout='foldr' .*folder"):
+        facevae_jax.prepare(tmp_path, layout="foldr", resolution=64)
+    result = run_module("facevae_jax.prepare", "--layout=foldr", f"--source={tmp_path}", "--resolution=64")
+    assert_one_line_error(result, "--layout='foldr'")
+    # The flags of a command that it tells to run stay flags.
+    with pytest.raises(UserError, match=r"^source=.* try python -m facevae_jax.prepare --layout=folder --source="):
+        facevae_jax.prepare(tmp_path, layout="celeba", resolution=64, data_dir=tmp_path / "data")
+
+
+@pytest.mark.parametrize(
+    ("call", "named"),
+    [
+        (lambda model: model.sample(0), "^count=0"),
+        (lambda model: model.sample_stream(-1), "^count=-1"),
+        (lambda model: model.sample(1, seed=-1), "^seed=-1"),
+        (lambda model: model.sample(1, prior="gaussain"), "^prior='gaussain' .*gaussian"),
+        (lambda model: model.sample(1, temperature=float("nan")), "^temperature=nan"),
+        (lambda model: facevae_jax.evaluate(model, "tset"), "^split='tset'"),
+    ],
+)
+def test_names_and_numbers_from_python_are_checked(finished, call, named):
+    with pytest.raises(UserError, match=named):
+        call(facevae_jax.load(finished[0]))
+
+
+UNTYPED = """
+import sys, facevae_jax
+from facevae_jax.trained.directions import direction_of
+calls = (
+    lambda: direction_of(facevae_jax.load(sys.argv[1]), "smile", method="men"),
+    lambda: facevae_jax.train({}, "/nowhere"),
+    lambda: facevae_jax.prepare("x", layout="folder", resolution=64, on_bad_image="skp"),
+)
+for call in calls:
+    try:
+        call()
+    except facevae_jax.core.errors.UserError as error:
+        print(error)
+"""
+
+
+def test_what_types_would_have_refused_is_named_too(finished):
+    """In a process of its own: here the types of arguments are checked at run time."""
+    words = [sys.executable, "-c", UNTYPED, str(finished[0])]
+    result = subprocess.run(words, capture_output=True, text=True, check=True, cwd=REPOSITORY)
+    starts = ("direction='men' ", "config: a dict", "on_bad_image='skp' ")
+    assert [line.startswith(start) for line, start in zip(result.stdout.splitlines(), starts, strict=True)] == [
+        True
+    ] * 3
+
+
 def test_unknown_names_are_attribute_errors():
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = facevae_jax.no_such_name

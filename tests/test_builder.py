@@ -95,7 +95,7 @@ def test_find_dataset_takes_the_newest_whole_version(tmp_path):
         (tmp_path / "toy" / "32" / version / "dataset_info.json").write_text("{}")
     (tmp_path / "toy" / "32" / "2.0.0" / "dataset_info.json").unlink()  # not whole
     assert reading.find_dataset(tmp_path, name="toy", resolution=32).name == "1.10.0"
-    with pytest.raises(UserError, match=r"config\.data\.resolution=64: .* at 32: use --config\.data\.resolution=32"):
+    with pytest.raises(UserError, match=r"config\.data\.resolution=64: .* at 32: use config\.data\.resolution=32"):
         reading.find_dataset(tmp_path, name="toy", resolution=64)
 
 

@@ -52,7 +52,7 @@ def test_files_come_before_names_unless_the_name_is_bare(monkeypatch, elsewhere)
         ("", "celeba64"),
         ("__init__", "quickstart"),
         ("~nobody-of-this-name/x.py", "nobody-of-this-name"),
-        ("x" * 300, "--config"),
+        ("x" * 300, "config"),
     ],
 )
 def test_an_unknown_name_is_refused_with_the_nearest_names(given, mentioned):

@@ -240,7 +240,7 @@ def test_a_full_and_a_read_only_disk(tmp_path, fault):
 
 @pytest.mark.parametrize(
     ("vanishes", "policy", "message"),
-    [("out/toy", "skip", "--data_dir=.* cannot be"), ("faces", "error", r"\d+ of 60 images .*No such file")],
+    [("out/toy", "skip", "data_dir=.* cannot be"), ("faces", "error", r"\d+ of 60 images .*No such file")],
 )
 def test_a_folder_that_vanishes_in_the_middle(source, tmp_path, monkeypatch, vanishes, policy, message):
     shutil.copytree(source, tmp_path / "faces")

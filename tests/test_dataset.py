@@ -77,10 +77,10 @@ def test_rows_and_splits_that_are_not_there_are_named(kind, request):
     dataset = request.getfixturevalue(kind)
     np.testing.assert_array_equal(dataset.read_rows("train", [2, 0]), dataset.images("train")[[2, 0]])
     for row in (-1, dataset.sizes["train"]):
-        with pytest.raises(UserError, match=f"--rows={row}: .*'train'"):
+        with pytest.raises(UserError, match=f"rows={row}: .*'train'"):
             dataset.read_rows("train", [0, row])
     for member in (dataset.images, dataset.labels, dataset.names):
-        with pytest.raises(UserError, match=r"--split='extra'.*train and validation"):
+        with pytest.raises(UserError, match=r"split='extra'.*train and validation"):
             member("extra")
 
 

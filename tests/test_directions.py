@@ -108,7 +108,7 @@ def test_unknown_labels_are_left_out(world):
 def test_labels_that_cannot_be_fitted_are_named(world, method):
     with pytest.raises(UserError, match="'constant'"):
         world.fit(Labels("constant", True, np.zeros(IMAGES)), method=method)
-    with pytest.raises(UserError, match="--keep=grin"):
+    with pytest.raises(UserError, match="keep=grin"):
         world.fit(world.smile, world.smile._replace(name="grin"), method=method)
     # A kept label that is the same wherever the edited one is known.
     other = Labels("other", True, (np.arange(IMAGES) % 2).astype(float))

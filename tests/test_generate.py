@@ -205,11 +205,11 @@ def test_kept_attributes(trained, monkeypatch):
     kinds = (Attribute("smile", "continuous"), Attribute("glasses", "binary"), Attribute("city", "categorical", ("a",)))
     monkeypatch.setattr(Drawn, "attributes", kinds)
     assert kept_attributes(trained, "smile", ("all",)) == ["glasses"]
-    for attribute, keep, mentioned in (("smile", ("city",), "--keep=city"), ("city", (), "--attribute=city")):
+    for attribute, keep, mentioned in (("smile", ("city",), "keep=city"), ("city", (), "attribute=city")):
         with pytest.raises(UserError, match=mentioned):
             kept_attributes(trained, attribute, keep)
     monkeypatch.setattr(Drawn, "attributes", ())
-    with pytest.raises(UserError, match="--attribute=smile"):
+    with pytest.raises(UserError, match="attribute=smile"):
         verbs.edit(trained, Request(attribute=("smile",)))
 
 
@@ -255,29 +255,29 @@ def test_codes_as_parquet(trained, tmp_path):
 @pytest.mark.parametrize(
     ("verb", "request_", "mentioned"),
     [
-        ("edit", {}, "--attribute"),
+        ("edit", {}, "attribute"),
         ("edit", {"attribute": ("smyle",)}, "smyle.* smile"),
-        ("edit", {"attribute": ("smile",), "keep": ("gender",)}, "--keep=gender"),
-        ("edit", {"attribute": ("smile",), "keep": ("smile",)}, "--keep=smile"),
-        ("edit", {"attribute": ("smile",), "alpha": (0.0, 40.0)}, "--alpha=40"),
-        ("edit", {"attribute": ("smile",), "alpha": (float("nan"),)}, "--alpha=nan"),
-        ("sample", {"attribute": ("smile",)}, "--attribute=smile=1"),
+        ("edit", {"attribute": ("smile",), "keep": ("gender",)}, "keep=gender"),
+        ("edit", {"attribute": ("smile",), "keep": ("smile",)}, "keep=smile"),
+        ("edit", {"attribute": ("smile",), "alpha": (0.0, 40.0)}, "alpha=40"),
+        ("edit", {"attribute": ("smile",), "alpha": (float("nan"),)}, "alpha=nan"),
+        ("sample", {"attribute": ("smile",)}, "attribute=smile=1"),
         ("sample", {"attribute": ("glases=1",)}, "glasses"),
-        ("sample", {"attribute": ("glasses=2",)}, "--attribute=glasses=2.*0 or 1"),
-        ("sample", {"attribute": ("smile=broad",)}, "--attribute=smile=broad.*number"),
-        ("sample", {"attribute": ("smile=1",), "prior": "gaussian"}, "--prior=flow"),
-        ("traverse", {"dimensions": (8,)}, "--dimensions=8"),
-        ("reconstruct", {"rows": (37,)}, "--rows=37"),
-        ("reconstruct", {"split": "test", "output": "x.npz"}, "--split='test'"),
+        ("sample", {"attribute": ("glasses=2",)}, "attribute=glasses=2.*0 or 1"),
+        ("sample", {"attribute": ("smile=broad",)}, "attribute=smile=broad.*number"),
+        ("sample", {"attribute": ("smile=1",), "prior": "gaussian"}, "prior=flow"),
+        ("traverse", {"dimensions": (8,)}, "dimensions=8"),
+        ("reconstruct", {"rows": (37,)}, "rows=37"),
+        ("reconstruct", {"split": "test", "output": "x.npz"}, "split='test'"),
         ("reconstruct", {"images": ("/nowhere/x.png",)}, "/nowhere/x.png"),
         ("reconstruct", {"images": (__file__,)}, "test_generate.py"),
         ("morph", {"rows": (0, 1, 2)}, "3"),
         ("sample", {"count": 20_000}, "20,000"),
         ("interpolate", {"count": 2, "steps": 60_000, "output": "x.npz"}, "120,002"),
-        ("sample", {"output": "..", "format": "png"}, r"--output='..'"),
-        ("sample", {"output": "x.jpg"}, "--output='x.jpg'"),
-        ("sample", {"output": "x.png", "format": "npz"}, r"x\.png.*--format=npz"),
-        ("sample", {"output": "x.gif"}, "--format=gif"),
+        ("sample", {"output": "..", "format": "png"}, r"output='..'"),
+        ("sample", {"output": "x.jpg"}, "output='x.jpg'"),
+        ("sample", {"output": "x.png", "format": "npz"}, r"x\.png.*format=npz"),
+        ("sample", {"output": "x.gif"}, "format=gif"),
         ("encode", {"output": "x.csv"}, r"x\.csv"),
     ],
 )

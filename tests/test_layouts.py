@@ -78,7 +78,7 @@ def test_ffhq_takes_thumbnails_up_to_128_pixels(tmp_path, resolution, folder):
 @pytest.mark.parametrize("name", ["70000.png", "portrait.png"])
 def test_ffhq_refuses_other_numbers(tmp_path, name):
     save(tmp_path / "thumbnails128x128" / name)
-    with pytest.raises(UserError, match=rf"{name} is not an FFHQ file name.*--layout=folder"):
+    with pytest.raises(UserError, match=rf"{name} is not an FFHQ file name.*layout=folder"):
         ffhq.ffhq_layout(tmp_path, resolution=64)
 
 
@@ -120,7 +120,7 @@ def test_ffhq_attributes_are_found_or_given_or_absent(tmp_path):
     (tmp_path / "labels").rename(tmp_path / "ffhq" / "ffhq-features-dataset")
     for layout in (given, ffhq.ffhq_layout(tmp_path / "ffhq", resolution=64)):
         assert layout.splits["train"][0].attributes[0] == 38.0
-    with pytest.raises(UserError, match=r"--attributes=.*expected the ffhq-features-dataset"):
+    with pytest.raises(UserError, match=r"attributes=.*expected the ffhq-features-dataset"):
         ffhq.ffhq_layout(tmp_path / "ffhq", resolution=64, attributes=tmp_path / "ffhq" / "thumbnails128x128")
 
 

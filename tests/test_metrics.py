@@ -108,7 +108,7 @@ def test_features_of_a_users_function():
     np.testing.assert_array_equal(found, batches.reshape(12, -1)[:, :5])
     assert frechet.named_extractor("numpy.linalg:norm") is np.linalg.norm
     for name in ("numpy", "nowhere.at_all:f", "numpy:no_such", "numpy:pi"):
-        with pytest.raises(UserError, match=f"--features='{name}'"):
+        with pytest.raises(UserError, match=f"features='{name}'"):
             frechet.named_extractor(name)
     with pytest.raises(UserError, match=r"shape \[2\] for 4 images"):
         frechet.features_of(lambda x: x[:2, 0, 0, 0], batches)
@@ -206,7 +206,7 @@ def test_one_draw_is_the_elbo(linear, bounds):
 
 def test_draws_that_cannot_be_grouped_are_refused():
     for draws in ((), (0, 10), (1, 10, 15), (10, 1), (5, 5)):
-        with pytest.raises(UserError, match="--importance_samples="):
+        with pytest.raises(UserError, match="importance_samples="):
             likelihood.check_draws(draws)
 
 

@@ -68,16 +68,16 @@ def test_command_from_images_to_the_next_command(faces, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        *(({"resolution": size}, "--resolution=.*from 32 to 1024") for size in (0, -64, 16, 48, 2048)),
-        ({"layout": ""}, "--layout="),
-        ({"layout": "imagenet"}, "--layout=imagenet.*ffhq, celeba, folder, parquet, tfds"),
-        ({"source": ""}, "--source is missing"),
+        *(({"resolution": size}, "resolution=.*from 32 to 1024") for size in (0, -64, 16, 48, 2048)),
+        ({"layout": ""}, "layout="),
+        ({"layout": "imagenet"}, "layout='imagenet'.*ffhq, celeba, folder, parquet, tfds"),
+        ({"source": ""}, "source is missing"),
         ({"source": "/nowhere/at/all"}, "/nowhere/at/all.*does not exist"),
-        ({"data_dir": __file__}, "--data_dir="),
-        ({"name": "../up"}, "--name='../up'"),
-        ({"name": "synthetic"}, "--name='synthetic'"),
-        ({"workers": 0}, "--workers=0"),
-        ({"attributes": "x"}, "--attributes='x': give a file .csv, .json or .jsonl"),
+        ({"data_dir": __file__}, "data_dir="),
+        ({"name": "../up"}, "name='../up'"),
+        ({"name": "synthetic"}, "name='synthetic'"),
+        ({"workers": 0}, "workers=0"),
+        ({"attributes": "x"}, "attributes='x': give a file .csv, .json or .jsonl"),
     ],
 )
 def test_impossible_flags(flags, message, faces, tmp_path):
@@ -103,9 +103,9 @@ def test_second_run_does_nothing_and_overwrite_does(faces, tmp_path, capsys):
     prepare(source="/removed/since/faces", **flags)
     assert capsys.readouterr().out.startswith("already prepared: ")
     assert info.stat().st_ino == before
-    with pytest.raises(UserError, match=r"prepared from 'faces' .*not 'other'.*--name=NAME .*--overwrite"):
+    with pytest.raises(UserError, match=r"prepared from 'faces' .*not 'other'.*name=NAME .*overwrite"):
         prepare(source="/somewhere/other", **flags)
-    with pytest.raises(UserError, match=r"--layout=folder\), not .*--layout=celeba"):
+    with pytest.raises(UserError, match=r"layout=folder\), not .*layout=celeba"):
         prepare(source=str(faces), name="folder", **flags | {"layout": "celeba"})
     assert info.stat().st_ino == before
     prepare(source=str(faces), overwrite=True, **flags)
@@ -141,7 +141,7 @@ def test_tfds_dataset_that_is_not_there_or_in_another_format(catalogue, tmp_path
         (tmp_path / version).mkdir(parents=True)
         (tmp_path / version / "dataset_info.json").write_text('{"fileFormat": "tfrecord"}')
     for source, folder, message in [
-        ("lfw", catalogue, r"--source='lfw': TFDS has not prepared it .*download_and_prepare\(\)"),
+        ("lfw", catalogue, r"source='lfw': TFDS has not prepared it .*download_and_prepare\(\)"),
         ("toy", tmp_path, "format 'tfrecord', which need TensorFlow: move it away, then python -c"),
         ("mine", tmp_path, "TFDS has not prepared it"),  # a dataset of this project's, not TFDS's
         ("two", tmp_path, "choose one of two/a, two/b"),

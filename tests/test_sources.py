@@ -137,6 +137,6 @@ def test_links_bombs_and_damage_in_archives_are_bad_images(tmp_path):
 def test_an_archive_that_is_cut_cannot_be_read(tmp_path):
     path = archive(tmp_path / "a.zip", [(f"{i}.png", png(i)) for i in range(5)])
     os.truncate(path, path.stat().st_size // 3)
-    with pytest.raises(UserError, match=f"--source='{path}' cannot be read") as caught:
+    with pytest.raises(UserError, match=f"source='{path}' cannot be read") as caught:
         folder_layout(path)
     assert "\n" not in str(caught.value)

@@ -234,7 +234,7 @@ def test_a_workdir_that_cannot_be_used_is_named(tiny_config, tmp_path, name):
     (tmp_path / name).write_text("[1]")
     with pytest.raises(UserError, match=name):
         train(tiny_config, tmp_path)
-    with pytest.raises(UserError, match=f"--workdir='{tmp_path / name / 'run'}'"):
+    with pytest.raises(UserError, match=f"workdir='{tmp_path / name / 'run'}'"):
         train(tiny_config, tmp_path / name / "run")
 
 

@@ -202,13 +202,13 @@ def test_contact_sheets(toy, faces):
 def test_errors_of_the_command(toy, tmp_path, capsys):
     data_dir = str(toy.parent.parent.parent)
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"--output='.*file/x' cannot be written to"):
+    with pytest.raises(UserError, match=r"output='.*file/x' cannot be written to"):
         verify_command(name="toy", resolution=R, data_dir=data_dir, output=str(tmp_path / "file" / "x"))
     flip(toy / "pixels" / "train.npy")
     with pytest.raises(UserError, match=r"toy/64/1\.0\.0: 1 problem \(pixels/train\.npy: .*delete .*pixels, which"):
         verify_command(name="toy", resolution=R, data_dir=data_dir)
     assert "pixel stores: pixels/train.npy is not whole, pixels/validation.npy is whole" in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"--name=no --resolution=64: no such .*--name=toy --resolution=64\."):
+    with pytest.raises(UserError, match=r"name=no resolution=64: no such .*name=toy resolution=64\."):
         verify_command(name="no", resolution=R, data_dir=data_dir)
 
 

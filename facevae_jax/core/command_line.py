@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from absl import flags, logging
 
 from facevae_jax.core import named_configs, numerics, streams
-from facevae_jax.core.errors import UserError, expand_home, of_environment
+from facevae_jax.core.errors import UserError, expand_home, in_command, of_environment
 
 # Signals that end a command. It first deletes the files that it has only half written.
 ENDING = (signal.SIGTERM, signal.SIGHUP)
@@ -36,8 +36,8 @@ def run(
     try:
         _end_at_signals()
         logging.set_verbosity(logging.FATAL)  # libraries also log the errors that they raise
-        arguments = parse_flags(sys.argv, check_arguments, more_help)
-        code = main(arguments)
+        with in_command():
+            code = main(parse_flags(sys.argv, check_arguments, more_help))
     except UserError as error:
         if str(error):  # empty: another process prints it
             print(f"error: {error}", file=sys.stderr)

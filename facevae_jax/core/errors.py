@@ -1,22 +1,50 @@
 """Errors that the user can fix print one line; all others keep their traceback."""
 
+import contextlib
 import errno
 import os
 import pathlib
 import re
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 # A full disk or quota, a read-only disk, and the largest file that a process may write.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+
+
+FLAG = re.compile(r"(?<![\w-])--(?=[a-z])")
+
+_in_command = False
+
+
+@contextlib.contextmanager
+def in_command() -> Iterator[None]:
+    """While the block runs, errors name flags."""
+    global _in_command
+    before, _in_command = _in_command, True
+    try:
+        yield
+    finally:
+        _in_command = before
 
 
 class UserError(Exception):
     """An error that the user can fix.
 
     The message is one line that names the key, path or value and the remedy. Commands print it and exit with code 2
-    (see `command_line.run`).
+    (see `command_line.run`). It is written with flags, such as --rows=3; to a caller from Python these are arguments,
+    rows=3, but for those of a command that it tells to run.
     """
+
+    def __init__(self, message: str = "") -> None:
+        before, command, after = message.partition("python -m ")
+        super().__init__(message if _in_command else FLAG.sub("", before) + command + after)
+
+
+def check_choice(value: object, choices: Sequence[str], *, name: str) -> None:
+    """Raises a UserError unless the value of the flag or argument `name` is one of `choices`."""
+    if value not in choices:
+        raise UserError(f"{name}={value!r} is unknown: choose one of {', '.join(choices)}.")
 
 
 def expand_home(path: str | os.PathLike[str], *, name: str) -> pathlib.Path:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float32
 
-from facevae_jax.core.errors import UserError
-from facevae_jax.latents.directions import Direction, EditMethod, Labels, Whitening, fit_direction
+from facevae_jax.core.errors import UserError, check_choice
+from facevae_jax.latents.directions import METHODS, Direction, EditMethod, Labels, Whitening, fit_direction
 from facevae_jax.latents.moments import moments_of
 from facevae_jax.trained.codes import posterior_sample
 from facevae_jax.trained.labels import check_name
@@ -27,8 +27,9 @@ def direction_of(
       keep: attributes that are to stay as they are; `all` stands for every other one whose values have an order.
 
     Raises:
-      UserError: there is no such attribute, or too few labels; the run's data are not there.
+      UserError: there is no such attribute or method, or there are too few labels; the run's data are not there.
     """
+    check_choice(method, METHODS, name="--direction")
     kept = kept_attributes(trained, attribute, keep)
     name = f"direction-{method}-{'+'.join([attribute, *sorted(kept)])}"
     found = trained.artifacts.get(name)

@@ -14,8 +14,9 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Float32, Shaped, UInt8
 
 from facevae_jax.config import RunConfig
-from facevae_jax.core.errors import UserError
+from facevae_jax.core.errors import UserError, check_choice
 from facevae_jax.core.random import named_key
+from facevae_jax.core.settings import MAX_SEED
 from facevae_jax.data.dataset import open_dataset
 from facevae_jax.inference import Encoded, Inference
 from facevae_jax.latents.moments import Moments
@@ -150,8 +151,9 @@ class TrainedModel:
 
         Raises:
           UserError: an unknown prior, or one that is fitted to data which are not on this machine; an impossible
-            temperature.
+            count, temperature or seed.
         """
+        _check_draws(count, seed)
         sample = self.sampler(prior, temperature=temperature)
         return np.asarray(sample(named_key(seed, "sample"), np.arange(count)))
 
@@ -159,6 +161,7 @@ class TrainedModel:
         self, count: int, *, prior: str | Prior | None = None, temperature: float = 1.0, seed: int = 0
     ) -> Iterator[UInt8[np.ndarray, "b r r 3"]]:
         """The faces of `sample` a batch at a time, in memory that does not grow with their number."""
+        _check_draws(count, seed)
         sample = self.sampler(prior, temperature=temperature)
         size = min(self.inference.batch_size, 1 << max(count - 1, 0).bit_length())
         key = named_key(seed, "sample")
@@ -179,8 +182,7 @@ class TrainedModel:
         Raises:
           UserError: there is no such prior, or the data that it is fitted to are not on this machine.
         """
-        if name not in PRIORS:
-            raise UserError(f"prior={name!r} is unknown: choose one of {', '.join(PRIORS)}.")
+        check_choice(name, tuple(PRIORS), name="--prior")
         cls = prior_class(name)
         if not is_kept(cls):
             return cls.fit(self.codes)
@@ -302,3 +304,11 @@ class TrainedModel:
         if not np.isfinite(codes).all():
             raise UserError("codes that are not finite have no picture.")
         return codes.reshape(len(codes), -1).astype(np.float32)
+
+
+def _check_draws(count: int, seed: int) -> None:
+    """Raises a UserError for a number of faces, or a seed, that there cannot be."""
+    if count < 1:
+        raise UserError(f"--count={count}: choose at least 1.")
+    if not 0 <= seed <= MAX_SEED:
+        raise UserError(f"--seed={seed}: choose from 0 to {MAX_SEED}.")
