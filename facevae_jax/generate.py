@@ -11,7 +11,8 @@ python -m facevae_jax.generate VERB --workdir=/tmp/quickstart
   encode        latents, as .npz or .parquet           --images | --split; --posterior
 
 --output says where and, by its ending, how: .png is one grid, .npz one array (arr_0, uint8 NHWC), .gif, .webp and .mp4
-are animations, and no ending is a folder of single PNG files; or say --format.
+are animations, and no ending is a folder of single PNG files; or say --format. --scale=4 enlarges small pictures, and
+--labels writes on a grid what its rows and columns are.
 """
 
 import dataclasses
@@ -46,6 +47,8 @@ flags.DEFINE_enum(
 )
 flags.DEFINE_float("temperature", 1.0, "Factor on the prior's standard deviations.")
 flags.DEFINE_integer("seed", 0, "Another seed gives other faces.", lower_bound=0, upper_bound=2**32 - 1)
+flags.DEFINE_integer("scale", 1, "Each pixel becomes a square of so many on each side.", lower_bound=1, upper_bound=16)
+flags.DEFINE_boolean("labels", False, "Write on a grid what its rows and columns are.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 0, "Images at a time; 0: what suits the resolution.", lower_bound=0)
 flags.DEFINE_enum("posterior", "mean", ["mean", "sample"], "Which latent of a face is taken.")
 flags.DEFINE_integer("steps", 8, "Pictures from each face to the next.", lower_bound=1, upper_bound=10_000)

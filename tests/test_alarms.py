@@ -114,3 +114,31 @@ def test_a_run_logs_its_alarms(tiny_config, tmp_path, capsys, sections, expected
     found = {line.split(": ")[1] for line in lines}
     assert expected <= found
     assert bool(expected) == bool(found)
+
+
+HEALTHY = {
+    "paper": {},
+    "wide": {"model": {"latent_dim": 64, "filters": (16, 32, 64)}},
+    "narrow": {"model": {"latent_dim": 2}},
+    "sharp": {"objective": {"r_loss_factor": 100_000.0}},
+    "gaussian": {"objective": {"likelihood": "gaussian"}},
+    "learned variance": {"objective": {"likelihood": "gaussian", "variance": "learned"}},
+    "bits": {"objective": {"likelihood": "discretized_logistic"}},
+    "warmed up": {"objective": {"kl_warmup_steps": 150}, "train": {"warmup_steps": 100, "schedule": "cosine"}},
+    "free bits, averaged": {"objective": {"free_bits": 0.5}, "train": {"ema_decay": 0.99}},
+    "autoencoder": {"model": {"kind": "autoencoder"}},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sections", HEALTHY.values(), ids=HEALTHY)
+def test_a_healthy_run_logs_no_alarm(tiny_config, tmp_path, capsys, sections):
+    """500 steps on a thousand faces, evaluated eight times."""
+    base = change(
+        tiny_config,
+        data={"synthetic_train_images": 1024, "synthetic_validation_images": 128, "flip": True},
+        model={"dropout_rate": 0.0},
+        train={"epochs": 8, "learning_rate": 2e-3, "warmup_steps": 50, "steps_per_dispatch": 64},
+    )
+    train(change(base, **sections), tmp_path)
+    assert "alarm: " not in capsys.readouterr().out

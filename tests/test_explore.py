@@ -24,7 +24,7 @@ from facevae_jax.exploring.explorer import MAX_PHOTOGRAPH_BYTES
 from facevae_jax.exploring.server import MAX_JSON_BYTES, listen
 from facevae_jax.generation import sheets
 from facevae_jax.latents.paths import lerp
-from facevae_jax.reporting.ranking import attribute_scores
+from facevae_jax.trained.ranking import attribute_scores
 from tests import explored
 from tests.conftest import REPOSITORY
 from tests.explored import ask, pixels, post, to_latent, to_text

@@ -278,6 +278,9 @@ def test_codes_as_parquet(trained, tmp_path):
         ("sample", {"output": "x.jpg"}, "output='x.jpg'"),
         ("sample", {"output": "x.png", "format": "npz"}, r"x\.png.*format=npz"),
         ("sample", {"output": "x.gif"}, "format=gif"),
+        ("sample", {"output": "x.npz", "scale": 2}, "scale=2"),
+        ("sample", {"output": "x.npz", "labels": True}, "labels"),
+        ("sample", {"count": 2_000, "scale": 16}, "2,000 pictures"),
         ("encode", {"output": "x.csv"}, r"x\.csv"),
     ],
 )
@@ -286,6 +289,44 @@ def test_mistakes_name_the_flag_or_the_value(trained, tmp_path, monkeypatch, ver
     with pytest.raises(UserError, match=mentioned):
         verbs.VERBS[verb](trained, Request(**request_))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_pictures_are_enlarged_without_new_colors(trained, tmp_path):
+    for scale in (1, 3):
+        verbs.sample(trained, Request(output=str(tmp_path / f"{scale}"), count=2, scale=scale))
+        verbs.sample(trained, Request(output=str(tmp_path / f"{scale}.png"), count=2, scale=scale))
+    for name in ("000000.png", "000001.png"):
+        small, large = (np.asarray(Image.open(tmp_path / scale / name)) for scale in "13")
+        np.testing.assert_array_equal(large, np.kron(small, np.ones((3, 3, 1), np.uint8)))
+    assert np.asarray(Image.open(tmp_path / "3.png")).shape == (3 * SIDE, 2 * 3 * SIDE + 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("verb", "request_", "rows", "columns"),
+    [
+        ("sample", {"count": 4}, 2, 0),
+        ("traverse", {"count": 2, "alpha": (-1.0, 0.0, 1.0)}, 2, 3),
+        ("edit", {"count": 1, "attribute": ("smile", "glasses"), "alpha": (0.0, 2.0)}, 2, 2),
+        ("reconstruct", {"rows": (0, 1)}, 2, 0),
+        ("morph", {"rows": (0, 1), "steps": 2}, 0, 2),  # the ends have names
+        ("interpolate", {"rows": (0, 1, 2), "steps": 2}, 0, 3),  # each face has
+    ],
+)
+def test_labels_stand_in_the_margin_of_the_grid(trained, tmp_path, verb, request_, rows, columns):
+    """The grid is there pixel by pixel; beside it is one text a row, and above it one a column."""
+    plain, labeled = tmp_path / "plain.png", tmp_path / "labeled.png"
+    for path in (plain, labeled):
+        verbs.VERBS[verb](trained, Request(output=str(path), labels=path == labeled, scale=2, **request_))
+    grid, page = np.asarray(Image.open(plain)), np.asarray(Image.open(labeled))
+    top, left = page.shape[0] - grid.shape[0], page.shape[1] - grid.shape[1]
+    np.testing.assert_array_equal(page[top:, left:], grid)
+    cell = 2 * SIDE + 2
+    beside, above = (
+        page[top:, :left].min(axis=(1, 2), initial=255) < 128,
+        page[:top].min(axis=(0, 2), initial=255) < 128,
+    )
+    assert sum(beside[at : at + cell].any() for at in range(0, len(beside), cell)) == rows
+    assert sum(above[at : at + cell].any() for at in range(left, len(above), cell)) == columns
 
 
 @pytest.mark.slow

@@ -14,9 +14,10 @@ from facevae_jax.core.errors import UserError
 from facevae_jax.core.files import write_json
 from facevae_jax.latents.priors import mixture
 from facevae_jax.metrics import scores
-from facevae_jax.reporting import latents, ranking, write
+from facevae_jax.reporting import latents, write
 from facevae_jax.reporting.page import Note
 from facevae_jax.reporting.write import write_report
+from facevae_jax.trained import ranking
 from facevae_jax.trained.directions import direction_of
 from facevae_jax.trained.loading import load
 from facevae_jax.training.telemetry import read_metrics

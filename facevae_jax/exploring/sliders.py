@@ -8,9 +8,9 @@ from jaxtyping import Float32
 
 from facevae_jax.core.errors import UserError
 from facevae_jax.generation import sheets
-from facevae_jax.reporting.ranking import WEAK, attribute_scores
 from facevae_jax.trained.directions import direction_of
 from facevae_jax.trained.model import TrainedModel
+from facevae_jax.trained.ranking import WEAK, attribute_scores
 
 SHOWN = 8  # sliders of each kind by default: what fits beside the picture
 MAX_ALPHA = 3.0  # standard deviations to either side

@@ -31,17 +31,29 @@ MAX_GRID_PIXELS = 2**28  # 16,384 x 16,384: viewers open no more
 
 
 class Destination(NamedTuple):
-    """A path that can be written, and its format."""
+    """A path that can be written, its format, and what is done to pictures on the way."""
 
     path: pathlib.Path
     format: Format
+    scale: int = 1  # each pixel becomes a square of so many on each side; not in an array
+    labels: bool = False  # whether a grid says what its rows and columns are
 
 
-def choose(output: str | None, format: str | None, *, verb: str) -> Destination:
+class Labels(NamedTuple):
+    """What the rows and columns of a grid are."""
+
+    rows: Sequence[str] = ()
+    columns: Sequence[str] = ()
+
+
+NO_LABELS = Labels()  # of columns; the rows of a grid then have the numbers of their first pictures
+
+
+def choose(output: str | None, format: str | None, *, verb: str, scale: int = 1, labels: bool = False) -> Destination:
     """What `--output` and `--format` ask for. Each implies the other; the default is the grid `VERB.png`.
 
     Raises:
-      UserError: they contradict each other, or the path cannot be written.
+      UserError: they contradict each other or `scale` and `labels`, or the path cannot be written.
     """
     suffix = pathlib.PurePath(output or "").suffix.lower().removeprefix(".")
     if format is None:
@@ -61,11 +73,15 @@ def choose(output: str | None, format: str | None, *, verb: str) -> Destination:
         raise UserError(f"--output={str(path)!r} already has files: give a new folder.")
     if path.name in ("", ".."):
         raise UserError(f"--output={output!r} must be the name of a new file or folder.")
+    if labels and format != "grid":
+        raise UserError(f"--labels beside --format={format}: only a grid has a margin for them: leave them out.")
+    if scale > 1 and format == "npz":
+        raise UserError(f"--scale={scale} beside --format=npz: an array has the model's pixels: leave it out.")
     if format == "png":
         make_writable_directory(path.parent, name="--output's directory")
     else:
         writable_file(path, name="--output")
-    return Destination(path, format)  # type: ignore[arg-type]
+    return Destination(path, format, scale, labels)  # type: ignore[arg-type]
 
 
 def write_stream(
@@ -75,6 +91,7 @@ def write_stream(
     count: int,
     columns: int = 0,
     names: Sequence[str] | None = None,
+    labels: Labels = NO_LABELS,
 ) -> None:
     """Writes pictures as they are made; only a grid needs memory for all of them.
 
@@ -84,19 +101,25 @@ def write_stream(
       count: the number of pictures.
       columns: of a grid; 0: a square one.
       names: of single files, without `.png`; by default their numbers.
+      labels: of a grid's rows and columns, where `to` asks for them.
 
     Raises:
       UserError: the format is an animation.
     """
     with progress_bar(total=count, description=to.path.name) as progress:
-        counted = _counted(batches, progress)
+        counted = _counted(batches, progress, to.scale)
         if to.format == "npz":
             _write_npz(to.path, counted, count)
         elif to.format == "png":
             _write_files(to.path, counted, unique(names) if names else None)
         elif to.format == "grid":
             columns = min(columns or int(np.ceil(np.sqrt(count))), count)
-            pictures.write_png(to.path, pictures.grid(np.concatenate(list(counted)), columns=columns))
+            images = np.concatenate(list(counted))
+            canvas = pictures.grid(images, columns=columns)
+            if to.labels:
+                rows = labels.rows or [str(first) for first in range(0, count, columns)]
+                canvas = pictures.with_labels(canvas, rows=rows, columns=labels.columns, cell=images.shape[1])
+            pictures.write_png(to.path, canvas)
         else:
             raise UserError(f"--format={to.format}: these pictures have no order to animate: choose grid, png or npz.")
 
@@ -110,8 +133,8 @@ def check_room(to: Destination, *, count: int, resolution: int, any_number: bool
       resolution: of a picture.
       any_number: whether latents are made batch by batch.
     """
-    if to.format == "grid" and (count > MAX_GRID_FACES or count * resolution**2 > MAX_GRID_PIXELS):
-        most = min(MAX_GRID_FACES, MAX_GRID_PIXELS // resolution**2)
+    most = min(MAX_GRID_FACES, MAX_GRID_PIXELS // (resolution * to.scale) ** 2)
+    if to.format == "grid" and count > most:
         raise UserError(
             f"{count:,} pictures: one grid holds {most:,} at most: ask for fewer, or add --format=npz or --format=png."
         )
@@ -119,9 +142,9 @@ def check_room(to: Destination, *, count: int, resolution: int, any_number: bool
         raise UserError(f"{count:,} pictures are more than {MAX_SHEET_PICTURES:,}: ask for fewer steps or rows.")
 
 
-def _counted(batches: Iterable[np.ndarray], progress: Any) -> Iterator[np.ndarray]:
+def _counted(batches: Iterable[np.ndarray], progress: Any, scale: int) -> Iterator[np.ndarray]:
     for batch in batches:
-        yield batch
+        yield pictures.enlarged(batch, scale)
         progress.update(len(batch))
 
 
@@ -190,7 +213,7 @@ def write_animation(
       UserError: PyAV is not installed; the frames are too large for WebP.
     """
     across = int(np.ceil(np.sqrt(len(images))))
-    frames = [pictures.grid(column, columns=across) for column in images.swapaxes(0, 1)]
+    frames = [pictures.grid(pictures.enlarged(column, to.scale), columns=across) for column in images.swapaxes(0, 1)]
     frames += frames[-2:0:-1] if loop_back else []
     if to.format == "webp" and max(frames[0].shape) > MAX_WEBP_SIDE:
         side = max(frames[0].shape)

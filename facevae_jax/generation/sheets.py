@@ -1,19 +1,13 @@
-"""Rows of faces, and the order of dimensions and attributes, for command, report and explorer alike."""
+"""Rows of faces, and the order of dimensions, for command, report and explorer alike."""
 
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
-from facevae_jax.data.layouts.types import Attribute
 from facevae_jax.trained.model import TrainedModel
 
 ALPHAS = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)  # standard deviations, of edits and traversals
-# Common edits, by the names in CelebA, in FFHQ's features and of the drawn faces.
-PREFERRED_ATTRIBUTES = (
-    *("Smiling", "smile", "Male", "gender", "Young", "age", "Eyeglasses", "glasses", "Blond_Hair", "hair_length"),
-    *("Bangs", "Mouth_Slightly_Open", "Bald", "Pale_Skin", "skin_tone", "turn", "beard", "fringe", "mouth_open"),
-)
 
 
 def decode_rows(
@@ -51,14 +45,3 @@ def strongest_dimensions(trained: TrainedModel) -> list[int]:
     decoded = trained.inference.decode_stream(trained.inference.batches(moved))
     changes = [np.square(images - average).mean(axis=(1, 2, 3)) for images in decoded]
     return np.argsort(-np.concatenate(changes), kind="stable").tolist()
-
-
-def shown_attributes(attributes: Sequence[Attribute], most: int) -> list[Attribute]:
-    """The preferred attributes first, then the others in their order."""
-    rank = {name: place for place, name in enumerate(PREFERRED_ATTRIBUTES)}
-    return sorted(attributes, key=lambda attribute: rank.get(attribute.name, len(rank)))[:most]
-
-
-def editable(attributes: Sequence[Attribute]) -> list[Attribute]:
-    """Attributes whose values have an order: those that a direction can follow."""
-    return [attribute for attribute in attributes if attribute.kind != "categorical"]

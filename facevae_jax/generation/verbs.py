@@ -51,6 +51,8 @@ class Request:
     alpha: Sequence[float] = sheets.ALPHAS
     dimensions: Sequence[int] = ()
     fps: float = 12.0
+    scale: int = 1
+    labels: bool = False
 
 
 class Start(NamedTuple):
@@ -64,7 +66,7 @@ class Start(NamedTuple):
 def sample(trained: TrainedModel, request: Request) -> str:
     """New faces from a prior."""
     count = request.count or 64
-    to = outputs.choose(request.output, request.format, verb="sample")
+    to = _destination(request, verb="sample")
     outputs.check_room(to, count=count, resolution=trained.resolution, any_number=True)
     if request.attribute and request.prior not in (None, FLOW):
         raise UserError(f"--attribute needs --prior={FLOW}, not {request.prior}: only that one knows the labels.")
@@ -78,7 +80,7 @@ def sample(trained: TrainedModel, request: Request) -> str:
 
 def reconstruct(trained: TrainedModel, request: Request) -> str:
     """Photographs, or images of a split, through the encoder and the decoder."""
-    to = outputs.choose(request.output, request.format, verb="reconstruct")
+    to = _destination(request, verb="reconstruct")
     grid = to.format == "grid"
     names, blocks = _given_faces(trained, request, most=SHOWN_FACES if grid else None)
     if grid:
@@ -86,7 +88,8 @@ def reconstruct(trained: TrainedModel, request: Request) -> str:
         images = np.concatenate(list(blocks))
         pairs = pictures.in_pairs(images, trained.decode(_encode(trained, images, request)))
         rows, columns = pairs.shape[:2]
-        outputs.write_stream(to, pairs, count=rows * columns, columns=columns)
+        labels = outputs.Labels(["original", "model"] * (rows // 2))
+        outputs.write_stream(to, pairs, count=rows * columns, columns=columns, labels=labels)
         return f"{to.path}: {len(names)} faces, each row above its reconstructions"
     starts = itertools.count(0, trained.inference.batch_size)
     latents = (_encode(trained, block, request, first=at) for at, block in zip(starts, blocks, strict=False))
@@ -117,8 +120,8 @@ def encode(trained: TrainedModel, request: Request) -> str:
 
 def interpolate(trained: TrainedModel, request: Request) -> str:
     """Paths from face to face: through all photographs, or between pairs of new faces."""
-    to = outputs.choose(request.output, request.format, verb="interpolate")
-    if uses_existing_faces(request):
+    to = _destination(request, verb="interpolate")
+    if existing := uses_existing_faces(request):
         start = _start(trained, request, default=SHOWN_ROWS)
         if len(start.latents) < 2:
             raise UserError(f"{len(start.latents)} face: give two or more.")
@@ -131,13 +134,15 @@ def interpolate(trained: TrainedModel, request: Request) -> str:
     pieces = len(stops[0]) - (not request.loop)
     _check_room(trained, to, len(stops) * (pieces * request.steps + (not request.loop)))
     rows = [paths.path(row, request.steps, method=request.path, loop=request.loop) for row in stops]
-    _write(trained, to, np.stack(rows), request)  # a loop leads back by itself
+    stops_at = {request.steps * number: name for number, name in enumerate(start.names if existing else ())}
+    labels = outputs.Labels([""] if existing else (), [stops_at.get(column, "") for column in range(len(rows[0]))])
+    _write(trained, to, np.stack(rows), request, labels=labels)  # a loop leads back by itself
     return f"{to.path}: {len(rows)} x {len(rows[0])} faces by {request.path}"
 
 
 def morph(trained: TrainedModel, request: Request) -> str:
     """Faces between two photographs, at the ends of a strip, or four, at the corners of a square."""
-    to = outputs.choose(request.output, request.format, verb="morph")
+    to = _destination(request, verb="morph")
     start = _start(trained, request, default=0)
     if len(start.latents) not in (2, 4):
         raise UserError(
@@ -152,7 +157,8 @@ def morph(trained: TrainedModel, request: Request) -> str:
         else:
             _check_room(trained, to, side**2)
             latents = paths.square(start.latents, rows=side, columns=side, method=request.path)
-        _write(trained, to, latents, request)
+        labels = outputs.Labels(*([f"{place / request.steps:.2f}" for place in range(side)],) * 2)
+        _write(trained, to, latents, request, labels=labels)
         return f"{to.path}: {latents.shape[0]} x {latents.shape[1]} faces between four"
     _check_room(trained, to, request.steps + 3)
     latents = paths.path(start.latents, request.steps, method=request.path)
@@ -160,7 +166,8 @@ def morph(trained: TrainedModel, request: Request) -> str:
     if to.format == "grid" and start.originals is not None:
         faces = np.concatenate([start.originals[:1], trained.decode(latents), start.originals[1:]])
         count = len(faces)
-        outputs.write_stream(to, [faces], count=count, columns=count)
+        labels = outputs.Labels([""], [start.names[0], *[""] * (count - 2), start.names[1]])
+        outputs.write_stream(to, [faces], count=count, columns=count, labels=labels)
     else:
         names = [f"{column:03d}" for column in range(count)]
         _write(trained, to, latents[None], request, names=names, loop_back=request.loop)
@@ -172,7 +179,7 @@ def edit(trained: TrainedModel, request: Request) -> str:
     if not request.attribute:
         raise UserError("--attribute is missing: name what to edit, such as --attribute=smile or Smiling.")
     check_alphas(request.alpha)
-    to = outputs.choose(request.output, request.format, verb="edit")
+    to = _destination(request, verb="edit")
     directions = [_edit_of(trained, name, request) for name in request.attribute]
     start = _start(trained, request, default=SHOWN_ROWS)
     pairs = list(itertools.product(range(len(start.latents)), directions))
@@ -181,7 +188,9 @@ def edit(trained: TrainedModel, request: Request) -> str:
     names = [
         f"{start.names[row]}_{direction.attribute}_{alpha:+g}" for row, direction in pairs for alpha in request.alpha
     ]
-    _write(trained, to, latents, request, names=names, loop_back=request.loop)
+    rows = [f"{start.names[row]}, {direction.attribute}" for row, direction in pairs]
+    labels = outputs.Labels(rows, _signed(request.alpha))
+    _write(trained, to, latents, request, names=names, labels=labels, loop_back=request.loop)
     lines = [direction.describe() for direction in directions]
     return "\n".join([*lines, f"{to.path}: {len(pairs)} rows, alpha {', '.join(f'{a:g}' for a in request.alpha)}"])
 
@@ -189,7 +198,7 @@ def edit(trained: TrainedModel, request: Request) -> str:
 def traverse(trained: TrainedModel, request: Request) -> str:
     """One latent dimension in each row, by default those that change the face most."""
     check_alphas(request.alpha)
-    to = outputs.choose(request.output, request.format, verb="traverse")
+    to = _destination(request, verb="traverse")
     if wrong := [d for d in request.dimensions if not 0 <= d < trained.code_size]:
         raise UserError(f"--dimensions={wrong[0]}: the latents have dimensions 0 to {trained.code_size - 1}.")
     dimensions = request.dimensions or sheets.strongest_dimensions(trained)[: request.count or SHOWN_DIMENSIONS]
@@ -197,7 +206,8 @@ def traverse(trained: TrainedModel, request: Request) -> str:
     base = _start(trained, request, default=1).latents[0] if given else trained.moments.mean.astype(np.float32)
     latents = sheets.traversal(trained, base, dimensions, request.alpha)
     names = [f"dimension_{dimension:03d}_{alpha:+g}" for dimension in dimensions for alpha in request.alpha]
-    _write(trained, to, latents, request, names=names, loop_back=request.loop)
+    labels = outputs.Labels([f"dimension {number}" for number in dimensions], _signed(request.alpha))
+    _write(trained, to, latents, request, names=names, labels=labels, loop_back=request.loop)
     return f"{to.path}: dimensions {', '.join(map(str, dimensions))}, from top to bottom"
 
 
@@ -212,6 +222,10 @@ def check_alphas(alphas: Sequence[float]) -> None:
         raise UserError(
             f"--alpha={wrong[0]:g} is out of range: it counts standard deviations, {-MAX_ALPHA:g} to {MAX_ALPHA:g}."
         )
+
+
+def _signed(alphas: Sequence[float]) -> list[str]:
+    return [f"{alpha:+g}" if alpha else "0" for alpha in alphas]
 
 
 def _edit_of(trained: TrainedModel, attribute: str, request: Request) -> Direction | Curve:
@@ -260,6 +274,10 @@ def uses_existing_faces(request: Request) -> bool:
     return bool(request.images or request.rows or request.split)
 
 
+def _destination(request: Request, *, verb: str) -> outputs.Destination:
+    return outputs.choose(request.output, request.format, verb=verb, scale=request.scale, labels=request.labels)
+
+
 def _check_room(trained: TrainedModel, to: outputs.Destination, count: int) -> None:
     outputs.check_room(to, count=count, resolution=trained.resolution)
 
@@ -291,6 +309,7 @@ def _write(
     *,
     loop_back: bool = False,
     names: Sequence[str] | None = None,
+    labels: outputs.Labels = outputs.NO_LABELS,
 ) -> None:
     rows, columns = latents.shape[:2]
     if to.format in outputs.ANIMATED:
@@ -299,4 +318,4 @@ def _write(
         return
     names = names or [f"row_{row:03d}_{column:03d}" for row in range(rows) for column in range(columns)]
     faces = trained.inference.decode_stream(trained.inference.batches(latents.reshape(-1, trained.code_size)))
-    outputs.write_stream(to, faces, count=rows * columns, columns=columns, names=names)
+    outputs.write_stream(to, faces, count=rows * columns, columns=columns, names=names, labels=labels)

@@ -13,9 +13,9 @@ from facevae_jax.generation.sheets import ALPHAS, decode_rows
 from facevae_jax.latents import paths
 from facevae_jax.latents.priors import FLOW, GAUSSIAN
 from facevae_jax.reporting.page import Bar, Bars, Block, Note, Picture, or_note, sheet
-from facevae_jax.reporting.ranking import WEAK
 from facevae_jax.trained.directions import direction_of
 from facevae_jax.trained.model import TrainedModel
+from facevae_jax.trained.ranking import WEAK
 
 COLUMNS = 8
 GIVEN = 24  # faces of the evaluation split: three rows

@@ -27,9 +27,9 @@ from facevae_jax.reporting.page import (
     legend_below,
     logarithmic,
 )
-from facevae_jax.reporting.ranking import best_first
 from facevae_jax.trained.codes import CodeTable
 from facevae_jax.trained.model import TrainedModel
+from facevae_jax.trained.ranking import best_first
 from facevae_jax.training.evaluation import ACTIVE_VARIANCE
 
 SHOWN_DIMENSIONS = 6  # with a histogram of their own

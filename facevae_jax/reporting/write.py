@@ -23,10 +23,10 @@ from facevae_jax.models import config_class
 from facevae_jax.models.likelihoods import LIKELIHOODS
 from facevae_jax.reporting import curves, faces, latents
 from facevae_jax.reporting.page import Block, Note, Table, drawing, or_note, render
-from facevae_jax.reporting.ranking import WEAK, attribute_scores
 from facevae_jax.reporting.runs import NONE, Run, images_of, number, open_runs
 from facevae_jax.trained.loading import load
 from facevae_jax.trained.model import TrainedModel
+from facevae_jax.trained.ranking import WEAK, attribute_scores
 from facevae_jax.training.evaluation import ACTIVE_VARIANCE
 from facevae_jax.training.setup import make_model
 

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from facevae_jax.data.layouts.types import Attribute
-from facevae_jax.generation.sheets import editable
 from facevae_jax.latents.directions import MIN_IMAGES, cross_validate
 from facevae_jax.trained.directions import labelled_codes
 from facevae_jax.trained.model import TrainedModel
@@ -25,7 +24,7 @@ def attribute_scores(trained: TrainedModel) -> dict[str, float]:
     Raises:
       UserError: the run's data are not there.
     """
-    names = [attribute.name for attribute in editable(trained.dataset.attributes)]
+    names = [attribute.name for attribute in trained.dataset.attributes if attribute.kind != "categorical"]
     found = trained.artifacts.get(ARTIFACT)
     scores = found.facts["scores"] if found is not None else _compute(trained, names)
     return dict(sorted(scores.items(), key=lambda item: -item[1]))
