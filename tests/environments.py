@@ -137,6 +137,8 @@ def cases() -> list[Case]:
     add("SIGHUP under nohup", TRAIN, signal=signal.SIGHUP, shell="trap '' HUP; exec COMMAND")
     for name, words in {"sample": SAMPLE, "evaluate": EVALUATE, "report": REPORT, "export": EXPORT}.items():
         add(f"{name}, small files alone", words, shell="ulimit -f 1; COMMAND", allowed=REFUSED)
+    for blocks in (20, 60):  # the images fit, a file of the checkpoint does not, and TensorStore has threads that go on
+        add(f"training, files below {blocks} KiB", TRAIN, shell=f"ulimit -f {blocks}; COMMAND", allowed=REFUSED)
     add("few open files", SAMPLE, shell="ulimit -n 64; COMMAND", allowed=REFUSED)
     if os.getuid() == 0 and _others_can_run_python():
         nobody = {"HOME": None, "USER": None, "LOGNAME": None}

@@ -1,5 +1,6 @@
 """What all commands share: the process they run in, parsing flags, and errors in one line with exit code 2."""
 
+import logging as standard_logging
 import os
 import pathlib
 import signal
@@ -35,7 +36,7 @@ def run(
     code: int | None = 2
     try:
         _end_at_signals()
-        logging.set_verbosity(logging.FATAL)  # libraries also log the errors that they raise
+        _silence_other_threads()
         with in_command():
             code = main(parse_flags(sys.argv, check_arguments, more_help))
     except UserError as error:
@@ -51,6 +52,19 @@ def run(
         print(f"error: {line}", file=sys.stderr)
     streams.finish()
     sys.exit(code)
+
+
+def _silence_other_threads() -> None:
+    """Silences what libraries print about errors that they also raise in the main thread, such as a full disk."""
+    logging.set_verbosity(logging.FATAL)
+    standard_logging.getLogger("asyncio").setLevel(standard_logging.CRITICAL)  # futures of a checkpoint that failed
+    show = sys.unraisablehook
+
+    def show_others(unraisable: Any) -> None:  # tensorstore's threads, which finish after the checkpoint has failed
+        if str(unraisable.exc_value) != "Event loop is closed":
+            show(unraisable)
+
+    sys.unraisablehook = show_others
 
 
 def _leave(number: int) -> NoReturn:

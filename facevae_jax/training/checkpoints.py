@@ -4,6 +4,7 @@ import contextlib
 import functools
 import json
 import math
+import os
 import pathlib
 import shutil
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from facevae_jax.core import hosts
-from facevae_jax.core.errors import UserError, make_writable_directory
+from facevae_jax.core.errors import FULL, UserError, make_writable_directory
 from facevae_jax.training.checksums import checksums, is_finite
 from facevae_jax.training.setup import TrainState
 from facevae_jax.training.telemetry import log
@@ -128,7 +129,9 @@ class Checkpoints:
         except Exception as error:
             if jax.process_count() > 1 and not isinstance(error, OSError):
                 raise  # mostly a process that was lost while saving: starting all again resumes the run
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            # TensorStore says the system's reason after the names of many files.
+            full = next((os.strerror(number) for number in FULL if os.strerror(number) in str(error)), None)
+            reason = full or f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             raise UserError(
                 f"{self._directory}: a checkpoint could not be written ({reason}): fix that, and the same command "
                 "resumes from the last one."
