@@ -113,9 +113,13 @@ class CodeSource:
         if self._moments is None and (kept := self._artifacts.get("moments")) is not None:
             self._moments = Moments(kept.arrays["mean"], kept.arrays["covariance"], kept.facts["images"])
         if self._moments is None:
-            pixels = self._dataset.images("train")[:MOMENT_IMAGES]
-            blocks = image_blocks(pixels, self._inference.batch_size)
-            self._moments = moments_of(*encode_all(self._inference, blocks, len(pixels)))
+            pixels = self._dataset.images("train")
+            if len(pixels) <= MOMENT_IMAGES:  # whose codes the learned prior needs too
+                posterior = self.posterior("train")
+            else:
+                blocks = image_blocks(pixels[:MOMENT_IMAGES], self._inference.batch_size)
+                posterior = encode_all(self._inference, blocks, MOMENT_IMAGES)
+            self._moments = moments_of(*posterior)
             mean, covariance, images = self._moments
             self._artifacts.put("moments", {"mean": mean, "covariance": covariance}, {"images": images})
         return self._moments
