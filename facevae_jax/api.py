@@ -10,14 +10,11 @@ import jax
 
 from facevae_jax.config import RunConfig
 from facevae_jax.core.errors import UserError, expand_home
-from facevae_jax.data import arrays
+from facevae_jax.data.arrays import GivenImages
 from facevae_jax.data.dataset import ARRAYS
 from facevae_jax.trained.loading import load
 from facevae_jax.trained.model import TrainedModel
 from facevae_jax.training import loop
-from facevae_jax.training.checkpoints import steps_in
-
-IMAGES_FOLDER = "data"  # in the workdir: the images that a program gave
 
 
 def train(
@@ -38,7 +35,8 @@ def train(
       workdir: folder of the run, for checkpoints, pictures, metrics and `config.json`; made if missing.
       images: to train on instead of the dataset of `config.data.name`: an array, uint8 [N, R, R, 3] with R =
         `config.data.resolution`, or a sequence of images [R, R, 3], such as a PyTorch dataset, of whose tuples the
-        first part is the image. They are copied into the workdir, where the commands find them.
+        first part is the image. They are copied into the workdir, where the commands find them. An index must give
+        the same image whenever it is asked: leave random transforms to `config.data.flip`.
       validation_images: the same, to evaluate on; None: a tenth of `images`.
       accept_new_data: resume although the images are others than before.
 
@@ -55,16 +53,15 @@ def train(
         )
     if jax.process_count() > 1:
         raise UserError("facevae_jax.train runs in one process: start python -m facevae_jax.main on each host.")
+    given = None
     if images is None and validation_images is not None:
         raise UserError("validation_images: give images too.")
     if images is not None:
-        folder = expand_home(workdir, name="workdir").absolute() / IMAGES_FOLDER
-        replace = accept_new_data or not steps_in(folder.parent)
-        arrays.keep(images, validation_images, directory=folder, resolution=config.data.resolution, replace=replace)
-        data = dataclasses.replace(config.data, name=ARRAYS, data_dir=str(folder))
-        config = dataclasses.replace(config, data=data)
+        given = GivenImages(images, validation_images, resolution=config.data.resolution)
+        folder = expand_home(workdir, name="workdir").absolute() / loop.GIVEN_IMAGES
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, name=ARRAYS, data_dir=str(folder)))
     started = time.perf_counter()
-    loop.train(config, pathlib.Path(workdir), accept_new_data=accept_new_data)
+    loop.train(config, pathlib.Path(workdir), images=given, accept_new_data=accept_new_data)
     model = load(workdir)
     model.keep_artifacts(training_seconds=time.perf_counter() - started)
     return model

@@ -159,8 +159,7 @@ def prepare(
       The folder of the dataset.
 
     Raises:
-      UserError: an argument is impossible, the images are not what the layout expects, or they cannot be used; the
-        message names arguments by their flags, such as --layout.
+      UserError: an argument is impossible, the images are not what the layout expects, or they cannot be used.
     """
     source, data_dir = os.fspath(source), os.fspath(data_dir)
     attributes = None if attributes is None else os.fspath(attributes)
@@ -279,8 +278,8 @@ def next_command(data_dir: str, *, name: str, resolution: int, images: int) -> s
 def settings_for(images: int, resolution: int) -> dict[str, int | float | str]:
     """Settings for few images, so that there are steps enough to learn a face; none for many.
 
-    With hundreds of images the variance that a decoder learns is that of faces it knows by heart, of which those of
-    strangers differ by many times it: the validation loss grows from the first minute on. A fixed one does not.
+    A decoder learns a few hundred faces by heart. Its variance is then far too small for the errors of other faces, and
+    the validation loss grows from the first minute on; with a fixed variance it falls.
     """
     if not images or images // TrainConfig.batch_size * TrainConfig.epochs >= MIN_STEPS:
         return {}

@@ -70,7 +70,7 @@ def test_what_types_would_have_refused_is_named_too(finished):
     """In a process of its own: here the types of arguments are checked at run time."""
     words = [sys.executable, "-c", UNTYPED, str(finished[0])]
     result = subprocess.run(words, capture_output=True, text=True, check=True, cwd=REPOSITORY)
-    starts = ("direction='men' ", "config: a dict", "on_bad_image='skp' ")
+    starts = ("method='men' ", "config: a dict", "on_bad_image='skp' ")
     assert [line.startswith(start) for line, start in zip(result.stdout.splitlines(), starts, strict=True)] == [
         True
     ] * 3

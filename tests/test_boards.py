@@ -7,6 +7,7 @@ import optax
 import pytest
 from PIL import Image
 
+from facevae_jax.training import boards
 from facevae_jax.training.loop import train
 from facevae_jax.training.telemetry import read_metrics
 from tests.conftest import assert_one_line_error, change, flags_of, run_module
@@ -62,9 +63,22 @@ def test_weights_and_biases_keeps_one_record_of_a_run_that_resumes(tiny_config, 
         np.testing.assert_array_equal(Image.open(kept), Image.open(own))
 
 
+def test_a_run_has_the_project_of_the_environment_and_a_new_start_a_new_identity(tiny_config, tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_PROJECT", "mine")
+    asked = []
+    monkeypatch.setattr(wandb, "init", lambda **given: asked.append(given))
+    for first_step in (0, 5, 0):
+        boards.WeightsAndBiases(tiny_config, tmp_path, first_step)
+    first, resumed, other = (given["id"] for given in asked)
+    assert first == resumed != other
+    assert {given["project"] for given in asked} == {"mine"}
+
+
 @pytest.mark.slow
-def test_a_run_without_an_account_says_what_to_do(tiny_config, tmp_path, monkeypatch):
+@pytest.mark.parametrize("variable", [("WANDB_API_KEY", "not a key"), ("WANDB_MODE", "fo")], ids=lambda pair: pair[0])
+def test_a_run_without_an_account_says_what_to_do(tiny_config, tmp_path, monkeypatch, variable):
     pytest.importorskip("wandb")
-    monkeypatch.setenv("WANDB_API_KEY", "not a key")
+    monkeypatch.setenv(*variable)
     result = run_module("facevae_jax.main", *flags_of(tiny_config, train={"wandb": True}), f"--workdir={tmp_path}")
     assert_one_line_error(result, "config.train.wandb", "WANDB_MODE=offline")

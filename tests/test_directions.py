@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from facevae_jax.core.errors import UserError
-from facevae_jax.latents.directions import Labels, Whitening, fit_direction
+from facevae_jax.latents.directions import Labels, Whitening, cross_validate, fit_direction
 from facevae_jax.latents.moments import moments_of
 
 IMAGES, SIZE = 4000, 6
@@ -129,3 +129,13 @@ def test_a_dimension_that_carries_nothing_is_left_alone(world):
     for method in ("mean", "regression"):
         direction = fit_direction(latents, whitening, world.smile, [world.gender], method=method)
         assert abs(direction.vector[-1]) < 0.05
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_a_label_that_varies_in_one_fold_alone_has_a_score(binary):
+    """The other folds have nothing to learn from."""
+    values = np.zeros(50)
+    values[7] = 1.0
+    score, chance = cross_validate(np.random.default_rng(0).normal(size=(50, 3)), values, binary=binary, method="mean")
+    assert np.isfinite(score)
+    assert score <= chance + 1e-9

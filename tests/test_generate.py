@@ -281,6 +281,7 @@ def test_codes_as_parquet(trained, tmp_path):
         ("sample", {"output": "x.npz", "scale": 2}, "scale=2"),
         ("sample", {"output": "x.npz", "labels": True}, "labels"),
         ("sample", {"count": 2_000, "scale": 16}, "2,000 pictures"),
+        ("interpolate", {"count": 8, "steps": 2_000, "output": "x.gif", "scale": 16}, "512 pixels"),
         ("encode", {"output": "x.csv"}, r"x\.csv"),
     ],
 )

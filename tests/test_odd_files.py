@@ -25,7 +25,7 @@ from facevae_jax.data.layouts.parquet import parquet_layout
 from facevae_jax.data.layouts.types import Attribute
 from facevae_jax.data.sources import images
 from facevae_jax.data.sources.opening import open_source
-from facevae_jax.prepare import settings_for
+from facevae_jax.prepare import open_layout, settings_for
 from facevae_jax.trained.labels import with_commas
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 40, 3)).astype(np.uint8)
@@ -205,13 +205,41 @@ def test_stylegan_datasets_bring_their_labels(tmp_path, packed):
     assert folder_layout(given, labeled=True).attributes == ()
 
 
-@pytest.mark.parametrize("content", ['{"labels": null}', "[]", "\x00", '{"labels": [["other.png", 1]]}'])
+@pytest.mark.parametrize("content", ['{"labels": null}', '{"labels": [["other.png", 1]]}', '"labels"', "", "[]"])
 def test_a_dataset_json_without_labels_costs_nothing_but_a_note(tmp_path, content):
     save(tmp_path / "0.png")
     (tmp_path / "dataset.json").write_text(content)
     layout = folder_layout(tmp_path)
     assert layout.attributes == ()
-    assert any("dataset.json" in note and "\n" not in note for note in layout.notes)
+    found = [note for note in layout.notes if "dataset.json are left out" in note]
+    assert len(found) == ("labels" in content)
+    assert "\n" not in "".join(found)
+
+
+@pytest.mark.parametrize("damage", ["folder", "member"])
+def test_a_dataset_json_that_cannot_be_read_costs_no_image(tmp_path, damage):
+    source = tmp_path / "faces"
+    save(source / "0.png")
+    if damage == "folder":
+        (source / "dataset.json").mkdir()
+    else:
+        text = json.dumps({"labels": [["0.png", 1]]})
+        zipped(tmp_path / "faces.zip", {"0.png": png(), "dataset.json": text.encode()})
+        data = (tmp_path / "faces.zip").read_bytes()
+        assert data.count(text.encode()) == 1  # stored, not compressed
+        (tmp_path / "faces.zip").write_bytes(data.replace(text.encode(), text.encode().replace(b"1", b"2")))
+        source = tmp_path / "faces.zip"
+    layout = folder_layout(source)
+    assert len(layout.splits["train"]) == 1
+    assert layout.attributes == ()
+
+
+def test_a_table_of_ones_own_replaces_what_folders_say(tmp_path):
+    for place in ("women", "men"):
+        save(tmp_path / place / f"{place}.png")
+    (tmp_path / "labels.csv").write_text("file,class\nwomen.png,0\nmen.png,1\n")
+    layout = open_layout("folder", str(tmp_path), resolution=32, attributes=str(tmp_path / "labels.csv"))
+    assert layout.attributes == (Attribute("class", "binary"),)
 
 
 def test_labels_join_names_in_either_form_of_unicode(tmp_path):

@@ -12,11 +12,13 @@ import pytest
 import facevae_jax
 from facevae_jax.core import streams
 from facevae_jax.core.errors import UserError, of_environment
+from facevae_jax.data import dataset
 from facevae_jax.data.dataset import Drawn
 from facevae_jax.training import recovery
 from facevae_jax.training.checkpoints import Checkpoints
 from facevae_jax.training.loop import train
 from facevae_jax.training.setup import TrainSetup, abstract_state, create_state, make_mesh
+from facevae_jax.training.telemetry import read_metrics
 from tests.conftest import assert_same_trees, change
 
 
@@ -111,6 +113,16 @@ def test_a_run_is_not_resumed_on_other_images_unless_they_are_accepted(tiny_conf
         assert checkpoints.best_step() == 30  # the scores on other images count no more
     train(change(tiny_config, train={"epochs": 4}), workdir)  # accepted once and for all
     assert json.loads((workdir / "data.json").read_text())["sizes"] == {"train": 165, "validation": 37}
+
+
+def test_scores_of_another_split_count_no_more(tiny_config, finished, tmp_path, monkeypatch):
+    """As of a run of before, which was evaluated on a handful of validation images."""
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    monkeypatch.setattr(dataset, "MIN_VALIDATION_IMAGES", 100)
+    train(change(tiny_config, train={"epochs": 3}), workdir)
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        assert checkpoints.best_step() == 30
+    assert [record["split"] for record in read_metrics(workdir) if record["kind"] == "evaluation"][-1] == "train"
 
 
 def test_a_stream_that_fails_loses_only_what_is_printed(tmp_path):

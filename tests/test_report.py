@@ -154,7 +154,7 @@ def test_a_run_without_validation_images_is_not_said_to_have_any(copied):
     write_report(copied, copied / "report.html")
     page = Page((copied / "report.html").read_text())
     for anchor in ("scores", "reconstructions", "priors"):
-        assert "training images (there are no validation images)" in page.sections[anchor]
+        assert "training images (there are too few validation images)" in page.sections[anchor]
 
 
 def test_dimensions_add_up_to_the_evaluation(page, first):

@@ -8,6 +8,7 @@ import sys
 import psutil
 import pytest
 
+from facevae_jax.core import startup
 from facevae_jax.core.parallel import available_cpus
 from facevae_jax.core.startup import MAX_CPU_DEVICES
 from tests.conftest import REPOSITORY
@@ -65,6 +66,19 @@ def test_cached_programs_that_were_cut_short_are_replaced_without_a_word(tmp_pat
             os.truncate(tmp_path / name, int(keep * size))
         assert set(entries()) == set(whole)
         assert min(entries().values()) > 0.9 * min(whole.values())
+
+
+def test_entries_that_the_system_could_not_read_are_kept_and_told(tmp_path):
+    shown = []
+    show = startup.without_unusable_entries(lambda message, *_: shown.append(message), tmp_path)
+    for reason, left in (("PermissionError: denied", 2), ("OSError: stale", 2), ("ZstdError: cut", 1)):
+        (tmp_path / "jit_f-1-cache").touch()
+        (tmp_path / "jit_g-1-cache").touch()
+        show(
+            UserWarning(f"Error reading persistent compilation cache entry for 'jit_f': {reason}"), UserWarning, "x", 1
+        )
+        assert len(list(tmp_path.iterdir())) == left
+    assert len(shown) == 2
 
 
 @pytest.mark.slow

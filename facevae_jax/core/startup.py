@@ -14,7 +14,8 @@ from facevae_jax.core import streams
 from facevae_jax.core.parallel import available_cpus
 
 CACHE = "facevae_jax/compiled"
-UNUSABLE_ENTRY = re.compile(r"Error (?:reading|writing) persistent compilation cache entry for '([\w.]+)'")
+UNUSABLE_ENTRY = re.compile(r"Error reading persistent compilation cache entry for '([\w.]+)': (\w+)")
+SYSTEM_ERRORS = {"OSError", *(error.__name__ for error in OSError.__subclasses__())}  # of entries that may be whole
 MIN_COMPILE_SECONDS = 0.1  # faster compilations are not worth a file; JAX's default is 1 s
 TUNABLES = "GLIBC_TUNABLES"
 HUGE_PAGES = "glibc.malloc.hugetlb"
@@ -87,7 +88,7 @@ def without_unusable_entries(show: Any, folder: pathlib.Path) -> Any:
 
     def show_others(message: Warning | str, *arguments: Any, **keywords: Any) -> None:
         found = UNUSABLE_ENTRY.match(str(message))
-        if not found:
+        if not found or found[2] in SYSTEM_ERRORS:
             show(message, *arguments, **keywords)
             return
         # The warning has the program's name without the rest of the key: other entries of that name go too.

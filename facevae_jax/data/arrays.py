@@ -4,11 +4,12 @@ The commands (`generate`, `report`, ...) find them there as the dataset `arrays`
 like any other. Without validation images of their own, a tenth is for that, by the number of the row.
 """
 
+import functools
 import hashlib
 import json
 import pathlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -17,86 +18,130 @@ from facevae_jax.core.errors import UserError
 from facevae_jax.core.settings import CHANNELS
 from facevae_jax.data.dataset import stored_at
 from facevae_jax.data.layouts.splits import hold_out
-from facevae_jax.data.layouts.types import TRAIN, VALIDATION
+from facevae_jax.data.layouts.types import SPLITS, TRAIN, VALIDATION
 from facevae_jax.data.store import open_store
 
 AT_ONCE = 256  # images
 
 
-def keep(
-    images: Any, validation: Any = None, *, directory: pathlib.Path, resolution: int, replace: bool = False
-) -> None:
-    """Writes the splits of the dataset `arrays` under `directory`, if they are not there.
+class Part(NamedTuple):
+    """The images of one split."""
 
-    Args:
-      images: uint8 [N, R, R, 3], or a sequence (with `len` and an index) of images [R, R, 3], such as a PyTorch
-        dataset; of an item that is a tuple or a list, the first part is the image.
-      validation: the same, of the images that runs are evaluated on; None: a tenth of `images`.
-      directory: of the dataset.
-      resolution: R.
-      replace: whether other images that are there are replaced.
-
-    Raises:
-      UserError: the images have another shape or type, there are none, there are others under `directory`, or there is
-        no room.
-    """
-    for argument, value in {"images": images, "validation": validation}.items():
-        if value is not None:
-            _check(value, argument, resolution)
-    rows = np.arange(len(images))
-    if validation is None:
-        splits = {split: (images, chosen) for split, chosen in hold_out(rows, "{:06d}".format).items()}
-    else:
-        splits = {TRAIN: (images, rows), VALIDATION: (validation, np.arange(len(validation)))}
-    for split, (given, chosen) in splits.items():
-        if len(chosen):
-            _keep_split(given, chosen, stored_at(directory, split), resolution, replace=replace)
+    argument: str  # that gave them
+    images: Any
+    rows: Int[np.ndarray, " n"]
 
 
-def _keep_split(
-    images: Any, rows: Int[np.ndarray, " n"], path: pathlib.Path, resolution: int, *, replace: bool
-) -> None:
-    def blocks() -> Iterator[np.ndarray]:
-        for first in range(0, len(rows), AT_ONCE):
-            yield _read(images, rows[first : first + AT_ONCE], resolution)
+class GivenImages:
+    """The splits of images that a program gives; nothing is read but the first of each argument."""
 
-    record = path.with_suffix(".json")
-    if record.exists():
-        digest = hashlib.sha256()
-        for block in blocks():
-            digest.update(block.tobytes())
-        if json.loads(record.read_bytes())["sha256"] == digest.hexdigest():
-            return
+    def __init__(self, images: Any, validation_images: Any = None, *, resolution: int) -> None:
+        """Takes the images.
+
+        Args:
+          images: uint8 [N, R, R, 3], or a sequence (with `len` and an index) of images [R, R, 3], such as a PyTorch
+            dataset; of an item that is a tuple or a list, the first part is the image. An index must always give the
+            same image.
+          validation_images: the same, of those that runs are evaluated on; None: a tenth of `images`.
+          resolution: R.
+
+        Raises:
+          UserError: the first image has another shape or type, or there are none.
+        """
+        self._resolution = resolution
+        _check_sequence(images, "images")
+        rows = np.arange(len(images))
+        if validation_images is None:
+            of_splits = hold_out(rows, "{:06d}".format)
+            self._parts = {split: Part("images", images, chosen) for split, chosen in of_splits.items() if len(chosen)}
+        else:
+            _check_sequence(validation_images, "validation_images")
+            of_validation = np.arange(len(validation_images))
+            self._parts = {
+                TRAIN: Part("images", images, rows),
+                VALIDATION: Part("validation_images", validation_images, of_validation),
+            }
+        for part in self._parts.values():
+            self._read(part, part.rows[:1])
+
+    @property
+    def training_images(self) -> int:
+        """How many there are to train on."""
+        return len(self._parts[TRAIN].rows)
+
+    def keep(self, directory: pathlib.Path, *, replace: bool) -> None:
+        """Writes the dataset `arrays` under `directory`, if it is not there; `replace`: in place of another.
+
+        Raises:
+          UserError: there are other images, one has another shape or type, or there is no room.
+        """
         if not replace:
+            for split, part in self._parts.items():
+                self._check_same(stored_at(directory, split), part)
+        for split in SPLITS:
+            path = stored_at(directory, split)
+            if split not in self._parts or not (path.exists() and _sha256(path) == self._digest(self._parts[split])):
+                path.with_suffix(".json").unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
+        for split, part in self._parts.items():
+            size, blocks = (len(part.rows), self._resolution), functools.partial(self._blocks, part)
+            try:
+                open_store(stored_at(directory, split), size, blocks, verb="copying")
+            except UserError as error:
+                raise UserError(str(error).replace("config.data.data_dir", "workdir")) from error
+
+    def _check_same(self, path: pathlib.Path, part: Part) -> None:
+        if (kept := _sha256(path)) and kept != self._digest(part):
             raise UserError(
-                f"images: the run was trained on others, which are in {path.parent}: give these, take a new workdir, "
-                "or set accept_new_data=True."
+                f"{part.argument}: the run was trained on others, which are in {path.parent}: give the same (an index "
+                "must give the same image whenever it is asked), take a new workdir, or set accept_new_data=True."
             )
-        record.unlink()
-    open_store(path, (len(rows), resolution), blocks, verb="copying")
+
+    def _digest(self, part: Part) -> str:
+        digest = hashlib.sha256()
+        for block in self._blocks(part):
+            digest.update(block.tobytes())
+        return digest.hexdigest()
+
+    def _blocks(self, part: Part) -> Iterator[UInt8[np.ndarray, "n r r 3"]]:
+        for first in range(0, len(part.rows), AT_ONCE):
+            yield self._read(part, part.rows[first : first + AT_ONCE])
+
+    def _read(self, part: Part, rows: Int[np.ndarray, " n"]) -> UInt8[np.ndarray, "n r r 3"]:
+        """Some rows, checked."""
+        shape = (self._resolution, self._resolution, CHANNELS)
+        is_array = len(getattr(part.images, "shape", ())) == 1 + len(shape)  # of NumPy, JAX, PyTorch, HDF5, ...
+        found = part.images[rows] if is_array else [_image(part.images[int(row)]) for row in rows]
+        images = [np.asarray(image) for image in found]
+        for row, image in zip(rows, images, strict=True):
+            if (image.dtype, image.shape) != (np.uint8, shape):
+                raise UserError(
+                    f"{part.argument}: number {row} is {image.dtype} {list(image.shape)}: give uint8 "
+                    f"[N, {', '.join(map(str, shape))}], of the config's data.resolution."
+                )
+        return np.stack(images)
 
 
-def _check(images: Any, argument: str, resolution: int) -> None:
-    wanted = f"uint8 [N, {resolution}, {resolution}, {CHANNELS}], of the config's data.resolution"
-    if not (hasattr(images, "__len__") and hasattr(images, "__getitem__")) or isinstance(images, Mapping | str):
-        raise UserError(f"{argument}: a {type(images).__name__} has no length and rows: give {wanted}.")
-    if not len(images):
-        raise UserError(f"{argument}: there are none: give {wanted}.")
-    found = np.asarray(_image(images[0]))
-    if (found.dtype, found.shape) != (np.uint8, (resolution, resolution, CHANNELS)):
-        raise UserError(f"{argument}: the first is {found.dtype} {list(found.shape)}: give {wanted}.")
-
-
-def _read(images: Any, rows: Int[np.ndarray, " n"], resolution: int) -> UInt8[np.ndarray, "n r r 3"]:
-    if hasattr(images, "shape"):  # an array of NumPy, JAX, PyTorch, HDF5, ...
-        return np.ascontiguousarray(images[rows])
-    block = [np.asarray(_image(images[int(row)])) for row in rows]
-    for row, image in zip(rows, block, strict=True):
-        if (image.dtype, image.shape) != (np.uint8, (resolution, resolution, CHANNELS)):
-            raise UserError(f"images: number {row} is {image.dtype} {list(image.shape)}, unlike the first: make it so.")
-    return np.stack(block)
+def _check_sequence(images: Any, argument: str) -> None:
+    wanted = "give an array [N, R, R, 3], or what has a length and gives an image for an index"
+    try:
+        count = len(images)
+    except TypeError:
+        raise UserError(f"{argument}: a {type(images).__name__} has no length: {wanted}.") from None
+    if not hasattr(images, "__getitem__") or isinstance(images, Mapping | str):
+        raise UserError(f"{argument}: a {type(images).__name__} has no rows: {wanted}.")
+    if not count:
+        raise UserError(f"{argument}: there are none: {wanted}.")
 
 
 def _image(item: Any) -> Any:
     """The image of one item of a dataset, which may have a label too."""
     return item[0] if isinstance(item, tuple | list) else item
+
+
+def _sha256(path: pathlib.Path) -> str:
+    """Of the store at `path`, as it was written; empty where there is none that can be told."""
+    try:
+        return str(json.loads(path.with_suffix(".json").read_bytes())["sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""

@@ -61,9 +61,9 @@ class Dataset(abc.ABC):
 
     @property
     def evaluation_split(self) -> str:
-        """The split that runs are evaluated on: `validation`, or `train` if that has too few images to judge by.
+        """The split that runs are evaluated on: `validation`, or `train` if that has too few images.
 
-        By three strangers' faces the best model of twenty is one that has hardly seen these.
+        The scores of a few images are too noisy to choose a checkpoint by.
         """
         return VALIDATION if self.sizes.get(VALIDATION, 0) >= MIN_VALIDATION_IMAGES else TRAIN
 
@@ -95,7 +95,7 @@ class Dataset(abc.ABC):
     def read_rows(self, split: str, rows: Sequence[int]) -> UInt8[np.ndarray, "n r r 3"]:
         """A copy of some images of a split.
 
-        Raises UserError: there is no such split, or no such row; it then names the flag `--rows`.
+        Raises UserError: there is no such split, or no such row; it then names `--rows`.
         """
         images = self.images(split)
         if wrong := [row for row in rows if not 0 <= row < len(images)]:
@@ -192,7 +192,8 @@ class Arrays(Dataset):
         files = {split: stored_at(self._directory, split).with_suffix(".json") for split in TRAINED}
         try:
             found = {split: json.loads(file.read_bytes()) for split, file in files.items() if file.exists()}
-        except (OSError, ValueError) as error:
+            _ = [(record["shape"][0], record["sha256"]) for record in found.values()]
+        except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
             message = f"cannot be read ({reason(error)}): give the run its images again."
             raise UserError(f"config.data.data_dir={str(self._directory)!r} {message}") from error
         if TRAIN not in found:

@@ -27,6 +27,7 @@ MAX_NAME_BYTES = 200  # file systems allow 255, with number and extension
 MAX_WEBP_SIDE = 16_383  # pixels
 MAX_GRID_FACES = 10_000
 MAX_SHEET_PICTURES = 100_000  # whose latents are all in memory
+MAX_ANIMATION_PIXELS = 2**30  # of all frames, which are in memory
 MAX_GRID_PIXELS = 2**28  # 16,384 x 16,384: viewers open no more
 
 
@@ -134,10 +135,10 @@ def check_room(to: Destination, *, count: int, resolution: int, any_number: bool
       any_number: whether latents are made batch by batch.
     """
     most = min(MAX_GRID_FACES, MAX_GRID_PIXELS // (resolution * to.scale) ** 2)
+    if to.format in ANIMATED and count * (resolution * to.scale) ** 2 > MAX_ANIMATION_PIXELS:
+        raise UserError(f"{count:,} pictures of {resolution * to.scale} pixels are too many to animate: ask for fewer.")
     if to.format == "grid" and count > most:
-        raise UserError(
-            f"{count:,} pictures: one grid holds {most:,} at most: ask for fewer, or add --format=npz or --format=png."
-        )
+        raise UserError(f"{count:,} pictures: one grid holds {most:,} at most: ask for fewer, or add --format=png.")
     if count > MAX_SHEET_PICTURES and not any_number:
         raise UserError(f"{count:,} pictures are more than {MAX_SHEET_PICTURES:,}: ask for fewer steps or rows.")
 

@@ -199,6 +199,9 @@ def cross_validate(
     predicted = np.empty(len(values))
     for fold in np.array_split(order, FOLDS):
         rest = np.setdiff1d(order, fold)
+        if not np.std(values[rest]):  # all that differ are in this fold
+            predicted[fold] = values[rest[0]]
+            continue
         projected = whitened @ _normal(whitened[rest], values[rest], binary, method)
         if binary:
             threshold = np.mean([projected[rest][values[rest] == value].mean() for value in (0, 1)])

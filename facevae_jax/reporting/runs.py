@@ -51,7 +51,7 @@ class Run:
     def evaluated_images(self) -> str:
         """The images of that split, in words."""
         if self.evaluation_split == TRAIN:
-            return "training images (there are no validation images)"
+            return "training images (there are too few validation images)"
         return images_of(self.evaluation_split)
 
     def evaluation_at(self, step: int) -> dict[str, Any] | None:

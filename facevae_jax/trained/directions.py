@@ -29,7 +29,7 @@ def direction_of(
     Raises:
       UserError: there is no such attribute or method, or there are too few labels; the run's data are not there.
     """
-    check_choice(method, METHODS, name="--direction")
+    check_choice(method, METHODS, name="method")
     kept = kept_attributes(trained, attribute, keep)
     name = f"direction-{method}-{'+'.join([attribute, *sorted(kept)])}"
     found = trained.artifacts.get(name)

@@ -39,7 +39,8 @@ def _compute(trained: TrainedModel, names: Sequence[str]) -> dict[str, float]:
         for label in labels:
             values = label.values[rows].astype(np.float64)
             known = np.isfinite(values)
-            if known.sum() >= MIN_IMAGES and np.std(values[known]):
+            sizes = [np.sum(values == value) for value in (0, 1)] if label.binary else [known.sum()]
+            if min(sizes) >= MIN_IMAGES and np.std(values[known]):
                 scores[label.name], _ = cross_validate(whitened[known], values[known], binary=False, method="mean")
     trained.artifacts.put(ARTIFACT, {}, {"scores": scores})
     return scores

@@ -2,6 +2,7 @@
 
 import abc
 import contextlib
+import os
 import pathlib
 import secrets
 from collections.abc import Mapping
@@ -44,7 +45,7 @@ def open_boards(config: RunConfig, workdir: pathlib.Path, *, first_step: int) ->
     if config.train.tensorboard:
         boards.append(TensorBoard(workdir, first_step))
     if config.train.wandb:
-        boards.append(WeightsAndBiases(config, workdir))
+        boards.append(WeightsAndBiases(config, workdir, first_step))
     return boards
 
 
@@ -73,48 +74,50 @@ class TensorBoard(Board):
 class WeightsAndBiases(Board):
     """A run of the project `facevae_jax`, or of WANDB_PROJECT; a run that resumes here continues its own.
 
-    WANDB_MODE=offline keeps the record in `workdir/wandb`, for `wandb sync`. Without a connection training continues.
+    WANDB_MODE=offline keeps the record in `workdir/wandb`, for `wandb sync`. What cannot be recorded later is lost, and
+    training continues.
     """
 
-    def __init__(self, config: RunConfig, workdir: pathlib.Path) -> None:
+    def __init__(self, config: RunConfig, workdir: pathlib.Path, first_step: int) -> None:
         try:
             import wandb
         except ImportError as error:
             message = 'config.train.wandb=True needs wandb: pip install -e ".[wandb]".'
             raise UserError(message) from error
         self._wandb = wandb
+        self._lost = (wandb.errors.Error, OSError)  # OSError: its process is gone
         try:
             self._run = wandb.init(
-                project=None if wandb.Settings().project else PROJECT,
+                project=os.environ.get("WANDB_PROJECT", PROJECT),
                 name=workdir.name,
                 dir=str(workdir),
-                id=_identity(workdir / WANDB_FOLDER / "id"),
+                id=_identity(workdir / WANDB_FOLDER / "id", new=first_step == 0),
                 resume="allow",
                 config=config.to_dict(),
                 settings=wandb.Settings(console="off", silent=True),  # our streams stay ours
             )
-        except wandb.errors.Error as error:
-            reason = " ".join(str(error).split())
+        except (wandb.errors.Error, ValueError) as error:  # ValueError: of pydantic, for one of its variables
+            reason = " ".join(str(error).split()).rstrip(".")
             raise UserError(
-                f"config.train.wandb=True: {reason}: run `wandb login`, or set WANDB_MODE=offline."
+                f"config.train.wandb=True: {reason}: run `wandb login` with a connection, or set WANDB_MODE=offline."
             ) from error
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:  # noqa: D102
-        with contextlib.suppress(self._wandb.errors.Error):  # a lost record must not end a run
+        with contextlib.suppress(*self._lost):
             self._run.log(dict(values), step=step)
 
     def picture(self, name: str, image: UInt8[np.ndarray, "h w 3"], step: int) -> None:  # noqa: D102
-        with contextlib.suppress(self._wandb.errors.Error):
+        with contextlib.suppress(*self._lost):
             self._run.log({name: self._wandb.Image(image)}, step=step)
 
     def close(self, *, failed: bool) -> None:  # noqa: D102
-        with contextlib.suppress(self._wandb.errors.Error):
+        with contextlib.suppress(*self._lost):
             self._run.finish(exit_code=int(failed))
 
 
-def _identity(path: pathlib.Path) -> str:
-    """The run's identity there, drawn once and kept."""
-    if not path.exists():
+def _identity(path: pathlib.Path, *, new: bool) -> str:
+    """The run's identity, drawn at its first step and kept there."""
+    if new or not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_writer(path) as file:
             file.write(secrets.token_hex(8).encode())

@@ -34,7 +34,8 @@ def check_batch_size(config: RunConfig, mesh: Mesh, *, resumes: bool = False) ->
     elif resumes:
         remedy = f"a run keeps its batch size: {_on_fewer_devices(batch_size, mesh)}"
     else:
-        remedy = f"take --config.train.batch_size={devices * parts}"
+        remedy = f"take --config.train.batch_size={devices}"
+        remedy += " --config.train.accumulation=1" * (parts > 1)
     of = f" in each of the {parts} parts of config.train.accumulation" if parts > 1 else ""
     raise UserError(
         f"config.train.batch_size={batch_size} is less than one image for each of the {devices} devices{of}: {remedy}."

@@ -15,11 +15,13 @@ import optax
 from facevae_jax.config import RunConfig
 from facevae_jax.core import hosts, numerics
 from facevae_jax.core.errors import UserError
+from facevae_jax.data.arrays import GivenImages
 from facevae_jax.data.dataset import open_dataset
 from facevae_jax.data.feed import Feed, put
 from facevae_jax.objective import bits_per_dim
 from facevae_jax.training import workdir as workdirs
 from facevae_jax.training.alarms import Alarms
+from facevae_jax.training.boards import open_boards
 from facevae_jax.training.checkpoints import Checkpoints, steps_in
 from facevae_jax.training.evaluation import Evaluator
 from facevae_jax.training.feeds import check_batch_size, check_split_size, make_feed
@@ -31,6 +33,8 @@ from facevae_jax.training.start import check_data, opened, start_state
 from facevae_jax.training.step import compile_train_steps
 from facevae_jax.training.telemetry import Telemetry, log, log_error
 from facevae_jax.training.watchdog import Watchdog
+
+GIVEN_IMAGES = "data"  # in the workdir: the images that a program gave
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -193,6 +197,7 @@ def train(
     config: RunConfig,
     workdir: str | pathlib.Path,
     *,
+    images: GivenImages | None = None,
     should_stop: Callable[[int], bool] = lambda step: False,
     started: float | None = None,
     accept_new_data: bool = False,
@@ -204,6 +209,7 @@ def train(
     Args:
       config: of the run.
       workdir: directory for checkpoints, pictures, metrics and `config.json`; created if missing.
+      images: that a program gives, for the dataset `arrays` in `workdir`; in a run of one process.
       should_stop: asked with the number of finished steps after each dispatch and while evaluating; True in any
         process saves and returns early in all.
       started: Unix time from which the first step is counted; the call's by default.
@@ -219,9 +225,12 @@ def train(
         directory = hosts.together(lambda: workdirs.open_workdir(config, workdir, stack))
         resumes = bool(steps_in(directory))
         check_batch_size(config, mesh, resumes=resumes)
+        if images is not None:
+            check_split_size(config, images.training_images, mesh, resumes=resumes)
+            images.keep(directory / GIVEN_IMAGES, replace=accept_new_data or not resumes)
         dataset = hosts.together(lambda: opened(open_dataset(config.data)))
-        new = hosts.together(lambda: check_data(directory, dataset, accept_new=accept_new_data))
         check_split_size(config, dataset.sizes["train"], mesh, resumes=resumes)
+        new = hosts.together(lambda: check_data(directory, dataset, accept_new=accept_new_data))
         schedule = Schedule.of(config, images=dataset.sizes["train"])
         setup = TrainSetup.of(config, mesh, total_steps=schedule.total)
         checkpoints = stack.enter_context(Checkpoints(directory, forget_scores=new))
@@ -234,18 +243,22 @@ def train(
             log(schedule.describe(config.train))
             feed = make_feed(config, dataset.images("train"), mesh, first_step=step)
             stack.callback(feed.close)
-        telemetry = stack.enter_context(Telemetry(directory, config, first_step=step, total_steps=schedule.total))
-        train_images, images = dataset.images("train"), dataset.images(dataset.evaluation_split)
+        boards = hosts.together(lambda: open_boards(config, directory, first_step=step) if hosts.is_main() else [])
+        telemetry = Telemetry(directory, config, boards, first_step=step, total_steps=schedule.total)
+        stack.enter_context(telemetry)
+        train_images, evaluated_images = dataset.images("train"), dataset.images(dataset.evaluation_split)
         trainer = Trainer(
             setup=setup,
             schedule=schedule,
             learning_rate=make_schedule(config.train, total_steps=schedule.total),
             split=dataset.evaluation_split,
-            evaluator=Evaluator(setup, images),
-            alarms=Alarms(images),
+            evaluator=Evaluator(setup, evaluated_images),
+            alarms=Alarms(evaluated_images),
             checkpoints=checkpoints,
             telemetry=telemetry,
-            pictures=stack.enter_context(PictureWriter(setup, train_images, images, directory, telemetry.picture)),
+            pictures=stack.enter_context(
+                PictureWriter(setup, train_images, evaluated_images, directory, telemetry.picture)
+            ),
             watchdog=watchdog,
             should_stop=should_stop,
         )

@@ -6,7 +6,7 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from tqdm import tqdm
 from facevae_jax.config import RunConfig
 from facevae_jax.core import hosts
 from facevae_jax.core.files import atomic_writer
-from facevae_jax.training.boards import numbers_of, open_boards
+from facevae_jax.training.boards import Board, numbers_of
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -37,7 +37,9 @@ def log_error(line: str) -> None:
 class Telemetry:
     """The record of one run; use as a context manager."""
 
-    def __init__(self, workdir: pathlib.Path, config: RunConfig, *, first_step: int, total_steps: int) -> None:
+    def __init__(
+        self, workdir: pathlib.Path, config: RunConfig, boards: Sequence[Board], *, first_step: int, total_steps: int
+    ) -> None:
         """Opens the record, and drops what a killed run wrote after the checkpoint that it resumes from.
 
         Of several processes only process 0 writes and shows anything.
@@ -47,7 +49,7 @@ class Telemetry:
             _drop_after(workdir, first_step)
         path = os.devnull if silent else workdir / METRICS_FILE
         self._file = open(path, "a", buffering=1)  # noqa: SIM115, PTH123 - closed in __exit__
-        self._boards = [] if silent else open_boards(config, workdir, first_step=first_step)
+        self._boards = boards
         self._batch_size = config.train.batch_size
         self._bar = tqdm(
             total=total_steps * self._batch_size,

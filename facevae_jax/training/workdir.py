@@ -114,7 +114,7 @@ def write_or_check_config(workdir: pathlib.Path, config: RunConfig) -> list[str]
 
 
 def check_data(workdir: pathlib.Path, dataset: Dataset, *, accept_new: bool) -> bool:
-    """Records which images a run is trained on; returns whether they are others than before.
+    """Records which images a run is trained on; returns whether its scores are of others than these.
 
     Args:
       workdir: of the run.
@@ -125,7 +125,8 @@ def check_data(workdir: pathlib.Path, dataset: Dataset, *, accept_new: bool) -> 
       UserError: they are others: a dataset was prepared anew under the same name.
     """
     path, found = workdir / DATA_FILE, hashlib.sha256(dataset.fingerprint.encode()).hexdigest()
-    now = {"name": dataset.name, "sizes": dict(dataset.sizes), "fingerprint": found}
+    split = dataset.evaluation_split
+    now = {"name": dataset.name, "sizes": dict(dataset.sizes), "fingerprint": found, "evaluated": split}
     try:
         before = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -141,7 +142,8 @@ def check_data(workdir: pathlib.Path, dataset: Dataset, *, accept_new: bool) -> 
         )
     if before != now or not path.exists():
         write_json(path, now)
-    return changed
+    former = before.get("evaluated", "validation" if dataset.sizes.get("validation") else split)
+    return changed or (bool(steps_in(workdir)) and former != split)
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:

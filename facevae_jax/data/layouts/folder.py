@@ -2,6 +2,8 @@
 
 import dataclasses
 import pathlib
+import zipfile
+import zlib
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -21,7 +23,7 @@ from facevae_jax.data.layouts.types import (
     splits_of,
     wrong_source,
 )
-from facevae_jax.data.sources.opening import Listing, list_files, open_source
+from facevae_jax.data.sources.opening import Listing, Source, list_files, open_source
 
 SPLIT_FOLDERS = {
     TRAIN: ("train", "training"),
@@ -36,7 +38,7 @@ def folder_layout(path: pathlib.Path, *, labeled: bool = False) -> Layout:
     """All images in `path`, in the splits of folders such as train/, val/ and test/, where all are in one of these.
 
     Else, or without a folder for validation, about a tenth is for that, chosen by the hash of the name. Where each
-    image is in one of a few folders with names, these are the attribute `class`. StyleGAN's `dataset.json` is the
+    image is in one of a few folders with names, these are the attribute `class`, and StyleGAN's `dataset.json` is the
     attribute `label`, unless the images are `labeled` by a table of the user's.
 
     Raises UserError: there is no such source, or no image in it.
@@ -49,7 +51,7 @@ def folder_layout(path: pathlib.Path, *, labeled: bool = False) -> Layout:
     fitting = guess_layout(source)
     hint = f"this folder fits --layout={fitting}, which knows its splits and attributes."
     splits, note = _splits(listing, rows)
-    attributes, values, classes = _classes(listing)
+    attributes, values, classes = _classes(listing, labeled=labeled)
     layout = Layout(
         kind="folder",
         source=path.name,
@@ -57,21 +59,24 @@ def folder_layout(path: pathlib.Path, *, labeled: bool = False) -> Layout:
         attributes=attributes,
         notes=tuple(filter(None, (*source.notes, listing.ignored_note, hint if fitting else "", note, classes))),
     )
-    content = None if labeled else source.read(STYLEGAN_LABELS)
-    return layout if content is None else _with_stylegan_labels(layout, path / STYLEGAN_LABELS, content)
+    return layout if labeled else _with_stylegan_labels(layout, source)
 
 
-def _with_stylegan_labels(layout: Layout, path: pathlib.Path, content: bytes) -> Layout:
+def _with_stylegan_labels(layout: Layout, source: Source) -> Layout:
     """The layout with the labels of a `dataset.json`, or with a note where it has none for these images."""
     try:
-        return join_table(layout, path, content)
-    except UserError as error:
-        reason = str(error).removeprefix(f"--attributes={str(path)!r}").lstrip(": ")
+        content = source.read(STYLEGAN_LABELS)
+        if content is None or b'"labels"' not in content:  # there is none, or it is something else
+            return layout
+        joined = join_table(layout, source.path / STYLEGAN_LABELS, content)
+        return dataclasses.replace(joined, notes=(*joined.notes, f"{STYLEGAN_LABELS} is read: it has their labels."))
+    except (UserError, OSError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        reason = str(error).partition(STYLEGAN_LABELS)[2].lstrip("': ") or str(error)
         note = f"the labels of {STYLEGAN_LABELS} are left out: {reason}"
         return dataclasses.replace(layout, notes=(*layout.notes, note))
 
 
-def _classes(listing: Listing) -> tuple[tuple[Attribute, ...], Float32[np.ndarray, "n a"], str]:
+def _classes(listing: Listing, *, labeled: bool) -> tuple[tuple[Attribute, ...], Float32[np.ndarray, "n a"], str]:
     """The attribute of folders for classes, its value for each file of the listing, and a line that says so."""
     nothing = (), np.empty((len(listing.names), 0), np.float32), ""
     folders = [listing.names[row].split("/")[:-1] for row in listing.image_rows]
@@ -79,7 +84,7 @@ def _classes(listing: Listing) -> tuple[tuple[Attribute, ...], Float32[np.ndarra
     folders = [parts[1:] if parts and parts[0].lower() in splits else parts for parts in folders]
     names = sorted({"/".join(parts) for parts in folders})
     of_images = all(len(parts) == 1 and not parts[0].isdecimal() for parts in folders)
-    if not of_images or not 1 < len(names) <= MAX_CATEGORIES:
+    if labeled or not of_images or not 1 < len(names) <= MAX_CATEGORIES:
         return nothing
     values = np.full((len(listing.names), 1), UNKNOWN, np.float32)
     values[listing.image_rows, 0] = [names.index(parts[0]) for parts in folders]
