@@ -91,7 +91,7 @@ def test_two_workers_with_the_same_shard(source, tmp_path):
     ("options", "message"),
     [
         ("--direct_running_mode=fast", "invalid choice: 'fast' .*multi_processing"),
-        ("--direct_workers=2", "--direct_workers is not an option of Beam's"),
+        ("--direct_workers=2", "direct_workers is not an option of Beam's"),
         ("--runner=SpaceRunner", "Unexpected pipeline runner: SpaceRunner"),
         ("--runner='", "No closing quotation"),
     ],
@@ -99,7 +99,7 @@ def test_two_workers_with_the_same_shard(source, tmp_path):
 def test_options_that_beam_does_not_know(source, tmp_path, options, message, capfd):
     with pytest.raises(UserError, match=message) as caught:
         run(source, tmp_path, options)
-    assert str(caught.value).startswith(f"--beam_options={options!r}: ")
+    assert str(caught.value).startswith(f"beam_options={options!r}: ")
     assert "\n" not in str(caught.value)
     assert capfd.readouterr().err == ""
 
@@ -170,7 +170,7 @@ def test_a_dataset_in_an_object_store(source, expected, directory):
 
 def test_a_store_that_refuses_the_metadata(source, expected, directory, converted):
     Bucket.refused = "features.json"
-    with pytest.raises(UserError, match=rf"--data_dir='{URL}': .*cannot be written \(Permission denied\)"):
+    with pytest.raises(UserError, match=rf"data_dir='{URL}': .*cannot be written \(Permission denied\)"):
         run(source, URL)
     assert not (directory / reading.INFO_FILE).exists()
     Bucket.refused = ""
@@ -195,15 +195,15 @@ def test_a_store_is_cleared_of_another_run_and_a_damaged_shard(source, expected,
 
 def test_a_store_that_cannot_be_written(source, bucket):
     Bucket.refused = "bucket"
-    with pytest.raises(UserError, match=rf"--data_dir='{URL}' cannot be used \(Permission denied\)"):
+    with pytest.raises(UserError, match=rf"data_dir='{URL}' cannot be used \(Permission denied\)"):
         run(source, URL)
 
 
 def test_the_command_with_an_object_store(source, bucket, capsys):
     given = {"layout": "folder", "source": str(source), "resolution": RESOLUTION, "data_dir": URL}
-    with pytest.raises(UserError, match="is not a folder of this machine: choose one, or add --beam_options="):
+    with pytest.raises(UserError, match="is not a folder of this machine: choose one, or add beam_options="):
         prepare(**given)
-    with pytest.raises(UserError, match="--layout=tfds reads its source there"):
+    with pytest.raises(UserError, match="layout=tfds reads its source there"):
         prepare(**given | {"layout": "tfds", "source": "lfw"}, beam_options="")
     prepare(**given, beam_options="", on_bad_image="skip")
     *_, prepared, following = capsys.readouterr().out.splitlines()

@@ -190,7 +190,7 @@ def test_a_slice_that_cannot_exchange_streams(topology):
     size = 1000 * 32 * 32 * 3
     assert feed_spec(config, 1000, mesh, budget=size)[0].kind == "resident"
     assert feed_spec(config, 1000, mesh, budget=size // 2)[0].kind == "streamed"
-    with pytest.raises(UserError, match=r"--config\.data\.feed=streamed"):
+    with pytest.raises(UserError, match=r"config\.data\.feed=streamed"):
         feed_spec(small(data={"feed": "sharded"}), 1000, mesh, budget=size)
 
 
@@ -225,7 +225,7 @@ def test_a_plan_is_json_and_names_what_is_sent(topology, tmp_path):
 def test_what_does_not_fit_is_refused_with_a_remedy_that_was_compiled(topology, capsys):
     batch = 2**17 if "h100" in topology else 2**15
     config = small(data={"resolution": 128}, train={"batch_size": batch, "steps_per_dispatch": 1})
-    with pytest.raises(UserError, match=r"does not fit.*This fits: --config.train.accumulation=2\."):
+    with pytest.raises(UserError, match=r"does not fit.*This fits: config.train.accumulation=2\."):
         plan(config, topology_of(topology), images=batch)
     first, second = re.findall(r"compiling for .* images in (\d) parts", capsys.readouterr().err)
     assert (first, second) == ("1", "2")

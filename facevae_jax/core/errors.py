@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
-FLAG = re.compile(r"(?<![\w-])--(?=[a-z])")
+FLAG = re.compile(r"(?<![\w'\"-])--(?=[a-z])")  # not where a value begins with one
 
 _in_command = False
 
