@@ -123,21 +123,19 @@ def test_a_run_resumes_with_more_processes(alone, warm_config, tmp_path):
     assert_same_losses(tmp_path, alone)
 
 
-def test_runs_resume_on_any_other_topology(warm_config, tmp_path):
-    """{1x1, 1x8, 2x1, 2x4, 4x2} (processes x devices): saved by each after 7 steps, finished by each."""
-    topologies = [(1, 1), (1, 8), (2, 1), (2, 4), (4, 2)]
-    for processes, devices in topologies:
+TOPOLOGIES = [(1, 1), (1, 8), (2, 1), (2, 4), (4, 2)]  # processes x devices
+
+
+@pytest.mark.parametrize("saved", TOPOLOGIES, ids=lambda pair: f"{pair[0]}x{pair[1]}")
+def test_runs_resume_on_any_other_topology(alone, warm_config, tmp_path, saved):
+    """Saved by one after 7 steps, finished by each."""
+    words = command(warm_config, tmp_path / "saved", steps=7)
+    assert launch(words, processes=saved[0], devices=saved[1]).returncode == 0
+    for processes, devices in TOPOLOGIES:
         workdir = tmp_path / f"{processes}x{devices}"
-        words = command(warm_config, workdir, steps=7)
-        assert launch(words, processes=processes, devices=devices).returncode == 0
-    reference = None
-    for saved in topologies:
-        for processes, devices in topologies:
-            workdir = tmp_path / f"{saved}-{processes}x{devices}"
-            shutil.copytree(tmp_path / f"{saved[0]}x{saved[1]}", workdir)
-            resume(workdir, warm_config, processes=processes, devices=devices)
-            reference = reference or workdir
-            assert_same_losses(workdir, reference)
+        shutil.copytree(tmp_path / "saved", workdir)
+        resume(workdir, warm_config, processes=processes, devices=devices)
+        assert_same_losses(workdir, alone)
 
 
 @pytest.mark.parametrize("victim", [0, 1])
