@@ -125,6 +125,21 @@ def test_scores_of_another_split_count_no_more(tiny_config, finished, tmp_path, 
     assert [record["split"] for record in read_metrics(workdir) if record["kind"] == "evaluation"][-1] == "train"
 
 
+@pytest.mark.slow
+def test_a_run_that_diverges_as_it_resumes_ends_in_one_line_and_keeps_its_good_checkpoint(
+    tiny_config, finished, tmp_path, capsys
+):
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    wild = change(tiny_config, train={"epochs": 9, "learning_rate": 1e6, "warmup_steps": 0})
+    with pytest.raises(UserError, match=r"not finite.* the last good one is .*/20: lower"):
+        train(wild, workdir)
+    assert "alarm" not in capsys.readouterr().out  # the steps that are skipped tell
+    assert facevae_jax.load(workdir).step == 20
+    train(change(tiny_config, train={"epochs": 3}), workdir)
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        assert 30 in checkpoints.steps()
+
+
 def test_a_stream_that_fails_loses_only_what_is_printed(tmp_path):
     with pathlib.Path("/dev/full").open("w", buffering=1) as full:
         stream = streams.Unbreakable(full)

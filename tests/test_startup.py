@@ -47,6 +47,7 @@ warnings.warn("another warning")
 """
 
 
+@pytest.mark.slow
 def test_cached_programs_that_were_cut_short_are_replaced_without_a_word(tmp_path):
     """A process killed while it writes an entry, and a disk that was full, leave half of one."""
 

@@ -1,6 +1,7 @@
 """Pictures as training goes: the same faces and the same draws at every evaluation, so that progress is visible."""
 
 import concurrent.futures
+import contextlib
 import pathlib
 from collections.abc import Callable
 
@@ -72,8 +73,10 @@ class PictureWriter:
         priors: dict[str, Gaussian] = {"standard": StandardPrior.of_size(inference.code_size)}
         if inference.code_size <= MAX_CODE:
             rows = np.arange(min(len(self._train), max(MOMENT_IMAGES, 2 * inference.code_size)))
-            moments = moments_of(*inference.encode(gather_rows(self._train, rows)))
-            priors["gaussian"] = GaussianPrior.of(moments)
+            posteriors = inference.encode(gather_rows(self._train, rows))
+            # Those of a run that diverges may have no moments.
+            with np.errstate(all="ignore"), contextlib.suppress(np.linalg.LinAlgError):
+                priors["gaussian"] = GaussianPrior.of(moments_of(*posteriors))
         for name, prior in priors.items():
             codes = np.asarray(prior.sample(key, np.arange(SHOWN_SAMPLES)))
             grids[f"samples_{name}"] = inference.decode(codes).reshape(-1, COLUMNS, *self._originals.shape[1:])
