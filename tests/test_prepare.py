@@ -59,6 +59,7 @@ def test_command_from_images_to_the_next_command(faces, tmp_path):
     assert prepared.startswith(f"prepared: {directory} (5 train, 1 validation; ")
     given = f"--config.data.name=folder --config.data.resolution=32 --config.data.data_dir={tmp_path}"
     few = "--config.train.batch_size=4 --config.train.epochs=4000 --config.train.evaluate_every_epochs=200"
+    few += " --config.objective.likelihood=mse --config.objective.r_loss_factor=25000.0"
     assert following == f"next: python -m facevae_jax.main --config=ffhq64 {given} {few} --workdir=/tmp/folder32"
     colors = {tuple(image[5, 5]) for image in reading.read_images(directory, "train")}
     assert colors < {(i, 2 * i, 3 * i) for i in range(6)}
