@@ -60,7 +60,7 @@ def _silence_other_threads() -> None:
     standard_logging.getLogger("asyncio").setLevel(standard_logging.CRITICAL)  # futures of a checkpoint that failed
     show = sys.unraisablehook
 
-    def show_others(unraisable: Any) -> None:  # tensorstore's threads, which finish after the checkpoint has failed
+    def show_others(unraisable: Any) -> None:  # threads of tensorstore end after the checkpoint has failed
         if str(unraisable.exc_value) != "Event loop is closed":
             show(unraisable)
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
-FLAG = re.compile(r"(?<![\w'\"-])--(?=[a-z])")  # not where a value begins with one
+FLAG = re.compile(r"(?<![\w'\"-])--(?=[a-z])")  # but not at the start of a quoted value
 
 _in_command = False
 
@@ -32,8 +32,8 @@ class UserError(Exception):
     """An error that the user can fix.
 
     The message is one line that names the key, path or value and the remedy. Commands print it and exit with code 2
-    (see `command_line.run`). It is written with flags, such as --rows=3; to a caller from Python these are arguments,
-    rows=3, but for those of a command that it tells to run.
+    (see `command_line.run`). It is written with flags, such as --rows=3. A caller from Python reads arguments, rows=3;
+    flags of a command in the message stay flags.
     """
 
     def __init__(self, message: str = "") -> None:

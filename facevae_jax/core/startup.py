@@ -15,7 +15,7 @@ from facevae_jax.core.parallel import available_cpus
 
 CACHE = "facevae_jax/compiled"
 UNUSABLE_ENTRY = re.compile(r"Error reading persistent compilation cache entry for '([\w.]+)': (\w+)")
-SYSTEM_ERRORS = {"OSError", *(error.__name__ for error in OSError.__subclasses__())}  # of entries that may be whole
+SYSTEM_ERRORS = {"OSError", *(error.__name__ for error in OSError.__subclasses__())}  # the entry itself may be whole
 MIN_COMPILE_SECONDS = 0.1  # faster compilations are not worth a file; JAX's default is 1 s
 TUNABLES = "GLIBC_TUNABLES"
 HUGE_PAGES = "glibc.malloc.hugetlb"

@@ -75,12 +75,19 @@ class GivenImages:
         Raises:
           UserError: there are other images, one has another shape or type, or there is no room.
         """
-        if not replace:
-            for split, part in self._parts.items():
-                self._check_same(stored_at(directory, split), part)
+        kept = {split: _sha256(stored_at(directory, split)) for split in SPLITS}
+        given = {split: self._digest(part) if kept[split] else "" for split, part in self._parts.items()}
+        for split, part in self._parts.items():
+            if not replace and kept[split] != given[split]:
+                raise UserError(
+                    f"{part.argument}: the run was trained on others, which are in {directory}: give the same (an "
+                    "index must give the same image whenever it is asked), take a new workdir, or set "
+                    "accept_new_data=True."
+                )
         for split in SPLITS:
             path = stored_at(directory, split)
-            if split not in self._parts or not (path.exists() and _sha256(path) == self._digest(self._parts[split])):
+            whole = kept[split] and kept[split] == given.get(split) and path.exists()
+            if not whole:
                 path.with_suffix(".json").unlink(missing_ok=True)
                 path.unlink(missing_ok=True)
         for split, part in self._parts.items():
@@ -89,13 +96,6 @@ class GivenImages:
                 open_store(stored_at(directory, split), size, blocks, verb="copying")
             except UserError as error:
                 raise UserError(str(error).replace("config.data.data_dir", "workdir")) from error
-
-    def _check_same(self, path: pathlib.Path, part: Part) -> None:
-        if (kept := _sha256(path)) and kept != self._digest(part):
-            raise UserError(
-                f"{part.argument}: the run was trained on others, which are in {path.parent}: give the same (an index "
-                "must give the same image whenever it is asked), take a new workdir, or set accept_new_data=True."
-            )
 
     def _digest(self, part: Part) -> str:
         digest = hashlib.sha256()

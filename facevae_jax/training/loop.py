@@ -173,7 +173,7 @@ class Trainer:
         name = "eval train" if self.split == "train" else self.split  # unlike the lines of training
         log(f"step {step:>7,}/{self.schedule.total:,}  {name:<10}  {describe(values)}")
         warming = step <= max(self.setup.config.train.warmup_steps, self.setup.config.objective.kl_warmup_steps)
-        warming = warming or not math.isfinite(values["loss"])  # which the steps that are skipped tell
+        warming = warming or not math.isfinite(values["loss"])  # the skipped steps tell
         for line in self.alarms.check(values, self.training_loss, latent_units=int(units.sum()), warming=warming):
             log(f"alarm: {line}")
         return values["loss"]

@@ -74,7 +74,7 @@ class PictureWriter:
         if inference.code_size <= MAX_CODE:
             rows = np.arange(min(len(self._train), max(MOMENT_IMAGES, 2 * inference.code_size)))
             posteriors = inference.encode(gather_rows(self._train, rows))
-            # Those of a run that diverges may have no moments.
+            # The codes of a run that diverges are not finite: then there is no Gaussian, and no picture of it.
             with np.errstate(all="ignore"), contextlib.suppress(np.linalg.LinAlgError):
                 priors["gaussian"] = GaussianPrior.of(moments_of(*posteriors))
         for name, prior in priors.items():
