@@ -19,11 +19,16 @@ The public names:
 """
 
 import importlib
+import resource
 import sys
 import types
 from typing import Any
 
 __version__ = "0.1.0"
+
+# Below a limit on the size of files Python writes half of a compiled module, and every later import of it fails.
+if resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY:
+    sys.dont_write_bytecode = True
 
 # Imported on first use: `import facevae_jax`, and a command with a mistyped flag, should not wait for JAX.
 _MODULES = {

@@ -5,6 +5,7 @@ import os
 import pathlib
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -15,6 +16,7 @@ from facevae_jax.core.errors import UserError, expand_home, in_command, of_envir
 
 # Signals that end a command. It first deletes the files that it has only half written.
 ENDING = (signal.SIGTERM, signal.SIGHUP)
+RESEND_SECONDS = 0.05  # after the callback in which a signal was lost
 
 
 def run(
@@ -55,13 +57,20 @@ def run(
 
 
 def _silence_other_threads() -> None:
-    """Silences what libraries print about errors that they also raise in the main thread, such as a full disk."""
+    """Silences what libraries print about errors that they also raise in the main thread, such as a full disk.
+
+    A signal that comes within a callback, such as that of JAX at a garbage collection, still ends the command.
+    """
     logging.set_verbosity(logging.FATAL)
     standard_logging.getLogger("asyncio").setLevel(standard_logging.CRITICAL)  # futures of a checkpoint that failed
     show = sys.unraisablehook
 
-    def show_others(unraisable: Any) -> None:  # threads of tensorstore end after the checkpoint has failed
-        if str(unraisable.exc_value) != "Event loop is closed":
+    def show_others(unraisable: Any) -> None:
+        error = unraisable.exc_value
+        if isinstance(error, KeyboardInterrupt | EndedError):  # it came within a callback, which lost it: send it again
+            number = error.number if isinstance(error, EndedError) else signal.SIGINT
+            threading.Timer(RESEND_SECONDS, os.kill, (os.getpid(), number)).start()
+        elif str(error) != "Event loop is closed":  # threads of tensorstore end after the checkpoint has failed
             show(unraisable)
 
     sys.unraisablehook = show_others

@@ -108,6 +108,9 @@ def of_environment(error: BaseException) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, OSError) and error.errno in FULL:
         return f"{error.filename or 'a file'} cannot be written ({error.strerror}): make room, and give it again."
+    if isinstance(error, EOFError) and "marshal data" in text:  # Python does not notice a full disk as it writes one
+        folder = pathlib.Path(__file__).parents[1]
+        return f"a compiled module of Python is cut short: run python -m compileall -qf {folder}"
     if named := re.search(r"for JAX flag (\w+)|environment '?(JAX_\w+)", text):
         variable = (named[1] or named[2]).upper()
         return f"{variable}={os.environ.get(variable, '')!r} is no value that JAX takes: unset it."
