@@ -18,7 +18,9 @@ The public names:
 `facevae_jax.configs` holds the configs that `--config=NAME` finds. `python -m facevae_jax` lists the commands.
 """
 
+import contextlib
 import importlib
+import os
 import resource
 import sys
 import types
@@ -27,8 +29,13 @@ from typing import Any
 __version__ = "0.1.0"
 
 # Below a limit on the size of files Python writes half of a compiled module, and every later import of it fails.
-if resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY:
+_limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+if _limit != resource.RLIM_INFINITY:
     sys.dont_write_bytecode = True
+    _compiled = __spec__.cached or ""
+    with contextlib.suppress(OSError):  # Python compiled this module before it ran
+        if os.path.getsize(_compiled) >= _limit:  # noqa: PTH202 - pathlib takes long to import
+            os.unlink(_compiled)  # noqa: PTH108
 
 # Imported on first use: `import facevae_jax`, and a command with a mistyped flag, should not wait for JAX.
 _MODULES = {
