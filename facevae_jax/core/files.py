@@ -15,6 +15,8 @@ from typing import Any, BinaryIO
 
 from absl import logging
 
+from facevae_jax.core.errors import FULL
+
 AnyPath = pathlib.Path | Any  # on this machine, or the `etils.epath.Path` of a URL, which has the same methods
 
 # Errors of a file system that does not support locks.
@@ -38,6 +40,10 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
                 with file.open("rb") as opened:
                     os.fsync(opened.fileno())
         temporary.replace(path)
+    except OSError as error:
+        if error.errno in FULL and error.filename is None:  # a write's error does not say which file
+            error.filename = str(path)
+        raise
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
