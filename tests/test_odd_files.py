@@ -441,4 +441,5 @@ def test_few_images_have_steps_enough(images_):
     assert settings["train.batch_size"] <= max(images_, 1)
     steps = images_ // settings["train.batch_size"] * settings["train.epochs"]
     assert steps >= 3_700
-    assert steps <= 4_200 or images_ >= 16_000
+    assert steps <= 4_200 or images_ > 16_000
+    assert bool(settings_for(images_, 64)) == (images_ < 16_000)
