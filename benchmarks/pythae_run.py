@@ -26,7 +26,7 @@ from facevae_jax.core.files import atomic_writer, write_json
 from facevae_jax.data.dataset import open_dataset
 from facevae_jax.trained import weights
 from facevae_jax.trained.model import Restored, TrainedModel
-from facevae_jax.training.setup import DecoderVariance, make_mesh
+from facevae_jax.training.setup import RunningMean, make_mesh
 
 
 def evaluated_config(name: str, resolution: int) -> RunConfig:
@@ -90,7 +90,7 @@ def main(arguments: list[str]) -> None:
     output = make_writable_directory(expand_home(values.output, name="--output"), name="--output")
     config = evaluated_config(values.name, values.resolution)
     network, seconds = train(config, values.epochs)
-    zero = DecoderVariance(jnp.zeros(()), jnp.zeros(()))
+    zero = RunningMean(jnp.zeros(()), jnp.zeros(()))
     restored = Restored(config, jax.tree.map(jnp.asarray, converted(network)), zero, step=values.epochs)
     moments = TrainedModel(restored, folder=output, mesh=make_mesh()).moments
     with atomic_writer(output / weights.FILE) as file:

@@ -17,6 +17,7 @@ COMMANDS = {  # each is a module of this package
     "evaluate": "score a trained model: reconstruction, likelihood, latents, samples",
     "report": "write one HTML page about one or more runs",
     "explore": "move the latents of a face with sliders, in a browser",
+    "convert": "make a model of weights that others published",
     "export": "write a trained model as safetensors, StableHLO or ONNX",
 }
 

@@ -87,7 +87,12 @@ class TrainConfig:
     learning_rate: float = 5e-4
     schedule: Literal["constant", "cosine"] = "constant"  # cosine: to zero at the last step
     warmup_steps: int = 100  # linear growth of the learning rate from 0: Adam's first steps are all full steps
+    optimizer: Literal["adam", "adamw", "adamax"] = "adam"
+    beta1: float = 0.9  # of the running mean of gradients
+    beta2: float = 0.999  # of that of their squares; of their running maximum, for adamax
+    weight_decay: float = 0.0  # of adamw: taken from parameters at each step, times the learning rate
     clip_norm: float = 0.0  # the gradient's global L2 norm is clipped to this; 0: never
+    skip_factor: float = 0.0  # an update is skipped where that norm is above this times its running mean; 0: never
     ema_decay: float = 0.0  # of averaged parameters, which evaluation and sampling then use; 0: none are kept
     log_every_steps: int = 50
     evaluate_every_epochs: int = 1  # validation, pictures and a checkpoint; always after the last step too
@@ -104,9 +109,13 @@ class TrainConfig:
         positive = "batch_size accumulation epochs learning_rate log_every_steps evaluate_every_epochs"
         check_all(self, "train", positive, lambda x: x > 0, "positive")
         check_all(self, "train", "max_skipped_steps steps_per_dispatch", lambda x: x > 0, "positive")
-        not_negative = "steps warmup_steps clip_norm checkpoint_every_steps watchdog_seconds"
+        not_negative = "steps warmup_steps clip_norm weight_decay checkpoint_every_steps watchdog_seconds"
         check_all(self, "train", not_negative, lambda x: x >= 0, "0 or positive")
-        check(0 <= self.ema_decay < 1, "train.ema_decay", self.ema_decay, BELOW_ONE)
+        check_all(self, "train", "ema_decay beta1 beta2", lambda x: 0 <= x < 1, BELOW_ONE)
+        factor = self.skip_factor
+        check(factor == 0 or factor > 1, "train.skip_factor", factor, "0 (never) or above 1")
+        decay = self.weight_decay
+        check(decay == 0 or self.optimizer == "adamw", "train.weight_decay", decay, "0 but for the optimizer adamw")
         allowed = f"a divisor of config.train.batch_size={self.batch_size}"
         check(self.batch_size % self.accumulation == 0, "train.accumulation", self.accumulation, allowed)
 

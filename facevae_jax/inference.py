@@ -39,8 +39,8 @@ def decode(model: Model, variables: Any, codes: Float[Array, "b z"]) -> UInt8[Ar
 
 
 def reconstruct(model: Model, variables: Any, images: Shaped[Array, "b ..."]) -> UInt8[Array, "b ..."]:
-    """Pixels of the reconstructions from the means of the posteriors."""
-    return decode(model, variables, encode(model, variables, images).mean)
+    """Pixels of the reconstructions from the means of the posteriors, of all groups of latents."""
+    return to_pixels(model.apply(variables, images, None, train=False).decoded.mean)
 
 
 class Encoded(NamedTuple):

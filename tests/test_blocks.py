@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from facevae_jax.config import DataConfig, ObjectiveConfig, RunConfig
-from facevae_jax.models import autoencoder, blocks, vae
+from facevae_jax.models import autoencoder, blocks, hierarchical, vae
 from facevae_jax.models.api import Execution, image_keys, to_unit
 from facevae_jax.models.blocks import apply_layer, block_size
 from facevae_jax.objective import image_terms
@@ -57,6 +57,16 @@ def test_a_block_divides_the_batch_and_fits(batch, image_bytes):
     assert not [s for s in range(size + 1, batch + 1) if batch % s == 0 and s * image_bytes <= blocks.BLOCK_BYTES]
 
 
+HIERARCHY = hierarchical.Config(
+    encoder_blocks="16d4,4x1,4d4",
+    decoder_blocks="1x1,4m1,16m4",
+    width=8,
+    latent_channels=2,
+    patch=2,
+    rematerialize=True,
+)
+
+
 @pytest.mark.parametrize(
     "model",
     [
@@ -69,8 +79,9 @@ def test_a_block_divides_the_batch_and_fits(batch, image_bytes):
             pytest.param(autoencoder.Config(latent_channels=2, width=8, downsampling=d), marks=pytest.mark.slow)
             for d in (4, 8)
         ),
+        pytest.param(HIERARCHY, marks=pytest.mark.slow),
     ],
-    ids=["batch", "group", "none", "spatial, 4", "spatial, 8"],
+    ids=["batch", "group", "none", "spatial, 4", "spatial, 8", "hierarchical"],
 )
 def test_forms_agree_in_loss_and_gradients(model, monkeypatch):
     """Whole models, with dropout, several blocks a layer, a kernel of 4, and pixels as they are stored."""

@@ -21,7 +21,7 @@ from facevae_jax.data.batches import Batch
 from facevae_jax.training.checkpoints import Checkpoints
 from facevae_jax.training.checksums import checksums
 from facevae_jax.training.loop import train
-from facevae_jax.training.setup import TrainSetup, abstract_state, create_state, make_mesh
+from facevae_jax.training.setup import RunningMean, TrainSetup, abstract_state, create_state, make_mesh
 from facevae_jax.training.step import train_step
 from facevae_jax.training.telemetry import read_metrics
 from tests.conftest import REPOSITORY, assert_one_line_error, assert_same_trees, change, flags_of, losses_of, run_module
@@ -172,6 +172,27 @@ def test_a_step_that_is_not_finite_changes_nothing_but_its_number(tiny_config):
     skipped, metrics = step(bad, batch)
     assert (float(metrics.skipped), int(skipped.step)) == (1.0, 2)
     assert_same_trees(skipped._replace(step=bad.step), bad)
+
+
+def test_a_gradient_far_above_the_running_norm_is_skipped_but_not_for_long(tiny_config):
+    """The limit follows a norm that stays large, so no run stands still."""
+    config = change(tiny_config, train={"skip_factor": 4.0, "learning_rate": 1e-6})
+    setup = TrainSetup.of(config, make_mesh())
+    images = jax.random.randint(jax.random.key(0), (16, 32, 32, 3), 0, 256).astype(jnp.uint8)
+    step = jax.jit(functools.partial(train_step, setup=setup))
+    state, batch = create_state(setup), Batch(images, jnp.arange(16))
+    for _ in range(3):
+        state, metrics = step(state, batch)
+        assert float(metrics.too_large) == 0.0
+    usual = state._replace(gradient_norm=RunningMean(state.gradient_norm.mean / 100, jnp.ones(())))
+    skipped, metrics = step(usual, batch)
+    assert (float(metrics.skipped), float(metrics.too_large)) == (0.0, 1.0)
+    assert_same_trees(skipped._replace(step=usual.step, gradient_norm=usual.gradient_norm), usual)
+    state, steps = skipped, 1
+    while float(metrics.too_large):
+        state, metrics = step(state, batch)
+        steps += 1
+    assert 50 < steps < 150  # 1.03^108 is 100 / 4
 
 
 def test_a_run_that_diverges_stops_and_names_the_last_good_checkpoint(tiny_config, tmp_path):

@@ -27,7 +27,7 @@ LAYERS = (
     ("prepare", "generate", "report", "explore", "export", "evaluate"),
     ("api",),
     ("main",),
-    ("plan",),
+    ("plan", "convert"),
     ("__main__",),
 )
 PACKAGE = REPOSITORY / "facevae_jax"

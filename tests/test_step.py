@@ -15,7 +15,7 @@ from facevae_jax.data.batches import Batch
 from facevae_jax.data.dataset import open_dataset
 from facevae_jax.data.feed import put
 from facevae_jax.data.plan import PADDING, padded_rows
-from facevae_jax.models import autoencoder
+from facevae_jax.models import autoencoder, hierarchical
 from facevae_jax.models.likelihoods import make_likelihood
 from facevae_jax.training.optimizer import ADAM_EPSILON, make_optimizer, make_schedule
 from facevae_jax.training.packing import Packing
@@ -23,11 +23,19 @@ from facevae_jax.training.setup import TrainSetup, create_state, make_mesh, spli
 from facevae_jax.training.step import train_step
 from tests.conftest import change
 
+HIERARCHY = hierarchical.Config(
+    encoder_blocks="32d2,16d4,4d4,1x1", decoder_blocks="1x1,4m1,16m4,32m16", width=8, latent_channels=2
+)
+
 
 @pytest.mark.parametrize(
     "model",
-    [None, pytest.param(autoencoder.Config(latent_channels=2, width=8), marks=pytest.mark.slow)],
-    ids=["flat and batch-normalized", "spatial"],
+    [
+        None,
+        pytest.param(autoencoder.Config(latent_channels=2, width=8), marks=pytest.mark.slow),
+        pytest.param(HIERARCHY, marks=pytest.mark.slow),
+    ],
+    ids=["flat and batch-normalized", "spatial", "hierarchical"],
 )
 def test_a_notebooks_steps_are_the_same_on_one_and_on_eight_devices(tiny_config, model):
     """The warm-up is long: sums in another order differ by rounding, which Adam multiplies by its rate."""
@@ -141,10 +149,22 @@ def test_learning_rate_rises_and_falls_as_configured():
     assert make_schedule(TrainConfig(learning_rate=2.0, warmup_steps=0), total_steps=9)(0) == 2.0
 
 
-def test_adam_is_that_of_optax():
-    config = TrainConfig(learning_rate=0.1, warmup_steps=3)
+@pytest.mark.parametrize(
+    ("settings", "of_optax"),
+    [
+        ({}, functools.partial(optax.adam, eps=ADAM_EPSILON)),
+        ({"beta1": 0.8, "beta2": 0.9}, functools.partial(optax.adam, b1=0.8, b2=0.9, eps=ADAM_EPSILON)),
+        (
+            {"optimizer": "adamw", "weight_decay": 0.1},
+            functools.partial(optax.adamw, eps=ADAM_EPSILON, weight_decay=0.1),
+        ),
+        ({"optimizer": "adamax", "beta2": 0.99}, functools.partial(optax.adamax, b2=0.99)),
+    ],
+)
+def test_optimizers_are_those_of_optax(settings, of_optax):
+    config = TrainConfig(learning_rate=0.1, warmup_steps=3, **settings)
     ours = make_optimizer(config, total_steps=9)
-    theirs = optax.adam(make_schedule(config, total_steps=9), eps=ADAM_EPSILON)
+    theirs = of_optax(make_schedule(config, total_steps=9))
     params = {"a": jnp.linspace(-1.0, 1.0, 7), "b": jnp.full((2, 3), 1e-3)}
     states = ours.init(params), theirs.init(params)
     assert jax.tree.structure(states[0][1]) == jax.tree.structure(states[1])  # beside the clipping's

@@ -199,6 +199,8 @@ def test_calibrated_likelihoods_train_and_report_their_variance(tiny_config, tmp
         ("objective", {"kl_weight": 4.0}, r"1\.0"),
         ("train", {"batch_size": 8}, "16"),
         ("train", {"ema_decay": 0.9}, r"0\.0"),
+        ("train", {"skip_factor": 4.0}, r"0\.0"),
+        ("train", {"optimizer": "adamax"}, "'adam'"),
     ],
 )
 def test_another_model_in_the_same_workdir_is_refused(finished, tiny_config, section, setting, was):
@@ -207,6 +209,16 @@ def test_another_model_in_the_same_workdir_is_refused(finished, tiny_config, sec
     with pytest.raises(UserError, match=rf"config\.{section}\.{next(iter(setting))} was {was}"):
         train(change(tiny_config, **{section: setting}), workdir)
     assert (workdir / "config.json").read_bytes() == before
+
+
+def test_a_checkpoint_from_before_a_part_of_the_state_existed_is_whole(finished, tiny_config, tmp_path, capsys):
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    for path in workdir.glob("checkpoints/*/record/metadata"):
+        record = json.loads(path.read_text())
+        assert record["checksums"].pop("gradient_norm") == []
+        path.write_text(json.dumps(record))
+    assert_same_trees(train(tiny_config, workdir), finished[1])
+    assert "warning" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ KINDS = {
     "vae": "facevae_jax.models.vae",
     "autoencoder": "facevae_jax.models.vae",  # the same network without draws and without a KL divergence
     "autoencoder_kl": "facevae_jax.models.autoencoder",
+    "hierarchical": "facevae_jax.models.hierarchical",
     "pca": "facevae_jax.models.pca",
 }
 DEFAULT = "vae"

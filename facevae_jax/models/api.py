@@ -42,12 +42,14 @@ class Gaussian(NamedTuple):
         """All but a point, e^-10 wide: the code of a model without draws."""
         return cls(mean, jnp.full_like(mean, LOG_VARIANCE_RANGE[0]))
 
-    def sample(self, keys: Key[Array, " b"]) -> Float[Array, "b ..."]:
+    def sample(self, keys: Key[Array, " b"] | None) -> Float[Array, "b ..."]:
         """mean + exp(log_variance / 2) * noise, noise from N(0, I) (Kingma & Welling 2013, section 2.4).
 
         Args:
-          keys: one for each image.
+          keys: one for each image; None: the mean.
         """
+        if keys is None:
+            return self.mean
         return self.mean + jnp.exp(0.5 * self.log_variance) * random.normal(keys, self.mean.shape[1:])
 
 
@@ -86,12 +88,14 @@ class Model(Hashable, Protocol):
     def __call__(
         self,
         images: Shaped[Array, "b ..."],
-        keys: Key[Array, " b"],
+        keys: Key[Array, " b"] | None,
         *,
         train: bool,
         weights: Float[Array, " b"] | None = None,
     ) -> Output:
         """Reconstructs images, uint8 or floats in [0, 1], from one draw of the posterior; one key for each image.
+
+        Without keys each latent is the mean of its posterior.
 
         `weights` are those of the images in means over the batch, 1 on average: 0 of padding. None: all weigh 1.
         """

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Key, Shaped
 from facevae_jax.core.settings import CHANNELS, check, check_all
 from facevae_jax.models.api import Execution, Gaussian, LatentGroup, Output, to_unit
 from facevae_jax.models.blocks import by_channel
+from facevae_jax.models.convolution import depth_to_space, space_to_depth
 from facevae_jax.models.layers import Features, GroupNorm, Pending, SameConvolution, UpsampledConvolution
 from facevae_jax.models.likelihoods import Decoded, GaussianLikelihood
 
@@ -150,7 +151,7 @@ class AutoencoderKL(nn.Module):
     def __call__(  # noqa: D102
         self,
         images: Shaped[Array, "b r r 3"],
-        keys: Key[Array, " b"],
+        keys: Key[Array, " b"] | None,
         *,
         train: bool,
         weights: Float[Array, " b"] | None = None,
@@ -171,17 +172,3 @@ class AutoencoderKL(nn.Module):
 def build(config: Config, *, resolution: int, likelihood: GaussianLikelihood, execution: Execution) -> AutoencoderKL:
     """The network of a run."""
     return AutoencoderKL(config, resolution, likelihood, execution)
-
-
-def space_to_depth(x: Float[Array, "b h w c"], size: int) -> Float[Array, "b h2 w2 c2"]:
-    """Squares of `size` x `size` places become one place with size² times the channels."""
-    batch, height, width, channels = x.shape
-    cut = x.reshape(batch, height // size, size, width // size, size, channels)
-    return cut.swapaxes(2, 3).reshape(batch, height // size, width // size, size**2 * channels)
-
-
-def depth_to_space(x: Float[Array, "b h w c"], size: int) -> Float[Array, "b h2 w2 c2"]:
-    """The inverse of `space_to_depth`."""
-    batch, height, width, channels = x.shape
-    cut = x.reshape(batch, height, width, size, size, channels // size**2)
-    return cut.swapaxes(2, 3).reshape(batch, size * height, size * width, channels // size**2)

@@ -56,6 +56,20 @@ def upsampled_convolution(
     return transposed_convolution(x, sum(taps[1:], taps[0]), form=form)
 
 
+def space_to_depth(x: Float[Array, "b h w c"], size: int) -> Float[Array, "b h2 w2 c2"]:
+    """Squares of `size` x `size` places become one place with size² times the channels."""
+    batch, height, width, channels = x.shape
+    cut = x.reshape(batch, height // size, size, width // size, size, channels)
+    return cut.swapaxes(2, 3).reshape(batch, height // size, width // size, size**2 * channels)
+
+
+def depth_to_space(x: Float[Array, "b h w c"], size: int) -> Float[Array, "b h2 w2 c2"]:
+    """The inverse of `space_to_depth`."""
+    batch, height, width, channels = x.shape
+    cut = x.reshape(batch, height, width, size, size, channels // size**2)
+    return cut.swapaxes(2, 3).reshape(batch, size * height, size * width, channels // size**2)
+
+
 @jax.custom_vjp
 def _plain_transposed(x: Float[Array, "b h w c"], kernel: Float[Array, "k k f c"]) -> Float[Array, "b 2*h 2*w f"]:
     return lax.conv_transpose(x, kernel, (STRIDE, STRIDE), "SAME", dimension_numbers=_LAYOUT, transpose_kernel=True)

@@ -30,7 +30,8 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "leaky_relu": functools.partial(nn.leaky_relu, negative_slope=LEAKY_RELU_SLOPE),
     "relu": nn.relu,
     "silu": nn.silu,
-    "gelu": nn.gelu,
+    "gelu": nn.gelu,  # by tanh
+    "exact_gelu": functools.partial(nn.gelu, approximate=False),
 }
 
 
@@ -159,6 +160,7 @@ class Convolution(nn.Module):
     config: LayerConfig
     execution: Execution
     hidden: bool = True  # a `Stage` follows
+    initializer: nn.initializers.Initializer = nn.initializers.glorot_uniform()  # of the kernel
 
     doubles: ClassVar[bool] = False  # height and width
     stride: ClassVar[int] = STRIDE
@@ -177,7 +179,7 @@ class Convolution(nn.Module):
         """The convolution, and the moments that batch normalization needs."""
         size, channels, dtype = self.config.kernel_size, x.raw.shape[-1], self.execution.dtype_of(self.config.dtype)
         shape = (size, size, *self.kernel_ends(channels))
-        kernel = self.param("kernel", nn.initializers.glorot_uniform(), shape)
+        kernel = self.param("kernel", self.initializer, shape)
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         normalized = self.hidden and self.config.normalization == "batch"
         positions = x.raw.shape[1] * x.raw.shape[2] // (1 if self.doubles else self.stride**2)

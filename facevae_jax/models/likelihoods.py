@@ -25,6 +25,7 @@ LEVELS = 255.0  # from 0 to the largest value; a pixel in [0, 1] is a multiple o
 INITIAL_LOG_SCALE = -2.5  # a standard deviation of 0.15; that of faces' pixels is twice as large
 # exp(-7.5) is an eighth of a gray level, where one value has all of the probability; exp(1) makes all values equal.
 LOG_SCALE_RANGE = (-7.5, 1.0)
+COLOR_LOG_SCALE_RANGE = (-7.0, 7.0)  # of pixels from -1 to 1; published without the upper end, where exp overflows
 
 
 class LogisticMixture(NamedTuple):
@@ -37,6 +38,8 @@ class LogisticMixture(NamedTuple):
     log_weights: Float[Array, "*b h w k"]
     means: Float[Array, "*b h w k c"]  # in [0, 1]
     log_scales: Float[Array, "*b h w k c"]  # in units of [0, 1]
+    # Of red in the mean of green, of red and of green in that of blue (Salimans et al. 2017, eq. 3); None: all 0
+    coefficients: Float[Array, "*b h w k 3"] | None = None
 
     def mean(self) -> Float[Array, "*b h w c"]:
         """The means of the components, by their weights: the picture.
@@ -44,7 +47,22 @@ class LogisticMixture(NamedTuple):
         The mean of the 8-bit values lies further inwards where tails reach beyond black and white: by 0.04 at 0.03 with
         the scale of a new network, by 0.01 with one of e^-3.5.
         """
-        return jnp.sum(jnp.exp(self.log_weights)[..., None] * self.means, axis=-2)
+        if self.coefficients is None:
+            return jnp.sum(jnp.exp(self.log_weights)[..., None] * self.means, axis=-2)
+        red, green, blue = (self.means[..., color] for color in range(3))
+        red = jnp.clip(red, 0.0, 1.0)
+        green = jnp.clip(green + self.coefficients[..., 0] * (red - 0.5), 0.0, 1.0)
+        blue += self.coefficients[..., 1] * (red - 0.5) + self.coefficients[..., 2] * (green - 0.5)
+        colors = jnp.stack([red, green, jnp.clip(blue, 0.0, 1.0)], axis=-1)
+        return jnp.sum(jnp.exp(self.log_weights)[..., None] * colors, axis=-2)
+
+    def means_given(self, images: Float[Array, "*b h w 1 c"]) -> Float[Array, "*b h w k c"]:
+        """The means of each color, given those before it."""
+        if self.coefficients is None:
+            return self.means
+        red, green = images[..., 0] - 0.5, images[..., 1] - 0.5
+        first, second, third = (self.coefficients[..., number] for number in range(3))
+        return self.means + jnp.stack([jnp.zeros_like(first), first * red, second * red + third * green], axis=-1)
 
     def log_probability(self, images: Float[Array, "*b h w c"]) -> Float[Array, "*b"]:
         """Of images whose pixels are multiples of 1 / 255; nats, the sum over the pixels.
@@ -53,9 +71,9 @@ class LogisticMixture(NamedTuple):
         outside. s(a) - s(b) = s(a) s(-b) (1 - e^(b - a)) with the sigmoid s has an exact logarithm, however narrow.
         """
         x = images[..., None, :]
-        inverse_scales = jnp.exp(-self.log_scales)
-        above = (x + 0.5 / LEVELS - self.means) * inverse_scales
-        below = (x - 0.5 / LEVELS - self.means) * inverse_scales
+        means, inverse_scales = self.means_given(x), jnp.exp(-self.log_scales)
+        above = (x + 0.5 / LEVELS - means) * inverse_scales
+        below = (x - 0.5 / LEVELS - means) * inverse_scales
         to_the_left = jnp.where(x > 1.0 - 0.25 / LEVELS, 0.0, jax.nn.log_sigmoid(above))
         to_the_right = jnp.where(x < 0.25 / LEVELS, 0.0, jax.nn.log_sigmoid(-below))
         width = jnp.log(-jnp.expm1(-inverse_scales / LEVELS))
@@ -227,10 +245,42 @@ class LogisticLikelihood(GaussianLikelihood):
         return means.nll
 
 
+@dataclasses.dataclass(frozen=True)
+class ColorLogisticLikelihood(LogisticLikelihood):
+    """`color_logistic`: `discretized_logistic` whose colors depend on each other (Salimans et al. 2017, eq. 3).
+
+    Very Deep VAEs have it. The network gives numbers for pixels from -1 to 1.
+    """
+
+    label: ClassVar[str] = "discretized logistic of dependent colors"
+
+    @classmethod
+    def describe(cls, objective: Any) -> str:  # noqa: D102
+        return f"discretized logistic of dependent colors, {objective.mixture_components} to a pixel"
+
+    def channels(self, colors: int) -> int:
+        """A weight of each component; a mean, a scale and a coefficient of each component and color."""
+        return self.components * (1 + 3 * colors)
+
+    def decode(self, raw: Float[Array, "*b h w f"]) -> Decoded:
+        """The mixture that the last layer describes: weights, then means, scales and coefficients of each color."""
+        logits, rest = raw[..., : self.components], raw[..., self.components :]
+        rest = rest.reshape(*raw.shape[:-1], -1, 3, self.components).swapaxes(-1, -3)  # component, kind, color
+        means, log_scales, coefficients = (rest[..., kind, :] for kind in range(3))
+        mixture = LogisticMixture(
+            log_weights=jax.nn.log_softmax(logits),
+            means=0.5 * (means + 1.0),
+            log_scales=jnp.clip(log_scales, *COLOR_LOG_SCALE_RANGE) - math.log(2.0),
+            coefficients=jnp.tanh(coefficients),
+        )
+        return Decoded(mixture.mean(), mixture)
+
+
 LIKELIHOODS: dict[str, type[GaussianLikelihood]] = {
     "mse": MseLikelihood,
     "gaussian": GaussianLikelihood,
     "discretized_logistic": LogisticLikelihood,
+    "color_logistic": ColorLogisticLikelihood,
 }
 
 

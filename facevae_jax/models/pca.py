@@ -68,7 +68,7 @@ class PCA(nn.Module):
     def __call__(  # noqa: D102
         self,
         images: Shaped[Array, "b h w c"],
-        keys: Key[Array, " b"],
+        keys: Key[Array, " b"] | None,
         *,
         train: bool,
         weights: Float[Array, " b"] | None = None,

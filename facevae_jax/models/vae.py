@@ -13,7 +13,6 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, Shaped
 
-from facevae_jax.core import random
 from facevae_jax.core.settings import BELOW_ONE, CHANNELS, check, check_all
 from facevae_jax.models.api import Execution, Gaussian, LatentGroup, Output
 from facevae_jax.models.layers import (
@@ -176,12 +175,12 @@ class VAE(nn.Module):
     def __call__(  # noqa: D102
         self,
         images: Shaped[Array, "b h w c"],
-        keys: Key[Array, " b"],
+        keys: Key[Array, " b"] | None,
         *,
         train: bool,
         weights: Float[Array, " b"] | None = None,
     ) -> Output:
-        latent, encoder, decoder = (random.substream(keys, number) for number in range(3))
+        latent, encoder, decoder = (layer_keys(keys, number) for number in range(3))
         posterior = self.encoder(images, encoder, train=train, weights=weights)
         if self.config.kind == "autoencoder":
             return Output(self.decoder(posterior.mean, decoder, train=train, weights=weights), ())

@@ -25,7 +25,7 @@ from facevae_jax.latents.priors.base import Prior, Sampler, is_kept, sampler
 from facevae_jax.trained import codes, labels
 from facevae_jax.trained.artifacts import ArtifactStore, short_hash
 from facevae_jax.training.checksums import checksums
-from facevae_jax.training.setup import DecoderVariance, make_model, replicated
+from facevae_jax.training.setup import RunningMean, make_model, replicated
 
 MAX_TEMPERATURE = 10.0
 PRIOR_SHARE = 0.1  # of the time of training, which fitting the learned prior may take at its end
@@ -38,7 +38,7 @@ class Restored(NamedTuple):
 
     config: RunConfig
     variables: Any  # averaged parameters where the run kept them
-    decoder_variance: DecoderVariance  # running mean of the likelihood's variance
+    decoder_variance: RunningMean  # running mean of the likelihood's variance
     step: int
     moments: Moments | None = None  # of an exported model, which may be used without its data
 

@@ -248,7 +248,8 @@ class Checkpoints:
         except Exception as error:  # the type depends on which file is damaged
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             raise DamagedError(f"{directory} cannot be restored ({reason})") from error
-        differing = [name for name, values in found.items() if saved is not None and saved.get(name) != values]
+        # A version that had no such part saved nothing of it.
+        differing = [name for name, values in found.items() if saved is not None and saved.get(name, []) != values]
         if differing:
             raise DamagedError(f"{directory} is damaged: {', '.join(differing)} differ from what was saved")
         if not (record.get("finite", True) and is_finite(restored)):

@@ -188,6 +188,8 @@ def describe(values: dict[str, Any]) -> str:
         line += f"  {values['bits_per_dim']:.3f} bits/dim"
     if values.get("skipped"):
         line += f"  {values['skipped']:,.0f} skipped: not finite"
+    if "too_large" in values:
+        line += f"  {values['too_large']:,.0f} skipped: gradient too large"
     if "images_per_second" in values:
         line += f"  {values['images_per_second']:,.0f} images/s"
     if "seconds" in values:

@@ -1,4 +1,4 @@
-"""The optimizer of a run: Adam with its schedule, after clipping where that is asked for."""
+"""The optimizer of a run with its schedule, after clipping where that is asked for."""
 
 from typing import Any
 
@@ -8,7 +8,6 @@ import optax
 
 from facevae_jax.config import TrainConfig
 
-FIRST_DECAY, SECOND_DECAY = 0.9, 0.999  # beta 1 and 2
 ADAM_EPSILON = 1e-7  # Keras' value; Optax's is 1e-8
 
 
@@ -23,14 +22,21 @@ def make_schedule(config: TrainConfig, *, total_steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: TrainConfig, *, total_steps: int) -> optax.GradientTransformation:
-    """Adam with Keras' epsilon, after clipping of the global norm where it is asked for."""
+    """Adam with Keras' epsilon, AdamW or Adamax, after clipping of the global norm where it is asked for."""
     # identity, not nothing: the optimizer's state then has one structure, and clipping may change on resuming.
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     rate = optax.scale_by_learning_rate(make_schedule(config, total_steps=total_steps))
-    return optax.chain(clip, optax.chain(scale_by_adam(), rate))
+    betas = {"b1": config.beta1, "b2": config.beta2}
+    if config.optimizer == "adamax":
+        return optax.chain(clip, optax.chain(optax.scale_by_adamax(**betas), rate))
+    if config.optimizer == "adamw":
+        return optax.chain(
+            clip, optax.chain(scale_by_adam(**betas), optax.add_decayed_weights(config.weight_decay), rate)
+        )
+    return optax.chain(clip, optax.chain(scale_by_adam(**betas), rate))
 
 
-def scale_by_adam() -> optax.GradientTransformation:
+def scale_by_adam(*, b1: float = 0.9, b2: float = 0.999) -> optax.GradientTransformation:
     """`optax.scale_by_adam`, and its state, with one division for each parameter.
 
     Optax divides both moments by their bias corrections (Kingma & Ba 2015, algorithm 1), then one by the other.
@@ -40,9 +46,9 @@ def scale_by_adam() -> optax.GradientTransformation:
     def update(gradients: Any, state: optax.OptState, params: Any = None) -> tuple[Any, optax.OptState]:
         assert isinstance(state, optax.ScaleByAdamState)
         count = optax.safe_increment(state.count)
-        first = jax.tree.map(lambda m, g: FIRST_DECAY * m + (1 - FIRST_DECAY) * g, state.mu, gradients)
-        second = jax.tree.map(lambda v, g: SECOND_DECAY * v + (1 - SECOND_DECAY) * jnp.square(g), state.nu, gradients)
-        to_first, to_second = 1 / (1 - FIRST_DECAY**count), 1 / (1 - SECOND_DECAY**count)
+        first = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, gradients)
+        second = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * jnp.square(g), state.nu, gradients)
+        to_first, to_second = 1 / (1 - b1**count), 1 / (1 - b2**count)
         updates = jax.tree.map(lambda m, v: m * to_first / (jnp.sqrt(v * to_second) + ADAM_EPSILON), first, second)
         return updates, optax.ScaleByAdamState(count, first, second)
 

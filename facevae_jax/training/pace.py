@@ -80,6 +80,8 @@ class Window:
         means: Metrics = jax.tree.map(mean, steps)
         values = figures(means.loss) | {"gradient_norm": float(means.gradient_norm)}
         values["skipped"] = int(steps.skipped.sum())
+        if steps.too_large.any():
+            values["too_large"] = int(steps.too_large.sum())
         values["images_per_second"] = len(learned) * batch_size / self._seconds
         self._parts, self._seconds = [], 0.0
         return values

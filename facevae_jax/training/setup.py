@@ -70,8 +70,8 @@ def on_each_device(
     return jax.shard_map(function, mesh=mesh, in_specs=(whole, cut), out_specs=whole, check_vma=False)
 
 
-class DecoderVariance(NamedTuple):
-    """Running mean of the decoder's variance over training batches: `total` / `weight`, unbiased by its start at 0."""
+class RunningMean(NamedTuple):
+    """Exponential mean of a number over training steps: `total` / `weight`, unbiased by its start at 0."""
 
     total: Float[Array, ""]
     weight: Float[Array, ""]
@@ -80,6 +80,10 @@ class DecoderVariance(NamedTuple):
     def mean(self) -> Float[Array, ""]:
         """1 before the first step."""
         return jnp.where(self.weight > 0, self.total / jnp.maximum(self.weight, 1e-30), 1.0)
+
+    def add(self, value: Float[Array, ""], *, momentum: float) -> "RunningMean":
+        """With one more."""
+        return RunningMean(momentum * self.total + (1 - momentum) * value, momentum * self.weight + (1 - momentum))
 
 
 class TrainState(NamedTuple):
@@ -90,7 +94,8 @@ class TrainState(NamedTuple):
     batch_stats: Any
     opt_state: Any
     averaged: Any  # exponential moving averages of {"params", "batch_stats"}; None without ema_decay
-    decoder_variance: DecoderVariance
+    decoder_variance: RunningMean
+    gradient_norm: RunningMean | None = None  # None without skip_factor
 
     @property
     def evaluation_variables(self) -> dict[str, Any]:
@@ -149,7 +154,8 @@ def initial_state(setup: TrainSetup) -> TrainState:
         batch_stats=batch_stats,
         opt_state=setup.optimizer.init(params),
         averaged=start_of_averages if setup.config.train.ema_decay else None,
-        decoder_variance=DecoderVariance(jnp.zeros(()), jnp.zeros(())),
+        decoder_variance=RunningMean(jnp.zeros(()), jnp.zeros(())),
+        gradient_norm=RunningMean(jnp.zeros(()), jnp.zeros(())) if setup.config.train.skip_factor else None,
     )
 
 

@@ -20,7 +20,6 @@ from facevae_jax.objective import Loss, image_terms, kl_weight, loss_of
 from facevae_jax.training.packing import Packing
 from facevae_jax.training.setup import (
     DATA_AXIS,
-    DecoderVariance,
     TrainSetup,
     TrainState,
     on_each_device,
@@ -31,7 +30,7 @@ from facevae_jax.training.setup import (
 # Twice as much of a core's 128 MiB for one fusion, which can then hold more of an image: 2 to 5% fewer cycles.
 LARGE_FUSIONS: dict[str, str | bool] = {"xla_tpu_scoped_vmem_limit_kib": "32768"}
 COMPILER_OPTIONS = {"TPU v5 lite": LARGE_FUSIONS, "TPU v6 lite": LARGE_FUSIONS}
-DECODER_VARIANCE_MOMENTUM = 0.99  # of the running mean over training batches
+MOMENTUM = 0.99  # of running means over training batches
 
 
 class Metrics(NamedTuple):
@@ -40,6 +39,7 @@ class Metrics(NamedTuple):
     loss: Loss
     gradient_norm: Float[Array, ""]
     skipped: Float[Array, ""]  # 1 where it was not finite, so that nothing was learned; else 0
+    too_large: Float[Array, ""]  # 1 where nothing was learned because the gradient was far above its running norm
 
 
 class Gradients(NamedTuple):
@@ -147,7 +147,8 @@ def train_step(
 ) -> tuple[TrainState, Metrics]:
     """One step of the optimizer on one global batch; its randomness is a function of (seed, step, row).
 
-    A step whose loss or gradient is not finite changes nothing but the step's number.
+    A step whose loss or gradient is not finite changes nothing but the step's number; nor does one whose gradient is
+    `skip_factor` times as large as usual, but for the running mean of its norm.
 
     Args:
       state: before the step.
@@ -167,15 +168,19 @@ def train_step(
         # A short average to begin with, or the random initialization would stay in it for thousands of steps.
         decay = jnp.minimum(config.ema_decay, (1.0 + state.step) / (10.0 + state.step))
         averaged = optax.incremental_update({"params": params, "batch_stats": batch_stats}, averaged, 1.0 - decay)
-    running, momentum = state.decoder_variance, DECODER_VARIANCE_MOMENTUM
-    variance = DecoderVariance(
-        total=momentum * running.total + (1 - momentum) * loss.variance,
-        weight=momentum * running.weight + (1 - momentum),
-    )
-    advanced = TrainState(state.step, params, batch_stats, opt_state, averaged, variance)
-    finite = jnp.isfinite(loss.loss) & jnp.isfinite(norm)
-    state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), advanced, state)
-    return state._replace(step=state.step + 1), Metrics(loss, norm, jnp.where(finite, 0.0, 1.0))
+    variance = state.decoder_variance.add(loss.variance, momentum=MOMENTUM)
+    finite, norms, limit = jnp.isfinite(loss.loss) & jnp.isfinite(norm), state.gradient_norm, jnp.array(jnp.inf)
+    if norms is not None:
+        limit = jnp.where(norms.weight > 0, config.skip_factor * norms.mean, jnp.inf)
+        # A norm that stays large raises its own limit by a few percent a step, so no run skips forever.
+        norms = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old), norms.add(jnp.minimum(norm, limit), momentum=MOMENTUM), norms
+        )
+    learns = finite & (norm <= limit)
+    advanced = TrainState(state.step, params, batch_stats, opt_state, averaged, variance, state.gradient_norm)
+    state = jax.tree.map(lambda new, old: jnp.where(learns, new, old), advanced, state)
+    metrics = Metrics(loss, norm, jnp.where(finite, 0.0, 1.0), jnp.where(finite & ~learns, 1.0, 0.0))
+    return state._replace(step=state.step + 1, gradient_norm=norms), metrics
 
 
 def train_steps(

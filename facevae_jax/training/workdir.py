@@ -36,7 +36,9 @@ FIXED_KEYS = (
     "objective.free_bits",
     "train.batch_size",
     "train.seed",
+    "train.optimizer",
 )
+SWITCHES = ("train.ema_decay", "train.skip_factor")  # 0 leaves out a part of the state
 
 
 @contextlib.contextmanager
@@ -152,5 +154,5 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any
 
 
 def _is_fixed(key: str, old: Any, new: Any) -> bool:
-    averaging_switched = key == "train.ema_decay" and (old == 0) != (new == 0)
-    return key.startswith("model.") or key in FIXED_KEYS or averaging_switched
+    switched = key in SWITCHES and (old == 0) != (new == 0)
+    return key.startswith("model.") or key in FIXED_KEYS or switched
