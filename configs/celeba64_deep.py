@@ -1,4 +1,4 @@
-"""CelebA at 64x64 by a hierarchical VAE that trains on a CPU: 22 groups of latents on patches of 2x2 pixels.
+"""CelebA at 64x64 by a hierarchical VAE that trains on a CPU: 21 groups of latents on patches of 2x2 pixels.
 
 Prepared by `python -m facevae_jax.prepare --layout=celeba --resolution=64 --source=DIR`.
 

@@ -2,12 +2,14 @@
 
 python -m facevae_jax.convert --from=vdvae --checkpoint=ffhq256-iter-1700000-model-ema.th --output=vdvae_ffhq256
 
-vdvae: the networks of "Very deep VAEs generalize autoregressive models" (Child 2021). The published ones are found by
-their sizes; for another give --config=vdvae_ffhq256 with overrides, such as --config.model.width=64. The file is read
-as tensors alone, by the extra `torch`. The output is an exported model: pass it as --workdir.
+vdvae: the networks of "Very deep VAEs generalize autoregressive models" (Child 2021). Those of FFHQ-256, ImageNet-64
+and CIFAR-10 are found by their sizes; for another give --config=vdvae_ffhq256 with overrides, such as
+--config.model.width=64. The file is read as tensors alone, by the extra `torch`. The output is an exported model: pass
+it as --workdir.
 """
 
 import runpy
+import shlex
 
 from absl import flags
 
@@ -45,7 +47,8 @@ def main(arguments: list[str]) -> None:
     print(f"{output}: {name}, {sum(tensor.size for tensor in tensors.values()):,} parameters")
     for file, difference in differences.items():
         print(f"  {file}  at most {difference.largest:.1e} from the model")
-    print(f"next: python -m facevae_jax.generate sample --workdir={output} --prior=standard")
+    words = ["python", "-m", "facevae_jax.generate", "sample", f"--workdir={output}", "--prior=standard"]
+    print(f"next: {shlex.join(words)}")
 
 
 def _config(name: str) -> RunConfig:

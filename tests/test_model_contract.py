@@ -22,7 +22,7 @@ from facevae_jax.generation import verbs
 from facevae_jax.metrics import scores
 from facevae_jax.metrics.likelihood import importance_bounds
 from facevae_jax.models import autoencoder, hierarchical
-from facevae_jax.models.api import Execution, Gaussian, LatentGroup, Output, image_keys, to_unit
+from facevae_jax.models.api import Execution, Gaussian, LatentGroup, Output, image_keys, to_pixels, to_unit
 from facevae_jax.models.convolution import depth_to_space, space_to_depth
 from facevae_jax.models.likelihoods import Decoded, GaussianLikelihood
 from facevae_jax.trained.model import TrainedModel
@@ -224,6 +224,8 @@ def test_tools_work_on_codes_of_any_shape_and_may_hold_them_flat(run, shape, tmp
     np.testing.assert_array_equal(trained.decode(posterior.mean), trained.decode(flat))
     if len(shape) == 1:  # a reconstruction has the means of all groups, and a code those of the first
         assert np.abs(trained.decode(flat).astype(int) - trained.reconstruct(images)).max() > 0
+        output = run.apply(jnp.asarray(images), None, train=False)
+        np.testing.assert_array_equal(to_pixels(output.decoded.mean), trained.reconstruct(images))
     else:
         np.testing.assert_array_equal(trained.decode(flat), trained.reconstruct(images))
     assert trained.code_size == size

@@ -32,16 +32,18 @@ def read_torch(path: pathlib.Path) -> dict[str, Float32[np.ndarray, "..."]]:
     """
     try:
         import torch
-    except ImportError as error:
+    except (ImportError, OSError) as error:
         raise UserError('--from=vdvae needs torch: pip install "facevae-jax[torch]".') from error
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        return {name.removeprefix("module."): tensor.float().numpy() for name, tensor in state.items()}
-    except (OSError, RuntimeError, EOFError, AttributeError, ValueError) as error:
+    except (OSError, RuntimeError, EOFError, ValueError) as error:
         raise UserError(f"--checkpoint={str(path)!r} cannot be read: {reason(error)}.") from error
     except Exception as error:  # UnpicklingError of torch's own reader, whose class is of the module pickle
-        text = str(error).splitlines()[0]
+        text = reason(error)[:200]
         raise UserError(f"--checkpoint={str(path)!r} is no file of PyTorch tensors alone: {text}") from error
+    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise UserError(f"--checkpoint={str(path)!r} is not the state of a network: it holds more than tensors alone.")
+    return {name.removeprefix("module."): tensor.detach().float().numpy() for name, tensor in state.items()}
 
 
 def restored_from(tensors: Tensors, candidates: Mapping[str, RunConfig]) -> tuple[str, Restored]:
@@ -67,7 +69,7 @@ def restored_from(tensors: Tensors, candidates: Mapping[str, RunConfig]) -> tupl
         except KeyError as error:
             why = f"{name}: there is no tensor {error}"
             continue
-        except ValueError as error:
+        except (IndexError, ValueError) as error:
             why = f"{name}: {error}"
             continue
         size = math.prod(setup.model.code_shape)

@@ -30,6 +30,9 @@ from facevae_jax.models.likelihoods import Decoded, GaussianLikelihood
 MAX_CODE = 16_384  # numbers of a code, where their covariance takes 1 GiB
 _PART = re.compile(r"([1-9]\d{0,3})(?:([xdm])([1-9]\d{0,3}))?")
 NO_NEIGHBORS = 2  # up to this resolution the blocks' convolutions are 1x1: there is nothing around a place
+MIN_SOFTPLUS = (
+    -40.0
+)  # a deviation of e^-28, far below what `Gaussian.bounded` leaves; the logarithm of 0 has no gradient
 HEAD_PATCH = 2  # by which the last layer doubles, where the network works on patches
 
 
@@ -87,10 +90,18 @@ class Config:
         for level in self.decoder:
             allowed = f"at resolutions of the encoder, {', '.join(map(str, sorted(set(seen))))}"
             check(level.resolution in seen, "model.decoder_blocks", self.decoder_blocks, allowed)
+        started = {self.decoder[0].resolution}
+        for level in self.decoder:
+            allowed = f"a part such as {level.resolution}m1 where {level.resolution}x begins: nothing would reach it"
+            known = level.above or level.resolution in started
+            check(bool(known), "model.decoder_blocks", self.decoder_blocks, allowed)
+            started.add(level.resolution)
+        known_widths = set(self._widths) <= set(seen)
+        check(known_widths, "model.widths", self.widths, f"of the encoder's resolutions, {sorted(set(seen))}")
         widths = [self.width_of(resolution) for resolution in sorted(set(seen))]
         check(widths == sorted(widths, reverse=True), "model.widths", self.widths, "no smaller at coarser resolutions")
         size = sum(math.prod(shape) for shape in self.code_groups)
-        allowed = f"such that the groups of the code have at most {MAX_CODE} numbers, not {size}"
+        allowed = f"such that the groups of the code have 1 to {MAX_CODE} numbers, not {size}"
         check(0 < size <= MAX_CODE, "model.code_resolution", self.code_resolution, allowed)
 
     @functools.cached_property
@@ -141,7 +152,8 @@ def _levels(text: str, key: str, *, joint: Literal["d", "m"]) -> tuple[Level, ..
         if found[2] == joint:
             possible = resolution % number == 0 and number > 1
             if joint == "m":
-                possible = resolution % number == 0 and number in {level.resolution for level in levels}
+                there = {level.resolution for level in levels}
+                possible = resolution % number == 0 and number < resolution and number in there
             check(possible, key, text, f"{allowed}; {part!r} cannot be at this place")
             levels.append(Level(resolution, 1, **{"factor" if joint == "d" else "above": number}))
         elif levels and levels[-1].resolution == resolution and not levels[-1].factor:
@@ -251,7 +263,8 @@ class TopDownBlock(Part):
         """Of what a block gives: means before deviations."""
         mean, deviation = jnp.split(raw, 2, axis=-1)
         if self.config.deviation == "softplus":  # with beta = ln 2: 1 at 0
-            deviation = jnp.log(jax.nn.softplus(deviation * math.log(2.0)) / math.log(2.0))
+            raised = jnp.maximum(deviation, MIN_SOFTPLUS) * math.log(2.0)
+            deviation = jnp.log(jax.nn.softplus(raised) / math.log(2.0))
         return Gaussian.bounded(mean, 2.0 * deviation)
 
     @nn.compact
@@ -317,7 +330,7 @@ class Decoder(Part):
             states[level.resolution] = x
         gain = self.param("gain", nn.initializers.ones, (x.shape[-1],))
         x = x * by_channel(gain, x) + by_channel(self.param("bias", nn.initializers.zeros, (x.shape[-1],)), x)
-        return self.head(x), drawn
+        return self.head(x).astype(jnp.float32), drawn
 
     def head(self, x: Float[Array, "b h w c"]) -> Float[Array, "b r r f"]:
         """The last layer; for patches it doubles the resolution by neighbors, since single patches would show seams."""

@@ -215,7 +215,7 @@ class LogisticLikelihood(GaussianLikelihood):
 
     @classmethod
     def check_run(cls, run: Any) -> None:  # noqa: D102
-        needs = "False where config.objective.likelihood is discretized_logistic, whose pixels are whole numbers"
+        needs = f"False where config.objective.likelihood is {run.objective.likelihood}, whose pixels are whole numbers"
         check(not run.data.dequantize, "data.dequantize", True, needs)
 
     @classmethod

@@ -76,7 +76,7 @@ class Window:
             return values[learned].mean(axis=0, dtype=np.float64) if learned.any() else all_skipped
 
         steps: Metrics = jax.tree.map(joined, *fetched)
-        learned = np.asarray(steps.skipped == 0)
+        learned = np.asarray((steps.skipped == 0) & (steps.too_large == 0))
         means: Metrics = jax.tree.map(mean, steps)
         values = figures(means.loss) | {"gradient_norm": float(means.gradient_norm)}
         values["skipped"] = int(steps.skipped.sum())

@@ -171,7 +171,7 @@ def train_step(
     variance = state.decoder_variance.add(loss.variance, momentum=MOMENTUM)
     finite, norms, limit = jnp.isfinite(loss.loss) & jnp.isfinite(norm), state.gradient_norm, jnp.array(jnp.inf)
     if norms is not None:
-        limit = jnp.where(norms.weight > 0, config.skip_factor * norms.mean, jnp.inf)
+        limit = jnp.where(norms.total > 0, config.skip_factor * norms.mean, jnp.inf)
         # A norm that stays large raises its own limit by a few percent a step, so no run skips forever.
         norms = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old), norms.add(jnp.minimum(norm, limit), momentum=MOMENTUM), norms
