@@ -92,6 +92,7 @@ def test_a_new_face_is_that_of_the_command_with_the_same_seed(server, trained, p
 def test_a_photograph_becomes_its_posterior_mean_and_is_not_stored(server, trained, format):
     data = explored.photograph(size=(600, 800), format=format)  # 1.4 MB as PNG: many chunks
     written, watching = [], threading.Event()
+    post(server, "/encode", explored.photograph())  # compiles, which a slow machine keeps in JAX's cache
 
     def watch(event, arguments):
         if event == "open" and watching.is_set() and isinstance(arguments[2], int) and arguments[2] & 3:
