@@ -82,23 +82,21 @@ class Config:
         check(self.decoder[-1].resolution == side, "model.decoder_blocks", self.decoder_blocks, f"end at {side} = {at}")
         seen = [side]
         for level in self.encoder:
-            allowed = (
-                f"blocks from {side} = {at} down, {level.resolution}x after blocks that give it, not after {seen[-1]}x"
-            )
+            allowed = f"blocks from {side} = {at} down; {level.resolution}x cannot follow blocks that end at {seen[-1]}"
             check(level.resolution == seen[-1], "model.encoder_blocks", self.encoder_blocks, allowed)
             seen.append(level.resolution // max(level.factor, 1))
+        resolutions, started = sorted(set(seen)), {self.decoder[0].resolution}
+        of_encoder = f"at resolutions of the encoder, {', '.join(map(str, resolutions))}"
         for level in self.decoder:
-            allowed = f"at resolutions of the encoder, {', '.join(map(str, sorted(set(seen))))}"
-            check(level.resolution in seen, "model.decoder_blocks", self.decoder_blocks, allowed)
-        started = {self.decoder[0].resolution}
-        for level in self.decoder:
-            allowed = f"a part such as {level.resolution}m1 where {level.resolution}x begins: nothing would reach it"
-            known = level.above or level.resolution in started
-            check(bool(known), "model.decoder_blocks", self.decoder_blocks, allowed)
+            check(level.resolution in seen, "model.decoder_blocks", self.decoder_blocks, of_encoder)
+            allowed = (
+                f"such that {level.resolution}x begins with a part like {level.resolution}m1, or nothing above reaches it"
+            )
+            joined = level.above > 0 or level.resolution in started
+            check(joined, "model.decoder_blocks", self.decoder_blocks, allowed)
             started.add(level.resolution)
-        known_widths = set(self._widths) <= set(seen)
-        check(known_widths, "model.widths", self.widths, f"of the encoder's resolutions, {sorted(set(seen))}")
-        widths = [self.width_of(resolution) for resolution in sorted(set(seen))]
+        check(set(self._widths) <= set(seen), "model.widths", self.widths, of_encoder)
+        widths = [self.width_of(resolution) for resolution in resolutions]
         check(widths == sorted(widths, reverse=True), "model.widths", self.widths, "no smaller at coarser resolutions")
         size = sum(math.prod(shape) for shape in self.code_groups)
         allowed = f"such that the groups of the code have 1 to {MAX_CODE} numbers, not {size}"

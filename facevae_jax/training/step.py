@@ -147,8 +147,8 @@ def train_step(
 ) -> tuple[TrainState, Metrics]:
     """One step of the optimizer on one global batch; its randomness is a function of (seed, step, row).
 
-    A step whose loss or gradient is not finite changes nothing but the step's number; nor does one whose gradient is
-    `skip_factor` times as large as usual, but for the running mean of its norm.
+    A step whose loss or gradient is not finite changes nothing but the step's number. One whose gradient is more than
+    `skip_factor` times as large as usual changes that and the running mean of the gradient's norm.
 
     Args:
       state: before the step.
