@@ -90,7 +90,7 @@ class Config:
         for level in self.decoder:
             check(level.resolution in seen, "model.decoder_blocks", self.decoder_blocks, of_encoder)
             allowed = (
-                f"such that {level.resolution}x begins with a part like {level.resolution}m1, or nothing above reaches it"
+                f"such that {level.resolution}x begins with a part like {level.resolution}m1: nothing else reaches it"
             )
             joined = level.above > 0 or level.resolution in started
             check(joined, "model.decoder_blocks", self.decoder_blocks, allowed)
