@@ -120,10 +120,15 @@ def run_module(module: str, *arguments: object, devices: int = 1, timeout: float
     )
 
 
+def messages(result: subprocess.CompletedProcess) -> list[str]:
+    """The lines of standard error, without those of progress, which a loop of over half a minute prints."""
+    return [line for line in result.stderr.strip().splitlines() if "%|" not in line]
+
+
 def assert_one_line_error(result: subprocess.CompletedProcess, *mentioned: str) -> None:
     """Exit code 2 and one line on standard error that mentions the key, path or value, and no traceback."""
     assert result.returncode == 2, result.stderr
-    lines = result.stderr.strip().splitlines()
+    lines = messages(result)
     assert len(lines) == 1, result.stderr
     assert lines[0].startswith("error: ")
     for text in mentioned:

@@ -10,7 +10,7 @@ from PIL import Image
 from facevae_jax.training import boards
 from facevae_jax.training.loop import train
 from facevae_jax.training.telemetry import read_metrics
-from tests.conftest import assert_one_line_error, change, flags_of, run_module
+from tests.conftest import assert_one_line_error, change, flags_of, messages, run_module
 
 
 def test_the_record_has_epochs(finished):
@@ -52,7 +52,7 @@ def test_weights_and_biases_keeps_one_record_of_a_run_that_resumes(tiny_config, 
     for epochs in (1, 2):
         flags = flags_of(tiny_config, train={"epochs": epochs, "wandb": True})
         result = run_module("facevae_jax.main", *flags, f"--workdir={tmp_path}")
-        assert (result.returncode, result.stderr) == (0, "")
+        assert (result.returncode, messages(result)) == (0, []), result.stderr
     folder = tmp_path / "wandb"
     records = sorted(folder.glob("offline-run-*/*.wandb"))
     assert [path.name for path in records] == [f"run-{(folder / 'id').read_text()}.wandb"] * 2

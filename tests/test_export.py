@@ -22,7 +22,7 @@ from facevae_jax.exporting import contents, programs, publishing
 from facevae_jax.trained import loading, weights
 from facevae_jax.training.checkpoints import Checkpoints
 from facevae_jax.training.setup import make_mesh, replicated
-from tests.conftest import assert_same_trees, change, run_module
+from tests.conftest import assert_same_trees, change, messages, run_module
 from tests.scattered import STEP, expected, inputs, scattered_model, scattered_state
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -163,7 +163,7 @@ def test_what_differs_from_the_model_or_is_not_finite_is_not_published(config, t
 def test_the_command(run, exported, tmp_path):
     module, new = "facevae_jax.export", tmp_path / "new"
     result = run_module(module, f"--workdir={run}", f"--output={new}")
-    assert (result.returncode, result.stderr) == (0, "")
+    assert (result.returncode, messages(result)) == (0, []), result.stderr
     lines = result.stdout.splitlines()
     assert str(new) in lines[0]
     assert [line.split()[0] for line in lines[1:]] == sorted(path.name for path in new.iterdir())

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from facevae_jax.training.telemetry import read_metrics
-from tests.conftest import REPOSITORY, assert_one_line_error, flags_of, run_module
+from tests.conftest import REPOSITORY, assert_one_line_error, flags_of, messages, run_module
 
 SLOW = pytest.mark.slow
 
@@ -19,7 +19,7 @@ SLOW = pytest.mark.slow
 def test_a_run_by_the_command(tiny_config, tmp_path):
     flags = flags_of(tiny_config, train={"epochs": 1, "tensorboard": True})
     result = run_module("facevae_jax.main", *flags, f"--workdir={tmp_path}")
-    assert (result.returncode, result.stderr) == (0, "")
+    assert (result.returncode, messages(result)) == (0, []), result.stderr
     for said in ("devices: 1 x cpu", "parameters", "feed: resident", "compiled in", "images/s", "validation", "done:"):
         assert said in result.stdout
     left = {".lock", "artifacts", "checkpoints", "config.json", "data.json", "metrics.jsonl", "pictures", "tensorboard"}

@@ -21,7 +21,7 @@ from facevae_jax.trained import ranking
 from facevae_jax.trained.directions import direction_of
 from facevae_jax.trained.loading import load
 from facevae_jax.training.telemetry import read_metrics
-from tests.conftest import REPOSITORY, assert_one_line_error, change, run_module
+from tests.conftest import REPOSITORY, assert_one_line_error, change, messages, run_module
 
 HOSTILE = """<script>alert("1 & 2")</script>'$x_{y$"""
 ANCHORS = [
@@ -239,7 +239,7 @@ def test_the_command(first, other, tmp_path):
     output = tmp_path / "page.html"
     flags = (f"--workdir={first}", f"--compare={other},{first}", f"--output={output}")
     result = run_module("facevae_jax.report", *flags)
-    assert (result.returncode, result.stderr) == (0, "")
+    assert (result.returncode, messages(result)) == (0, []), result.stderr
     assert str(output) in result.stdout
     assert "second" in Page(output.read_text()).sections["scores"]
     assert list(tmp_path.iterdir()) == [output]
