@@ -45,12 +45,24 @@ flags.DEFINE_enum(
     "What new faces are drawn from. flow, the default where the run's data are there: learned. gaussian, mixture: "
     "fitted to the posteriors. standard: N(0, I).",
 )
-flags.DEFINE_float("temperature", 1.0, "Factor on the prior's standard deviations.")
+flags.DEFINE(
+    command_line.TemperatureParser(),
+    "temperature",
+    1.0,
+    "Factor on the prior's standard deviations; of a hierarchy also one from each resolution on, such as 1:1,16:0.8.",
+)
 flags.DEFINE_integer("seed", 0, "Another seed gives other faces.", lower_bound=0, upper_bound=2**32 - 1)
 flags.DEFINE_integer("scale", 1, "Each pixel becomes a square of so many on each side.", lower_bound=1, upper_bound=16)
 flags.DEFINE_boolean("labels", False, "Write on a grid what its rows and columns are.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 0, "Images at a time; 0: what suits the resolution.", lower_bound=0)
 flags.DEFINE_enum("posterior", "mean", ["mean", "sample"], "Which latent of a face is taken.")
+flags.DEFINE_enum(
+    "detail",
+    "keep",
+    ["keep", "prior", "mean"],
+    "What becomes of a hierarchy's latents below the code: a face keeps its own, or they are drawn from their prior, "
+    "or are at its mean.",
+)
 flags.DEFINE_integer("steps", 8, "Pictures from each face to the next.", lower_bound=1, upper_bound=10_000)
 flags.DEFINE_enum("path", "lerp", ["lerp", "slerp"], "Along a line, or an arc around the origin.")
 flags.DEFINE_boolean("loop", False, "Lead back to the first picture, for an animation that repeats.")

@@ -106,6 +106,12 @@ def assert_same_trees(left, right) -> None:
     jax.tree.map(np.testing.assert_array_equal, left, right)
 
 
+def assert_nearly(found: np.ndarray, expected: np.ndarray) -> None:
+    """Equal up to a value halfway between two, which another batch size may round the other way."""
+    assert found.shape == expected.shape
+    assert np.abs(found.astype(int) - expected).max() <= 1
+
+
 def run_module(module: str, *arguments: object, devices: int = 1, timeout: float = 300) -> subprocess.CompletedProcess:
     """Runs `python -m module arguments` from the repository's root, as a user does."""
     environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}

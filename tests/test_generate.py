@@ -14,7 +14,7 @@ from facevae_jax.generation import outputs, sheets, verbs
 from facevae_jax.generation.verbs import Request
 from facevae_jax.trained import codes, familiarity, labels
 from facevae_jax.trained.directions import direction_of, kept_attributes
-from tests.conftest import run_module
+from tests.conftest import assert_nearly, run_module
 
 SIDE, CELL = 32, 34
 
@@ -46,12 +46,6 @@ def array(path: pathlib.Path) -> np.ndarray:
         assert file.files == ["arr_0"]
         assert file["arr_0"].dtype == np.uint8
         return file["arr_0"]
-
-
-def assert_nearly(found: np.ndarray, expected: np.ndarray) -> None:
-    """Equal up to a value halfway between two, which another batch size may round the other way."""
-    assert found.shape == expected.shape
-    assert np.abs(found.astype(int) - expected).max() <= 1
 
 
 def test_samples_do_not_depend_on_batches(workdir, trained, tmp_path):

@@ -184,7 +184,7 @@ def compiled(likelihood, variables, **settings):
     """The model's `apply` with these settings, jitted; and the shape of its code."""
     config = dataclasses.replace(SMALL, **settings)
     model = hierarchical.build(config, resolution=SIDE, likelihood=likelihood, execution=Execution())
-    apply = jax.jit(functools.partial(model.apply, variables), static_argnames=("method", "train", "temperature"))
+    apply = jax.jit(functools.partial(model.apply, variables), static_argnames=("method", "train"))
     return apply, model.code_shape
 
 
@@ -204,15 +204,17 @@ def test_a_codes_rate_is_that_of_its_groups(variables, published, likelihood):
     np.testing.assert_allclose(decoded.mean, output.decoded.mean, atol=1e-4)
 
 
-def test_finer_groups_than_the_codes_are_drawn_by_their_own_keys(likelihood, variables):
-    apply, shape = compiled(likelihood, variables, code_resolution=4)
+def test_a_code_and_its_details_are_all_groups(published, likelihood, variables):
+    """Wherever the code ends: measured by their priors, all groups of an image give its reconstruction."""
+    images, (apply, shape) = published[0], compiled(likelihood, variables, code_resolution=4)
     assert shape == (2 * 3 + 2 * 16 * 3,)
-    codes, keys = jax.random.normal(jax.random.key(2), (3, *shape)), image_keys(jax.random.key(3), 3)
-    both = apply(codes, keys, method="decode").mean
-    np.testing.assert_allclose(apply(codes[::-1], keys[::-1], method="decode").mean, both[::-1], atol=1e-5)
-    mean, cold = apply(codes, method="decode").mean, apply(codes, keys, temperature=0.0, method="decode").mean
-    np.testing.assert_allclose(cold, mean, atol=1e-6)
-    assert np.abs(both - mean).max() > 1e-3
+    code, details = apply(images, method="encode").mean, apply(images, method="details")
+    whole = compiled(likelihood, variables)[0](images, method="encode").mean
+    np.testing.assert_allclose(jnp.concatenate([code, details], axis=1), whole, atol=1e-5)
+    expected, cut = apply(images, None, train=False).decoded.mean, apply(code, method="decode").mean
+    np.testing.assert_allclose(apply(code, details, method="decode").mean, expected, atol=1e-4)
+    np.testing.assert_allclose(apply(code, 0.0 * details, method="decode").mean, cut, atol=1e-6)
+    assert np.abs(cut - expected).max() > 1e-3
 
 
 @pytest.mark.parametrize(

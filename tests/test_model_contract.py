@@ -12,17 +12,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 import facevae_jax
 from facevae_jax import models
 from facevae_jax.config import ObjectiveConfig, RunConfig, TrainConfig
 from facevae_jax.core import random
+from facevae_jax.core.errors import UserError
 from facevae_jax.data.batches import row_keys
 from facevae_jax.generation import verbs
 from facevae_jax.metrics import scores
 from facevae_jax.metrics.likelihood import importance_bounds
 from facevae_jax.models import autoencoder, hierarchical
-from facevae_jax.models.api import Execution, Gaussian, LatentGroup, Output, image_keys, to_pixels, to_unit
+from facevae_jax.models.api import Execution, Gaussian, LatentGroup, Output, to_pixels, to_unit
 from facevae_jax.models.convolution import depth_to_space, space_to_depth
 from facevae_jax.models.likelihoods import Decoded, GaussianLikelihood
 from facevae_jax.trained.model import TrainedModel
@@ -30,7 +32,7 @@ from facevae_jax.training.evaluation import Evaluator
 from facevae_jax.training.loop import train
 from facevae_jax.training.setup import TrainSetup, TrainState, make_mesh
 from facevae_jax.training.telemetry import read_metrics
-from tests.conftest import assert_same_trees
+from tests.conftest import assert_nearly, assert_same_trees
 
 SIDE, CHANNELS = 4, 2  # of the spatial group
 
@@ -84,10 +86,21 @@ class TwoLevels(nn.Module):
         flat = self.patches(images).reshape(images.shape[0], -1)
         return Gaussian.bounded(*jnp.split(self.top(flat), 2, axis=-1))
 
-    def decode(self, code, keys=None, *, temperature=1.0) -> Decoded:
+    @property
+    def detail_shapes(self):
+        return ((SIDE, SIDE, CHANNELS),)
+
+    def details(self, images):
+        prior, mean = (
+            self.prior_of(self.encode(images).mean),
+            jnp.split(self.below(self.patches(images)), 2, axis=-1)[0],
+        )
+        return ((mean - prior.mean) * jnp.exp(-0.5 * prior.log_variance)).reshape(len(images), -1)
+
+    def decode(self, code, details=None) -> Decoded:
         prior = self.prior_of(code)
-        below = prior.mean if keys is None else prior.mean + temperature * (prior.sample(keys) - prior.mean)
-        return self.decoded(code, below)
+        drawn = 0.0 if details is None else details.reshape(prior.mean.shape)
+        return self.decoded(code, prior.mean + jnp.exp(0.5 * prior.log_variance) * drawn)
 
 
 def build(config: Config, *, resolution: int, likelihood: GaussianLikelihood, execution: Execution) -> TwoLevels:
@@ -192,16 +205,52 @@ def test_bounds_grow_with_the_number_of_draws_of_all_groups(run):
     assert -means[0] == pytest.approx(record["negative_elbo"], rel=0.02)
 
 
-@only_levels
-def test_the_group_below_a_code_is_drawn_from_its_prior(run):
-    code = jnp.asarray(run.trained.sample_codes(2))
-    mean = run.apply(code, method="decode").mean
-    one, again = (run.apply(code, image_keys(jax.random.key(0), 2), method="decode").mean for _ in range(2))
-    other = run.apply(code, image_keys(jax.random.key(1), 2), method="decode").mean
-    np.testing.assert_array_equal(one, again)
-    assert np.abs(one - other).max() > 1e-3
-    cold = run.apply(code, image_keys(jax.random.key(0), 2), temperature=0.0, method="decode").mean
-    np.testing.assert_allclose(cold, mean, atol=1e-6)
+with_details = pytest.mark.parametrize("run", ["levels", DEEP], indirect=True)
+
+
+@with_details
+def test_details_are_drawn_from_their_priors_by_seed_and_number(run):
+    """Draws of N(0, I) times a temperature, which depend on no batch; a temperature for each resolution."""
+    trained = run.trained
+    side = trained.inference.detail_shapes[0][0]
+    codes, drawn = trained.sample_codes(40, prior="standard", seed=3), trained.sample_details(40, seed=3)
+    assert drawn.shape == (40, trained.detail_size)
+    assert stats.kstest(drawn.ravel(), "norm").pvalue > 1e-4
+    assert abs(np.corrcoef(drawn[0], drawn[1])[0, 1]) < 5 / np.sqrt(trained.detail_size)
+    np.testing.assert_allclose(trained.sample_details(10, seed=3, temperature=0.5, first=30), 0.5 * drawn[30:])
+    faces = trained.sample(40, prior="standard", seed=3)
+    assert_nearly(faces, trained.decode(codes, drawn))
+    in_batches = facevae_jax.load(trained.folder, batch_size=8).sample_stream(40, prior="standard", seed=3)
+    assert_nearly(faces, np.concatenate(list(in_batches)))
+    assert_nearly(trained.sample(40, prior="standard", seed=3, temperature={1: 1.0, side: 0.0}), trained.decode(codes))
+    assert np.abs(faces - trained.decode(codes).astype(int)).max() > 3
+    with pytest.raises(UserError, match="no groups at 5"):
+        trained.sample(1, prior="standard", temperature={1: 1.0, 5: 0.0})
+
+
+@with_details
+def test_a_face_keeps_its_details_draws_them_or_has_their_mean(run, tmp_path):
+    trained = run.trained
+    rows = [0, 3, 4]
+    images = trained.dataset.images("validation")[rows]
+    code, details = trained.encode(images).mean, trained.details(images)
+    assert_nearly(trained.decode(code, details), trained.reconstruct(images))
+
+    def made(verb, detail, **settings):
+        to = tmp_path / f"{verb.__name__}-{detail}.npz"
+        verb(trained, verbs.Request(output=str(to), split="validation", rows=rows, detail=detail, **settings))
+        return np.load(to)["arr_0"]
+
+    drawn = trained.sample_details(3, seed=5, temperature=0.7)
+    of = {"keep": trained.reconstruct(images), "mean": trained.decode(code), "prior": trained.decode(code, drawn)}
+    for detail, expected in of.items():
+        assert_nearly(made(verbs.reconstruct, detail, seed=5, temperature=0.7), expected)
+        path = made(verbs.interpolate, detail, seed=5, temperature=0.7, steps=2)
+        assert_nearly(path[[0, 2, 4]], expected)
+    halfway = trained.decode((code[:1] + code[1:2]) / 2, (details[:1] + details[1:2]) / np.sqrt(2))
+    assert_nearly(made(verbs.interpolate, "keep", steps=2)[1:2], halfway)
+    moved = made(verbs.traverse, "keep", dimensions=[0, 1], alpha=(0.0, 2.0))
+    assert_nearly(moved[[0, 2]], of["keep"][[0, 0]])
 
 
 @pytest.mark.parametrize(

@@ -178,6 +178,24 @@ class PathsParser(flags.ArgumentParser):
         return [path for path in found if path]
 
 
+class TemperatureParser(flags.ArgumentParser):
+    """Of a flag that takes one number, or pairs such as 1:1.0,16:0.8: a number for each resolution."""
+
+    syntactic_help = "a number, or pairs such as 1:1.0,16:0.8"
+
+    def parse(self, argument: Any) -> float | dict[int, float]:
+        """The number, or numbers by resolution."""
+        if not isinstance(argument, str):
+            return argument
+        try:
+            if ":" not in argument:
+                return float(argument)
+            pairs = [part.split(":") for part in argument.split(",")]
+            return {int(resolution): float(number) for resolution, number in pairs}
+        except ValueError as error:
+            raise ValueError(f"must be {self.syntactic_help}") from error
+
+
 def one_line(error: BaseException) -> str:
     """The error's message without line breaks; of a traceback in it, only the last line."""
     head, traceback, rest = str(error).partition("Traceback (most recent call last):")

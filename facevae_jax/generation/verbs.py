@@ -13,10 +13,11 @@ from facevae_jax.core import pictures
 from facevae_jax.core.errors import UserError, expand_home, writable_file
 from facevae_jax.data.sources.photographs import list_photographs, photograph_blocks
 from facevae_jax.generation import outputs, sheets
-from facevae_jax.inference import Encoded
+from facevae_jax.inference import Detailed, Encoded
 from facevae_jax.latents import paths
 from facevae_jax.latents.directions import Direction, EditMethod
 from facevae_jax.latents.priors import FLOW
+from facevae_jax.latents.temperature import Temperature
 from facevae_jax.trained import codes, familiarity
 from facevae_jax.trained.directions import direction_of
 from facevae_jax.trained.edit_curves import METHOD, Curve, curve_of
@@ -39,9 +40,10 @@ class Request:
     split: str | None = None
     rows: Sequence[int] = ()
     prior: str | None = None
-    temperature: float = 1.0
+    temperature: Temperature = 1.0
     seed: int = 0
     posterior: str = "mean"
+    detail: Literal["keep", "prior", "mean"] = "keep"
     steps: int = 8
     path: paths.Path = "lerp"
     loop: bool = False
@@ -59,6 +61,7 @@ class Start(NamedTuple):
     """Faces that a verb starts from."""
 
     latents: Float32[np.ndarray, "n z"]
+    details: Float32[np.ndarray, "n d"]  # of a hierarchy's groups below the code
     originals: UInt8[np.ndarray, "n r r 3"] | None  # None if they were drawn from a prior
     names: tuple[str, ...]
 
@@ -86,14 +89,15 @@ def reconstruct(trained: TrainedModel, request: Request) -> str:
     if grid:
         outputs.check_room(to, count=2 * len(names), resolution=trained.resolution)
         images = np.concatenate(list(blocks))
-        pairs = pictures.in_pairs(images, trained.decode(_encode(trained, images, request)))
+        faces = _encode(trained, images, request)
+        pairs = pictures.in_pairs(images, trained.decode(faces.codes, faces.details))
         rows, columns = pairs.shape[:2]
         labels = outputs.Labels(["original", "model"] * (rows // 2))
         outputs.write_stream(to, pairs, count=rows * columns, columns=columns, labels=labels)
         return f"{to.path}: {len(names)} faces, each row above its reconstructions"
     starts = itertools.count(0, trained.inference.batch_size)
-    latents = (_encode(trained, block, request, first=at) for at, block in zip(starts, blocks, strict=False))
-    outputs.write_stream(to, trained.inference.decode_stream(latents), count=len(names), names=names)
+    encoded = (_encode(trained, block, request, first=at) for at, block in zip(starts, blocks, strict=False))
+    outputs.write_stream(to, trained.inference.decode_detailed(encoded), count=len(names), names=names)
     return f"{to.path}: {len(names):,} reconstructions"
 
 
@@ -121,22 +125,18 @@ def encode(trained: TrainedModel, request: Request) -> str:
 def interpolate(trained: TrainedModel, request: Request) -> str:
     """Paths from face to face: through all photographs, or between pairs of new faces."""
     to = _destination(request, verb="interpolate")
-    if existing := uses_existing_faces(request):
-        start = _start(trained, request, default=SHOWN_ROWS)
-        if len(start.latents) < 2:
-            raise UserError(f"{len(start.latents)} face: give two or more.")
-        stops = start.latents[None]
-    else:
-        pairs = request.count or SHOWN_ROWS
-        stops = trained.sample_codes(
-            2 * pairs, prior=request.prior, temperature=request.temperature, seed=request.seed
-        ).reshape(pairs, 2, -1)
+    existing = uses_existing_faces(request)
+    start = _start(trained, request, default=SHOWN_ROWS if existing else 2 * SHOWN_ROWS, each=1 if existing else 2)
+    if len(start.latents) < 2:
+        raise UserError(f"{len(start.latents)} face: give two or more.")
+    stops = start.latents[None] if existing else start.latents.reshape(-1, 2, trained.code_size)
     pieces = len(stops[0]) - (not request.loop)
     _check_room(trained, to, len(stops) * (pieces * request.steps + (not request.loop)))
     rows = [paths.path(row, request.steps, method=request.path, loop=request.loop) for row in stops]
     stops_at = {request.steps * number: name for number, name in enumerate(start.names if existing else ())}
     labels = outputs.Labels([""] if existing else (), [stops_at.get(column, "") for column in range(len(rows[0]))])
-    _write(trained, to, np.stack(rows), request, labels=labels)  # a loop leads back by itself
+    details = sheets.Details.of_paths(start.details, request.steps, rows=len(stops), loop=request.loop)
+    _write(trained, to, np.stack(rows), request, details=details, labels=labels)  # a loop leads back by itself
     return f"{to.path}: {len(rows)} x {len(rows[0])} faces by {request.path}"
 
 
@@ -152,25 +152,29 @@ def morph(trained: TrainedModel, request: Request) -> str:
         side = request.steps + 1
         # An animation visits the corners in turn: the square's inside has no order.
         if to.format in outputs.ANIMATED:
-            around = start.latents[[0, 1, 3, 2]]
-            latents = paths.path(around, request.steps, method=request.path, loop=True)[None]
+            around = [0, 1, 3, 2]
+            latents = paths.path(start.latents[around], request.steps, method=request.path, loop=True)[None]
+            details = sheets.Details.of_paths(start.details[around], request.steps, loop=True)
         else:
             _check_room(trained, to, side**2)
             latents = paths.square(start.latents, rows=side, columns=side, method=request.path)
+            details = sheets.Details.of_square(start.details, side=side)
         labels = outputs.Labels(*([f"{place / request.steps:.2f}" for place in range(side)],) * 2)
-        _write(trained, to, latents, request, labels=labels)
+        _write(trained, to, latents, request, details=details, labels=labels)
         return f"{to.path}: {latents.shape[0]} x {latents.shape[1]} faces between four"
     _check_room(trained, to, request.steps + 3)
-    latents = paths.path(start.latents, request.steps, method=request.path)
-    count = len(latents)
+    latents = paths.path(start.latents, request.steps, method=request.path)[None]
+    details = sheets.Details.of_paths(start.details, request.steps)
+    count = latents.shape[1]
     if to.format == "grid" and start.originals is not None:
-        faces = np.concatenate([start.originals[:1], trained.decode(latents), start.originals[1:]])
+        (between,) = sheets.decode_rows(trained, latents, details)
+        faces = np.concatenate([start.originals[:1], between, start.originals[1:]])
         count = len(faces)
         labels = outputs.Labels([""], [start.names[0], *[""] * (count - 2), start.names[1]])
         outputs.write_stream(to, [faces], count=count, columns=count, labels=labels)
     else:
         names = [f"{column:03d}" for column in range(count)]
-        _write(trained, to, latents[None], request, names=names, loop_back=request.loop)
+        _write(trained, to, latents, request, details=details, names=names, loop_back=request.loop)
     return f"{to.path}: from {start.names[0]} to {start.names[1]}, {count} pictures"
 
 
@@ -185,12 +189,13 @@ def edit(trained: TrainedModel, request: Request) -> str:
     pairs = list(itertools.product(range(len(start.latents)), directions))
     _check_room(trained, to, len(pairs) * len(request.alpha))
     latents = np.stack([direction.edit(start.latents[row], request.alpha) for row, direction in pairs])
+    details = sheets.Details.of_rows(start.details, [row for row, _ in pairs], columns=len(request.alpha))
     names = [
         f"{start.names[row]}_{direction.attribute}_{alpha:+g}" for row, direction in pairs for alpha in request.alpha
     ]
     rows = [f"{start.names[row]}, {direction.attribute}" for row, direction in pairs]
     labels = outputs.Labels(rows, _signed(request.alpha))
-    _write(trained, to, latents, request, names=names, labels=labels, loop_back=request.loop)
+    _write(trained, to, latents, request, details=details, names=names, labels=labels, loop_back=request.loop)
     lines = [direction.describe() for direction in directions]
     return "\n".join([*lines, f"{to.path}: {len(pairs)} rows, alpha {', '.join(f'{a:g}' for a in request.alpha)}"])
 
@@ -202,12 +207,14 @@ def traverse(trained: TrainedModel, request: Request) -> str:
     if wrong := [d for d in request.dimensions if not 0 <= d < trained.code_size]:
         raise UserError(f"--dimensions={wrong[0]}: the latents have dimensions 0 to {trained.code_size - 1}.")
     dimensions = request.dimensions or sheets.strongest_dimensions(trained)[: request.count or SHOWN_DIMENSIONS]
-    given = uses_existing_faces(request)
-    base = _start(trained, request, default=1).latents[0] if given else trained.moments.mean.astype(np.float32)
+    start = _start(trained, request, default=1) if uses_existing_faces(request) else None
+    base = start.latents[0] if start else trained.moments.mean.astype(np.float32)
     latents = sheets.traversal(trained, base, dimensions, request.alpha)
+    columns = len(request.alpha)
+    details = sheets.Details.of_rows(start.details, [0] * len(dimensions), columns=columns) if start else None
     names = [f"dimension_{dimension:03d}_{alpha:+g}" for dimension in dimensions for alpha in request.alpha]
     labels = outputs.Labels([f"dimension {number}" for number in dimensions], _signed(request.alpha))
-    _write(trained, to, latents, request, names=names, labels=labels, loop_back=request.loop)
+    _write(trained, to, latents, request, details=details, names=names, labels=labels, loop_back=request.loop)
     return f"{to.path}: dimensions {', '.join(map(str, dimensions))}, from top to bottom"
 
 
@@ -282,23 +289,35 @@ def _check_room(trained: TrainedModel, to: outputs.Destination, count: int) -> N
     outputs.check_room(to, count=count, resolution=trained.resolution)
 
 
-def _start(trained: TrainedModel, request: Request, *, default: int) -> Start:
-    """The requested faces, encoded; without any, `request.count` or `default` new ones."""
+def _start(trained: TrainedModel, request: Request, *, default: int, each: int = 1) -> Start:
+    """The requested faces, encoded; without any, `each` times `request.count`, or `default`, new ones."""
     if uses_existing_faces(request):
         names, blocks = _given_faces(trained, request, most=max(default, 1))
         images = np.concatenate(list(blocks))
-        return Start(_encode(trained, images, request), images, names)
-    count = request.count or default
+        faces = _encode(trained, images, request)
+        return Start(faces.codes, faces.details, images, names)
+    count = each * request.count if request.count else default
     latents = trained.sample_codes(count, prior=request.prior, temperature=request.temperature, seed=request.seed)
-    return Start(latents, None, tuple(f"sample_{number}" for number in range(count)))
+    details = _drawn(trained, count, request)
+    return Start(latents, details, None, tuple(f"sample_{number}" for number in range(count)))
 
 
-def _encode(trained: TrainedModel, images: np.ndarray, request: Request, *, first: int = 0) -> np.ndarray:
-    """Latents of images; draws from posteriors are numbered from `first`."""
+def _encode(trained: TrainedModel, images: np.ndarray, request: Request, *, first: int = 0) -> Detailed:
+    """Latents of images; draws are numbered from `first`."""
     posterior = trained.inference.encode(trained.check_images(images))
-    if request.posterior == "mean":
-        return posterior.mean
-    return trained.posterior_sample(posterior, seed=request.seed, first=first)
+    code = posterior.mean
+    if request.posterior == "sample":
+        code = trained.posterior_sample(posterior, seed=request.seed, first=first)
+    if request.detail == "keep":
+        return Detailed(code, trained.details(images))
+    return Detailed(code, _drawn(trained, len(images), request, first=first))
+
+
+def _drawn(trained: TrainedModel, count: int, request: Request, *, first: int = 0) -> np.ndarray:
+    """Values of the groups below the code, drawn from N(0, I); zeros where their priors' means are asked for."""
+    if request.detail == "mean":
+        return np.zeros((count, trained.detail_size), np.float32)
+    return trained.sample_details(count, temperature=request.temperature, seed=request.seed, first=first)
 
 
 def _write(
@@ -307,15 +326,16 @@ def _write(
     latents: np.ndarray,
     request: Request,
     *,
+    details: sheets.Details | None = None,
     loop_back: bool = False,
     names: Sequence[str] | None = None,
     labels: outputs.Labels = outputs.NO_LABELS,
 ) -> None:
     rows, columns = latents.shape[:2]
     if to.format in outputs.ANIMATED:
-        images = sheets.decode_rows(trained, latents)
+        images = sheets.decode_rows(trained, latents, details)
         outputs.write_animation(to, images, frames_per_second=request.fps, loop_back=loop_back)
         return
     names = names or [f"row_{row:03d}_{column:03d}" for row in range(rows) for column in range(columns)]
-    faces = trained.inference.decode_stream(trained.inference.batches(latents.reshape(-1, trained.code_size)))
+    faces = sheets.decode_stream(trained, latents, details)
     outputs.write_stream(to, faces, count=rows * columns, columns=columns, names=names, labels=labels)

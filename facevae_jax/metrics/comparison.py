@@ -30,7 +30,8 @@ def sample_distances(
 ) -> dict[str, Any]:
     """Distances of samples, reconstructions and faces halfway between two to images of a split, by any features.
 
-    The last are halfway between the latents of each image and the next; the smoothness of that line is measured too.
+    The last are halfway between the codes of each image and the next; the smoothness of that line is measured too. A
+    hierarchy's groups below the code are at their priors' means there.
 
     Args:
       trained: the model.
@@ -48,7 +49,7 @@ def sample_distances(
     real = features_of(extract, image_blocks(pixels, size))
     made = features_of(extract, trained.sample_stream(count, prior=prior, seed=seed))
     means = encode_all(trained.inference, image_blocks(pixels, size), count).mean
-    again = features_of(extract, trained.inference.decode_stream(trained.inference.batches(means)))
+    again = features_of(extract, map(trained.reconstruct, image_blocks(pixels, size)))
     halfway = features_of(extract, _between(trained, means, (0.5,)))
     pairs = min(PATHS, count)
     steps = features_of(extract, _between(trained, means[:pairs], np.linspace(0, 1, PATH_PICTURES).tolist()))

@@ -52,7 +52,8 @@ def diagnose(
     """Fréchet distances to one half of a split: of its other half, of what the model makes of that, and of samples.
 
     Each step on the way from real faces to samples can only lose something: other faces, their reconstructions, faces
-    decoded from draws of their posteriors, faces decoded from the prior. What the distance grows by is the step's part.
+    decoded from draws of their codes' posteriors (a hierarchy's finer groups from their priors), faces decoded from the
+    prior. What the distance grows by is the step's part.
 
     Args:
       trained: the model.
@@ -80,8 +81,8 @@ def diagnose(
     draws = trained.posterior_sample(posterior, seed=seed)
     distances = {
         "data": distance(image_blocks(pixels[:half], size)),
-        "decoder": distance(trained.inference.decode_stream(trained.inference.batches(posterior.mean))),
-        "posterior": distance(trained.inference.decode_stream(trained.inference.batches(draws))),
+        "decoder": distance(map(trained.reconstruct, image_blocks(pixels[:half], size))),
+        "posterior": distance(trained.decode_draws(trained.inference.batches(draws), seed=seed)),
         "prior": distance(trained.sample_stream(half, prior=prior, seed=seed)),
     }
     values = list(distances.values())

@@ -12,7 +12,7 @@ from jaxtyping import Array, ArrayLike, Float, Float32, Int, Shaped
 from facevae_jax.core.progress import progress_bar
 from facevae_jax.core.random import keys_of, named_key
 from facevae_jax.data.feed import gather_rows
-from facevae_jax.inference import Encoded, decode_distribution, encode
+from facevae_jax.inference import Encoded, encode
 from facevae_jax.latents.moments import Moments, moments_of
 from facevae_jax.latents.priors import STANDARD
 from facevae_jax.latents.priors.base import Prior, log_density, normal_by_index
@@ -34,7 +34,7 @@ class Measured(NamedTuple):
     """Results for one batch, a row for each image."""
 
     posterior: Gaussian  # of the flat code
-    scores: ImageScores  # of the reconstruction from the posterior's mean
+    scores: ImageScores  # of the reconstruction from the posteriors' means
     pixels: PixelTerms  # of one draw
     rates: Float[Array, "b g"]  # KL of each group of latents, nats
 
@@ -47,11 +47,11 @@ class Given(NamedTuple):
 
 
 def measure(model: Model, variables: Any, given: Given, *, likelihood: GaussianLikelihood) -> Measured:
-    """Decodes twice: from the mean of the code, and from a draw that depends only on the image's row."""
+    """Decodes twice: from the means of the latents, and from a draw that depends only on the image's row."""
     pixels, rows = (jnp.asarray(x) for x in given)
     targets = to_unit(pixels)
     posterior = encode(model, variables, pixels)
-    of_mean = decode_distribution(model, variables, posterior.mean).mean
+    of_mean = model.apply(variables, pixels, None, train=False).decoded.mean
     output = model.apply(variables, pixels, keys_of(named_key(SEED, "evaluate"), rows), train=False)
     terms = image_terms(targets, output, likelihood)
     rates = [jnp.sum(kl.reshape(len(kl), -1), axis=1) for kl in terms.kl]
@@ -202,7 +202,7 @@ def figures(record: dict[str, Any]) -> list[tuple[str, str, str]]:
     """The scores of a record: name, value, and unit or explanation."""
     made, codes = record["reconstruction"], record["latents"]
     rows: list[tuple[str, float, str, str]] = [
-        ("MSE", made["mse"], ".6f", "pixels from 0 to 1; of the posterior mean's reconstruction"),
+        ("MSE", made["mse"], ".6f", "pixels from 0 to 1; of the reconstruction from the posteriors' means"),
         ("PSNR", made["psnr"], ".2f", "dB"),
         ("SSIM", made["ssim"], ".4f", "Gaussian window of 11, mean over channels"),
         ("MS-SSIM", made["ms_ssim"], ".4f", f"of {made['ms_ssim_scales']} scales"),

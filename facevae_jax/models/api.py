@@ -85,6 +85,11 @@ class Model(Hashable, Protocol):
         """Of the code that tools use: (z,) of a flat one, (h, w, c) of a spatial one, the top groups of a hierarchy."""
         ...
 
+    @property
+    def detail_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Of the groups of a hierarchy below the code, from the top down; () of other models (`WholeCode`)."""
+        ...
+
     def __call__(
         self,
         images: Shaped[Array, "b ..."],
@@ -105,11 +110,28 @@ class Model(Hashable, Protocol):
         """The posterior of the code, for evaluation."""
         ...
 
-    def decode(
-        self, code: Float[Array, "b ..."], keys: Key[Array, " b"] | None = None, *, temperature: float = 1.0
-    ) -> Decoded:
-        """p(x | code), for evaluation. Groups below the code are drawn from their priors; their means without keys."""
+    def details(self, images: Shaped[Array, "b ..."]) -> Float[Array, "b d"]:
+        """The posterior means of the groups below the code, flat, in standard deviations from their priors' means."""
         ...
+
+    def decode(self, code: Float[Array, "b ..."], details: Float[Array, "b d"] | None = None) -> Decoded:
+        """p(x | code), for evaluation.
+
+        `details` are values of the groups below the code, as of `details`: N(0, I) draws them from their priors. None:
+        they are at their priors' means.
+        """
+        ...
+
+
+class WholeCode:
+    """Base of the models whose code is all of their latents."""
+
+    @property
+    def detail_shapes(self) -> tuple[tuple[int, ...], ...]:  # noqa: D102
+        return ()
+
+    def details(self, images: Shaped[Array, "b ..."]) -> Float[Array, "b d"]:  # noqa: D102
+        return jnp.zeros((images.shape[0], 0))
 
 
 class Execution(NamedTuple):

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, Shaped
 
 from facevae_jax.core.settings import CHANNELS, check, check_all
-from facevae_jax.models.api import Execution, Gaussian, LatentGroup, Output, to_unit
+from facevae_jax.models.api import Execution, Gaussian, LatentGroup, Output, WholeCode, to_unit
 from facevae_jax.models.blocks import by_channel
 from facevae_jax.models.convolution import depth_to_space, space_to_depth
 from facevae_jax.models.layers import Features, GroupNorm, Pending, SameConvolution, UpsampledConvolution
@@ -127,7 +127,7 @@ class Decoder(Half):
         return head(Features(x, pending))[0].raw
 
 
-class AutoencoderKL(nn.Module):
+class AutoencoderKL(WholeCode, nn.Module):
     """See `models.api.Model`."""
 
     config: Config
@@ -164,7 +164,7 @@ class AutoencoderKL(nn.Module):
         return Gaussian.bounded(*jnp.split(self.encoder(images), 2, axis=-1))
 
     def decode(  # noqa: D102
-        self, code: Float[Array, "b h w c"], keys: Key[Array, " b"] | None = None, *, temperature: float = 1.0
+        self, code: Float[Array, "b h w c"], details: Float[Array, "b d"] | None = None
     ) -> Decoded:
         return self.likelihood.decode(self.decoder(code))
 

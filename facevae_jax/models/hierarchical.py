@@ -360,6 +360,10 @@ class HierarchicalVAE(nn.Module):
     def code_shape(self) -> tuple[int, ...]:  # noqa: D102
         return (sum(math.prod(shape) for shape in self.config.code_groups),)
 
+    @property
+    def detail_shapes(self) -> tuple[tuple[int, ...], ...]:  # noqa: D102
+        return tuple(self.config.groups[len(self.config.code_groups) :])
+
     def setup(self) -> None:  # noqa: D102
         self.encoder = Encoder(self.config, self.execution)
         self.decoder = Decoder(self.config, self.execution, self.likelihood.channels(CHANNELS))
@@ -375,34 +379,45 @@ class HierarchicalVAE(nn.Module):
         raw, groups = self.decoder(self.encoder(images), self.noise(images.shape[0], keys))
         return Output(self.likelihood.decode(raw), tuple(groups))
 
-    def noise(
-        self, batch: int, keys: Key[Array, " b"] | None, *, first: int = 0, scale: float = 1.0
-    ) -> list[Float[Array, "b _ _ z"]]:
-        """Draws from N(0, scale²) for each group from number `first` on; zeros without keys."""
-        numbered = list(enumerate(self.config.groups))[first:]
+    def noise(self, batch: int, keys: Key[Array, " b"] | None) -> list[Float[Array, "b _ _ z"]]:
+        """Draws from N(0, I) for each group; zeros without keys."""
         if keys is None:
-            return [jnp.zeros((batch, *shape)) for _, shape in numbered]
-        return [scale * random.normal(random.substream(keys, number), shape) for number, shape in numbered]
+            return [jnp.zeros((batch, *shape)) for shape in self.config.groups]
+        return [random.normal(random.substream(keys, number), shape) for number, shape in enumerate(self.config.groups)]
 
     def encode(self, images: Shaped[Array, "b r r 3"]) -> Gaussian:  # noqa: D102
+        return _joined(self.relative_posteriors(images)[: len(self.config.code_groups)])
+
+    def details(self, images: Shaped[Array, "b r r 3"]) -> Float[Array, "b d"]:  # noqa: D102
+        below = self.relative_posteriors(images)[len(self.config.code_groups) :]
+        return _joined(below).mean if below else jnp.zeros((images.shape[0], 0))
+
+    def relative_posteriors(self, images: Shaped[Array, "b r r 3"]) -> list[Gaussian]:
+        """Of each group, in standard deviations of its prior from its prior's mean, the groups above at their means."""
         _, groups = self.decoder(self.encoder(images), self.noise(images.shape[0], None))
-        relative = [
+        return [
             Gaussian((mean - prior.mean) * jnp.exp(-0.5 * prior.log_variance), log_variance - prior.log_variance)
-            for _, (mean, log_variance), prior in groups[: len(self.config.code_groups)]
+            for _, (mean, log_variance), prior in groups
             if prior is not None
         ]
-        fields = ([part.reshape(images.shape[0], -1) for part in parts] for parts in zip(*relative, strict=True))
-        return Gaussian.bounded(*(jnp.concatenate(parts, axis=1) for parts in fields))
 
     def decode(  # noqa: D102
-        self, code: Float[Array, "b z"], keys: Key[Array, " b"] | None = None, *, temperature: float = 1.0
+        self, code: Float[Array, "b z"], details: Float[Array, "b d"] | None = None
     ) -> Decoded:
-        shapes = self.config.code_groups
+        shapes = self.config.groups
+        if details is None:
+            size = sum(math.prod(shape) for shape in self.detail_shapes)
+            details = jnp.zeros((code.shape[0], size))
         ends = [sum(math.prod(shape) for shape in shapes[:count]) for count in range(1, len(shapes))]
-        top = [part.reshape(-1, *shape) for part, shape in zip(jnp.split(code, ends, axis=1), shapes, strict=True)]
-        below = self.noise(code.shape[0], keys, first=len(shapes), scale=temperature)
-        raw, _ = self.decoder(None, top + below)
+        parts = jnp.split(jnp.concatenate([code, details], axis=1), ends, axis=1)
+        raw, _ = self.decoder(None, [part.reshape(-1, *shape) for part, shape in zip(parts, shapes, strict=True)])
         return self.likelihood.decode(raw)
+
+
+def _joined(posteriors: Sequence[Gaussian]) -> Gaussian:
+    """One of flat values from those of several groups."""
+    fields = ([part.reshape(len(part), -1) for part in parts] for parts in zip(*posteriors, strict=True))
+    return Gaussian.bounded(*(jnp.concatenate(parts, axis=1) for parts in fields))
 
 
 def build(config: Config, *, resolution: int, likelihood: GaussianLikelihood, execution: Execution) -> HierarchicalVAE:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Key, Shaped, UInt8
 from facevae_jax.core.errors import UserError
 from facevae_jax.core.progress import progress_bar
 from facevae_jax.core.settings import CHANNELS, check
-from facevae_jax.models.api import Execution, Gaussian, Output, to_unit
+from facevae_jax.models.api import Execution, Gaussian, Output, WholeCode, to_unit
 from facevae_jax.models.likelihoods import LIKELIHOODS, Decoded, GaussianLikelihood, MseLikelihood
 from facevae_jax.models.vae import MAX_LATENT_DIM, refuse_rate
 
@@ -42,7 +42,7 @@ class Config:
         check(not train.ema_decay, "train.ema_decay", train.ema_decay, "0: pca has no optimizer")
 
 
-class PCA(nn.Module):
+class PCA(WholeCode, nn.Module):
     """x' = m + Σ z_i σ_i u_i, with latents z_i = u_iᵀ (x - m) / σ_i of variance 1 over the training images.
 
     So its N(0, I) is the Gaussian of the same mean and of the components' covariance.
@@ -81,7 +81,7 @@ class PCA(nn.Module):
         return Gaussian.point(projected / self.deviations[None])
 
     def decode(  # noqa: D102
-        self, code: Float[Array, "b z"], keys: Key[Array, " b"] | None = None, *, temperature: float = 1.0
+        self, code: Float[Array, "b z"], details: Float[Array, "b d"] | None = None
     ) -> Decoded:
         scaled = code * self.deviations[None]
         flat = self.mean[None] + jnp.matmul(scaled, self.components, precision=jax.lax.Precision.HIGHEST)

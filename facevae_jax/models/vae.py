@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, Shaped
 
 from facevae_jax.core.settings import BELOW_ONE, CHANNELS, check, check_all
-from facevae_jax.models.api import Execution, Gaussian, LatentGroup, Output
+from facevae_jax.models.api import Execution, Gaussian, LatentGroup, Output, WholeCode
 from facevae_jax.models.layers import (
     Features,
     Stage,
@@ -152,7 +152,7 @@ class Decoder(nn.Module):
         return self.likelihood.decode(raw.astype(jnp.float32))
 
 
-class VAE(nn.Module):
+class VAE(WholeCode, nn.Module):
     """Encoder, a draw from the posterior, decoder; see `models.api.Model`."""
 
     config: Config
@@ -192,7 +192,7 @@ class VAE(nn.Module):
         return self.encoder(images, None, train=False)
 
     def decode(  # noqa: D102
-        self, code: Float[Array, "b z"], keys: Key[Array, " b"] | None = None, *, temperature: float = 1.0
+        self, code: Float[Array, "b z"], details: Float[Array, "b d"] | None = None
     ) -> Decoded:
         return self.decoder(code, None, train=False)
 

@@ -1,5 +1,6 @@
 """Sheets of faces: reconstructions, samples, interpolation, morphing, traversal and edits."""
 
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ from facevae_jax.core import pictures
 from facevae_jax.core.errors import UserError
 from facevae_jax.generation import sheets
 from facevae_jax.generation.sheets import ALPHAS, decode_rows
+from facevae_jax.inference import Detailed
 from facevae_jax.latents import paths
 from facevae_jax.latents.priors import FLOW, GAUSSIAN
 from facevae_jax.reporting.page import Bar, Bars, Block, Note, Picture, or_note, sheet
@@ -32,6 +34,7 @@ class Given(NamedTuple):
 
     images: UInt8[np.ndarray, "n r r 3"]
     latents: Float32[np.ndarray, "n z"]  # means of their posteriors
+    details: Float32[np.ndarray, "n d"]  # of a hierarchy's groups below the code
 
 
 def given_faces(trained: TrainedModel, split: str) -> Given:
@@ -42,27 +45,25 @@ def given_faces(trained: TrainedModel, split: str) -> Given:
     """
     rows = range(min(GIVEN, len(trained.dataset.images(split))))
     images = trained.dataset.read_rows(split, rows)
-    return Given(images, trained.inference.encode(images).mean)
+    return Given(images, trained.inference.encode(images).mean, trained.details(images))
 
 
-def ends(
-    trained: TrainedModel, given: Callable[[], Given], count: int, *, seed: int
-) -> tuple[Float32[np.ndarray, "n z"], str]:
+def ends(trained: TrainedModel, given: Callable[[], Given], count: int, *, seed: int) -> tuple[Detailed, str]:
     """Latents to interpolate, and where they come from: given faces, or draws from a prior if there are too few."""
-    try:
-        latents = given().latents[:count]
-    except UserError:
-        latents = np.empty((0, trained.code_size), np.float32)
-    if len(latents) == count:
-        return latents, f"the first {count} faces of the reconstructions"
+    with contextlib.suppress(UserError):  # the data are not there
+        faces = given()
+        if len(faces.latents) >= count:
+            origin = f"the first {count} faces of the reconstructions"
+            return Detailed(faces.latents[:count], faces.details[:count]), origin
     prior = trained.available_priors()[-1]
-    return trained.sample_codes(count, prior=prior, seed=seed), f"{count} samples from the {prior} prior"
+    codes = trained.sample_codes(count, prior=prior, seed=seed)
+    return Detailed(codes, trained.sample_details(count, seed=seed)), f"{count} samples from the {prior} prior"
 
 
 def reconstructions(trained: TrainedModel, given: Given) -> Picture:
     """Rows of originals, each above its reconstructions."""
     return sheet(
-        pictures.in_pairs(given.images, trained.decode(given.latents)),
+        pictures.in_pairs(given.images, trained.decode(given.latents, given.details)),
         alt=f"{len(given.images)} faces and their reconstructions",
         caption="Odd rows: originals. Even rows: their reconstructions, from the posteriors' means.",
     )
@@ -85,9 +86,10 @@ def samples(trained: TrainedModel, *, seed: int) -> list[Block]:
 
 def interpolation(trained: TrainedModel, given: Callable[[], Given], *, seed: int) -> list[Block]:
     """Lines from face to face."""
-    latents, origin = ends(trained, given, 2 * PAIRS, seed=seed)
-    pairs = latents.reshape(PAIRS, 2, -1)
-    images = decode_rows(trained, np.stack([paths.path(stops, COLUMNS - 1) for stops in pairs]))
+    faces, origin = ends(trained, given, 2 * PAIRS, seed=seed)
+    pairs = faces.codes.reshape(PAIRS, 2, -1)
+    details = sheets.Details.of_paths(faces.details, COLUMNS - 1, rows=PAIRS)
+    images = decode_rows(trained, np.stack([paths.path(stops, COLUMNS - 1) for stops in pairs]), details)
     return [
         sheet(
             images,
@@ -102,7 +104,8 @@ def morph(trained: TrainedModel, given: Callable[[], Given], *, seed: int) -> li
     """The square between four faces."""
     corners, origin = ends(trained, given, 4, seed=seed)
     side = CORNER_STEPS + 1
-    images = decode_rows(trained, paths.square(corners, rows=side, columns=side))
+    details = sheets.Details.of_square(corners.details, side=side)
+    images = decode_rows(trained, paths.square(corners.codes, rows=side, columns=side), details)
     return [sheet(images, alt="A square of faces that mixes the four at its corners", caption=f"Between {origin}.")]
 
 
@@ -134,9 +137,9 @@ def edits(trained: TrainedModel, given: Given, scores: Mapping[str, float]) -> l
 
     def strip(name: str) -> Picture:
         direction = direction_of(trained, name, method="mean")
-        images = decode_rows(
-            trained, np.stack([direction.edit(latent, ALPHAS) for latent in given.latents[:EDITED_FACES]])
-        )
+        latents = np.stack([direction.edit(latent, ALPHAS) for latent in given.latents[:EDITED_FACES]])
+        details = sheets.Details.of_rows(given.details, range(len(latents)), columns=len(ALPHAS))
+        images = decode_rows(trained, latents, details)
         weak = "; weak: other things change more" if scores[name] < WEAK else ""
         return sheet(
             images,

@@ -5,7 +5,7 @@ import functools
 import json
 import math
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -18,16 +18,16 @@ from facevae_jax.core.errors import UserError, check_choice
 from facevae_jax.core.random import named_key
 from facevae_jax.core.settings import MAX_SEED
 from facevae_jax.data.dataset import open_dataset
-from facevae_jax.inference import Encoded, Inference
+from facevae_jax.inference import Detailed, Encoded, Inference, draw_details, numbered
 from facevae_jax.latents.moments import Moments
 from facevae_jax.latents.priors import FLOW, GAUSSIAN, PRIORS, prior_class
 from facevae_jax.latents.priors.base import Prior, Sampler, is_kept, sampler
+from facevae_jax.latents.temperature import Temperature, temperatures
 from facevae_jax.trained import codes, labels
 from facevae_jax.trained.artifacts import ArtifactStore, short_hash
 from facevae_jax.training.checksums import checksums
 from facevae_jax.training.setup import RunningMean, make_model, replicated
 
-MAX_TEMPERATURE = 10.0
 PRIOR_SHARE = 0.1  # of the time of training, which fitting the learned prior may take at its end
 # Settings of the data that do not change which images there are; what is in `data_dir` has its own fingerprint.
 UNSEEN = ("data_dir", "cache_dir", "feed", "flip", "dequantize")
@@ -103,6 +103,11 @@ class TrainedModel:
         """Numbers of a code."""
         return math.prod(self.code_shape)
 
+    @property
+    def detail_size(self) -> int:
+        """Numbers of the groups of latents below the code; 0 but for a hierarchy."""
+        return self.inference.detail_size
+
     def encode(self, images: Shaped[np.ndarray, "n r r 3"]) -> Encoded:
         """The posteriors q(code | x): `mean` and `log_variance`, each float32 [n, *code_shape].
 
@@ -116,13 +121,37 @@ class TrainedModel:
 
     posterior_sample = staticmethod(codes.posterior_sample)
 
-    def decode(self, codes: Float[np.ndarray, "n ..."]) -> UInt8[np.ndarray, "n r r 3"]:
+    def decode(
+        self, codes: Float[np.ndarray, "n ..."], details: Float[np.ndarray, "n d"] | None = None
+    ) -> UInt8[np.ndarray, "n r r 3"]:
         """Images of codes, [n, *code_shape] or flat.
 
+        Args:
+          codes: as of `encode`.
+          details: values of the groups of latents below the code, such as those of `details`; None: they are at the
+            means of their priors. Only a hierarchy has such groups.
+
         Raises:
-          UserError: codes of another shape, or not finite.
+          UserError: codes or details of another shape, or codes that are not finite.
         """
-        return self.inference.decode(self.check_codes(codes))
+        flat = self.check_codes(codes)
+        if details is None:
+            return self.inference.decode(flat)
+        if details.shape != (wanted := (len(flat), self.detail_size)):
+            raise UserError(f"details of shape {list(details.shape)}: give {list(wanted)}.")
+        batches = self.inference.batches(Detailed(flat, np.asarray(details, np.float32)))
+        return np.concatenate(list(self.inference.decode_detailed(batches)))
+
+    def details(self, images: Shaped[np.ndarray, "n r r 3"]) -> Float32[np.ndarray, "n d"]:
+        """Values of the groups of latents below the code: what a hierarchy knows of images beside their codes.
+
+        They are the means of the posteriors in standard deviations from the means of the priors, so that draws from
+        N(0, I) are details of a new face.
+
+        Raises:
+          UserError: images of another shape or type.
+        """
+        return self.inference.details(self.check_images(images))
 
     def reconstruct(self, images: Shaped[np.ndarray, "n r r 3"]) -> UInt8[np.ndarray, "n r r 3"]:
         """Images of the posteriors' means.
@@ -133,20 +162,24 @@ class TrainedModel:
         return self.inference.reconstruct(self.check_images(images))
 
     def sample(
-        self, count: int, *, prior: str | Prior | None = None, temperature: float = 1.0, seed: int = 0
+        self, count: int, *, prior: str | Prior | None = None, temperature: Temperature = 1.0, seed: int = 0
     ) -> UInt8[np.ndarray, "n r r 3"]:
-        """New faces, decoded from `sample_codes`."""
-        return self.decode(self.sample_codes(count, prior=prior, temperature=temperature, seed=seed))
+        """New faces, decoded from `sample_codes`; groups of latents below the code are drawn from their own priors."""
+        codes = self.sample_codes(count, prior=prior, temperature=temperature, seed=seed)
+        return np.concatenate(
+            list(self.decode_draws(self.inference.batches(codes), temperature=temperature, seed=seed))
+        )
 
     def sample_codes(
-        self, count: int, *, prior: str | Prior | None = None, temperature: float = 1.0, seed: int = 0
+        self, count: int, *, prior: str | Prior | None = None, temperature: Temperature = 1.0, seed: int = 0
     ) -> Float32[np.ndarray, "n z"]:
         """Flat codes number 0 to `count` - 1 of a seed; the first ones do not depend on how many are drawn.
 
         Args:
           count: how many.
           prior: a name in `latents.priors.PRIORS`, or a distribution; None: `default_prior`.
-          temperature: factor on the standard deviations; below 1 gives faces nearer to the mean one.
+          temperature: factor on the standard deviations; below 1 gives faces nearer to the mean one. Of a hierarchy
+            also a number for each resolution from which on it holds, such as {1: 1.0, 16: 0.8}.
           seed: another seed gives other faces.
 
         Raises:
@@ -157,8 +190,18 @@ class TrainedModel:
         sample = self.sampler(prior, temperature=temperature)
         return np.asarray(sample(named_key(seed, "sample"), np.arange(count)))
 
+    def sample_details(
+        self, count: int, *, temperature: Temperature = 1.0, seed: int = 0, first: int = 0
+    ) -> Float32[np.ndarray, "n d"]:
+        """The values below the codes that `sample` draws with the same seed, from number `first` on."""
+        _check_draws(count, seed)
+        of_details = temperatures(temperature, self.inference.detail_shapes).details
+        nothing = self.inference.batches(np.zeros((count, 0), np.float32))
+        draws = numbered(nothing, seed=seed, temperatures=of_details, first=first)
+        return np.concatenate(list(self.inference.map_stream(draw_details, draws)))
+
     def sample_stream(
-        self, count: int, *, prior: str | Prior | None = None, temperature: float = 1.0, seed: int = 0
+        self, count: int, *, prior: str | Prior | None = None, temperature: Temperature = 1.0, seed: int = 0
     ) -> Iterator[UInt8[np.ndarray, "b r r 3"]]:
         """The faces of `sample` a batch at a time, in memory that does not grow with their number."""
         _check_draws(count, seed)
@@ -167,14 +210,20 @@ class TrainedModel:
         key = named_key(seed, "sample")
         # Always as many, so that it is compiled once.
         batches = (np.asarray(sample(key, np.arange(at, at + size)))[: count - at] for at in range(0, count, size))
-        return self.inference.decode_stream(batches)
+        return self.decode_draws(batches, temperature=temperature, seed=seed)
 
-    def sampler(self, prior: str | Prior | None, *, temperature: float) -> Sampler:
+    def decode_draws(
+        self, codes: Iterable[Float[np.ndarray, "b z"]], *, temperature: Temperature = 1.0, seed: int = 0
+    ) -> Iterator[UInt8[np.ndarray, "b r r 3"]]:
+        """Images of batches of flat codes, with the groups of latents below them drawn from their priors."""
+        of_details = temperatures(temperature, self.inference.detail_shapes).details
+        return self.inference.decode_draws(codes, seed=seed, temperatures=of_details)
+
+    def sampler(self, prior: str | Prior | None, *, temperature: Temperature) -> Sampler:
         """A compiled function from a key and indices to flat codes."""
-        if not 0 <= temperature <= MAX_TEMPERATURE:
-            raise UserError(f"temperature={temperature} must be from 0 to {MAX_TEMPERATURE:g}.")
+        factor = temperatures(temperature, self.inference.detail_shapes).code
         prior = self.default_prior if prior is None else prior
-        return sampler(self.prior(prior) if isinstance(prior, str) else prior, temperature=temperature)
+        return sampler(self.prior(prior) if isinstance(prior, str) else prior, temperature=factor)
 
     def prior(self, name: str) -> Prior:
         """The prior of a name; fitted once to the training split, which may take minutes, then read.

@@ -79,7 +79,11 @@ class PictureWriter:
                 priors["gaussian"] = GaussianPrior.of(moments_of(*posteriors))
         for name, prior in priors.items():
             codes = np.asarray(prior.sample(key, np.arange(SHOWN_SAMPLES)))
-            grids[f"samples_{name}"] = inference.decode(codes).reshape(-1, COLUMNS, *self._originals.shape[1:])
+            draws = inference.decode_draws(
+                inference.batches(codes), seed=self._seed, temperatures=[1.0] * len(inference.detail_shapes)
+            )
+            images = np.concatenate(list(draws))
+            grids[f"samples_{name}"] = images.reshape(-1, COLUMNS, *self._originals.shape[1:])
         for name, images in grids.items():
             path = self._directory / f"{name}_{step:08d}.png"
             grid = pictures.grid(images.reshape(-1, *images.shape[2:]), columns=images.shape[1])

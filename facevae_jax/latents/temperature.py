@@ -1,0 +1,46 @@
+"""Factors on the standard deviations that samples are drawn with: one for all, or one for each resolution."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from facevae_jax.core.errors import UserError
+
+MAX_TEMPERATURE = 10.0
+
+Temperature = float | Mapping[int, float]  # of all groups; or from a resolution on, such as {1: 1.0, 16: 0.8}
+
+
+class Temperatures(NamedTuple):
+    """Of the code, and of each group of latents below it."""
+
+    code: float
+    details: tuple[float, ...]
+
+
+def temperatures(given: Temperature, detail_shapes: Sequence[tuple[int, ...]]) -> Temperatures:
+    """What a temperature means for the groups of a model.
+
+    Args:
+      given: one number; or a number for each resolution from which on it holds, up to the next. The code has that of
+        the lowest resolution.
+      detail_shapes: of the groups below the code, `models.api.Model.detail_shapes`.
+
+    Raises:
+      UserError: a number is out of range, or the model has one resolution of latents.
+    """
+    steps = dict(sorted(given.items())) if isinstance(given, Mapping) else {1: given}
+    if wrong := [value for value in [*steps.values()] if not 0 <= value <= MAX_TEMPERATURE]:
+        raise UserError(f"temperature={wrong[0]} must be from 0 to {MAX_TEMPERATURE:g}.")
+    if isinstance(given, Mapping):
+        if not detail_shapes:
+            raise UserError("temperature: this model has no groups of latents below its code: give one number.")
+        sides = {shape[0] for shape in detail_shapes}
+        wrong = [resolution for resolution in list(steps)[1:] if resolution not in sides]
+        if wrong or not steps:
+            named = f"no groups at {wrong[0]}" if wrong else "empty"
+            raise UserError(f"temperature: {named}: groups below the code have {', '.join(map(str, sorted(sides)))}.")
+
+    def at(resolution: int) -> float:
+        return next((value for low, value in reversed(steps.items()) if low <= resolution), next(iter(steps.values())))
+
+    return Temperatures(next(iter(steps.values())), tuple(at(shape[0]) for shape in detail_shapes))
