@@ -46,14 +46,17 @@ def test_the_guilty_part_is_found(trained, monkeypatch, guilty):
     pixels = np.asarray(trained.dataset.images("validation"))
     dark = np.zeros_like(pixels[:1])
 
+    def decoded(codes):
+        return pixels[: len(codes)] // (4 if guilty == "decoder" else 1)
+
     def decode_stream(batches):
-        for codes in batches:
-            yield pixels[: len(codes)] // (4 if guilty == "decoder" else 1)
+        yield from map(decoded, batches)
 
     def sample_stream(count, **options):
         yield np.repeat(dark, count, axis=0) if guilty == "prior" else next(decode_stream([np.zeros((count, 8))]))
 
     monkeypatch.setattr(trained.inference, "decode_stream", decode_stream)
+    monkeypatch.setattr(trained, "reconstruct", decoded)
     monkeypatch.setattr(trained, "sample_stream", sample_stream)
     found = diagnosis.diagnose(trained, "validation", extract=colors, prior="standard", count=36)
     assert found["largest"] == guilty
