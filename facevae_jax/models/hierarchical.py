@@ -47,7 +47,7 @@ class Level(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """The network. A run keeps these for life: they decide which parameters exist and what they mean."""
+    """The network. A run keeps these for life, but for `rematerialize`: they decide what the parameters mean."""
 
     kind: Literal["hierarchical"] = "hierarchical"
     # As published: 32x3 is three blocks at 32x32; 32d2 one that then halves; 32m16 one that first adds the features of

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from facevae_jax.data.batches import Batch, row_keys
 from facevae_jax.data.feed import put, put_rows
 from facevae_jax.data.plan import evaluation_rows
-from facevae_jax.models.api import all_reduce
+from facevae_jax.models.api import LatentGroup, all_reduce
 from facevae_jax.objective import ImageTerms, Loss, image_terms, loss_of
 from facevae_jax.training.setup import DATA_AXIS, TrainSetup, TrainState, on_each_device, split_along
 from facevae_jax.training.step import make_targets
@@ -27,7 +27,7 @@ class Sums(NamedTuple):
 
     images: Float[Array, ""]
     terms: ImageTerms
-    means: tuple[Float[Array, "..."], ...]  # of the posterior means, a group of latents each
+    means: tuple[Float[Array, "..."], ...]  # of what `_relative_mean` gives, a group of latents each
     squares: tuple[Float[Array, "..."], ...]
 
 
@@ -36,7 +36,7 @@ class Evaluation(NamedTuple):
 
     loss: Loss  # at the full KL weight, so that epochs of a warm-up compare
     units: Int[Array, " g"]  # latent dimensions of each group
-    active_units: Int[Array, " g"]  # those whose posterior means vary over the images
+    active_units: Int[Array, " g"]  # those whose posterior means vary over the images, measured by their priors
 
 
 def _sums(variables: Any, given: tuple[Batch, Bool[Array, " b"]], *, setup: TrainSetup) -> Sums:
@@ -52,10 +52,17 @@ def _sums(variables: Any, given: tuple[Batch, Bool[Array, " b"]], *, setup: Trai
         # where, not a product: padding may hold anything, and 0 x NaN is NaN.
         return jnp.sum(jnp.where(valid.reshape(-1, *[1] * (term.ndim - 1)), term, 0.0), axis=0)
 
-    means = tuple(group.posterior.mean for group in output.latents)
+    means = tuple(_relative_mean(group) for group in output.latents)
     terms = image_terms(targets, output, setup.likelihood)
     rows = Sums(jnp.ones(len(valid)), terms, means, tuple(jnp.square(mean) for mean in means))
     return all_reduce(jax.tree.map(total, rows), DATA_AXIS)
+
+
+def _relative_mean(group: LatentGroup) -> Float[Array, "b ..."]:
+    """The posterior's mean in standard deviations of the prior from its mean: a learned prior may vary by itself."""
+    if group.prior is None:
+        return group.posterior.mean
+    return (group.posterior.mean - group.prior.mean) * jnp.exp(-0.5 * group.prior.log_variance)
 
 
 def finish_evaluation(sums: Sums, state: TrainState, *, setup: TrainSetup) -> Evaluation:

@@ -38,6 +38,7 @@ FIXED_KEYS = (
     "train.seed",
     "train.optimizer",
 )
+FREE_KEYS = ("model.rematerialize",)  # of `model`, which change the memory alone
 SWITCHES = ("train.ema_decay", "train.skip_factor")  # 0 leaves out a part of the state
 
 
@@ -155,4 +156,5 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any
 
 def _is_fixed(key: str, old: Any, new: Any) -> bool:
     switched = key in SWITCHES and (old == 0) != (new == 0)
-    return key.startswith("model.") or key in FIXED_KEYS or switched
+    of_model = key.startswith("model.") and key not in FREE_KEYS
+    return of_model or key in FIXED_KEYS or switched
