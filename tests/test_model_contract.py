@@ -162,7 +162,7 @@ def test_evaluation_is_exact_for_a_ragged_split(run):
     """37 images in batches of 16 score the same as all at once, by the closed forms in float64."""
     images, config = run.trained.dataset.images("validation"), run.config
     setup = TrainSetup.of(config, make_mesh())
-    loss, units, active = Evaluator(setup, images)(run.state)
+    loss, units, sides, active = Evaluator(setup, images)(run.state)
     keys = row_keys(jnp.arange(37), seed=0, stream="evaluate", step=0)
     output = run.apply(jnp.asarray(images), keys, train=False)
     expected, varying = [], []
@@ -171,6 +171,7 @@ def test_evaluation_is_exact_for_a_ragged_split(run):
         n, w = (np.asarray(x, np.float64).reshape(37, -1) for x in prior or (np.zeros_like(m), np.zeros_like(m)))
         expected.append(0.5 * ((np.exp(v) + (m - n) ** 2) / np.exp(w) - 1 + w - v))
         varying.append(np.sum(((m - n) / np.exp(w / 2)).var(axis=0) > 0.01))
+    assert list(sides) == [m.shape[1] if m.ndim > 2 else 1 for m in (group.posterior.mean for group in output.latents)]
     assert (list(units), list(active)) == ([kl.shape[1] for kl in expected], varying)
     np.testing.assert_allclose(loss.rates, [kl.sum(axis=1).mean() for kl in expected], rtol=1e-4)
     floored = sum(np.maximum(kl.mean(axis=0), config.objective.free_bits).sum() for kl in expected)

@@ -112,13 +112,15 @@ def fit_axis(axes: Any, points: Series) -> str:
 
 
 def group_curves(run: Run) -> Picture:
-    """The KL of each group of latents, from the top group down."""
-    steps, rates = run.series("evaluation", "rates")
-    figure = Figure()
-    axes = figure.add_subplot(title="KL of each group", xlabel="optimizer step", ylabel="KL, nats")
+    """The KL of each group of latents, from the top group down, or of each resolution where they are many."""
+    sides = next((record["resolutions"] for record in run.evaluations if "resolutions" in record), None)
+    steps, rates = run.series("evaluation", "rates_by_resolution" if sides else "rates")
+    figure, what = Figure(), "resolution" if sides else "group"
+    axes = figure.add_subplot(title=f"KL of each {what}", xlabel="optimizer step", ylabel="KL, nats")
     lines = axes.plot(steps, rates, marker="o", markersize=3)
-    legend_below(figure, lines, [f"group {group}" for group in range(len(lines))])
-    return chart(figure, alt=f"KL of {len(lines)} groups of latents over optimizer steps")
+    names = [f"{side}x{side}" for side in sides] if sides else [f"group {group}" for group in range(len(lines))]
+    legend_below(figure, lines, names)
+    return chart(figure, alt=f"KL of {len(lines)} {'resolutions' if sides else 'groups'} of latents over steps")
 
 
 def strips(run: Run) -> list[Block]:

@@ -36,6 +36,7 @@ class Evaluation(NamedTuple):
 
     loss: Loss  # at the full KL weight, so that epochs of a warm-up compare
     units: Int[Array, " g"]  # latent dimensions of each group
+    sides: Int[Array, " g"]  # resolution of each group; 1 of a flat one
     active_units: Int[Array, " g"]  # those whose posterior means vary over the images, measured by their priors
 
 
@@ -77,7 +78,8 @@ def finish_evaluation(sums: Sums, state: TrainState, *, setup: TrainSetup) -> Ev
         config=setup.config.objective,
     )
     active = [jnp.sum(s - jnp.square(m) > ACTIVE_VARIANCE) for m, s in zip(means, squares, strict=True)]
-    return Evaluation(loss, jnp.array([mean.size for mean in means], int), jnp.array(active, int))
+    units, sides = [mean.size for mean in means], [mean.shape[0] if mean.ndim > 1 else 1 for mean in means]
+    return Evaluation(loss, *(jnp.array(numbers, int) for numbers in (units, sides, active)))
 
 
 class Evaluator:

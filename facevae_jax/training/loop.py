@@ -35,6 +35,7 @@ from facevae_jax.training.step import compile_train_steps
 from facevae_jax.training.telemetry import Telemetry, log, log_error
 from facevae_jax.training.watchdog import Watchdog
 
+SHOWN_GROUPS = 8  # of latents, whose rates a line of the log has
 GIVEN_IMAGES = "data"  # in the workdir: the images that a program gave
 
 
@@ -156,8 +157,11 @@ class Trainer:
         evaluation = self.evaluator(state, keep_going)
         if evaluation is None:
             return None
-        loss, units, active = jax.device_get(evaluation)
+        loss, units, sides, active = jax.device_get(evaluation)
         values = figures(loss)
+        if len(found := np.unique(sides)) < len(sides):
+            values["resolutions"] = found.tolist()
+            values["rates_by_resolution"] = [float(loss.rates[sides == side].sum()) for side in found]
         if len(units):
             values["active_units"] = int(active.sum())
         likelihood = self.setup.likelihood
@@ -182,7 +186,10 @@ class Trainer:
 def describe(values: dict[str, Any]) -> str:
     """One line of the figures a reader wants."""
     line = f"loss {values['loss']:.2f}  mse {values['mse']:.5f}  kl {values['kl']:.2f} nats"
-    if "rates" in values:
+    if "rates_by_resolution" in values:
+        pairs = zip(values["resolutions"], values["rates_by_resolution"], strict=True)
+        line += f" ({' + '.join(f'{rate:.1f} at {side}x{side}' for side, rate in pairs)})"
+    elif 0 < len(values.get("rates", [])) <= SHOWN_GROUPS:
         line += f" ({' + '.join(f'{rate:.1f}' for rate in values['rates'])})"
     if "bits_per_dim" in values:
         line += f"  {values['bits_per_dim']:.3f} bits/dim"
