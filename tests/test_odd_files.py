@@ -132,7 +132,19 @@ def test_folders_for_splits_are_kept(tmp_path):
     assert len(splits(two)["validation"]) >= 1
     mixed = folder_layout(saved(tmp_path / "3", ["train/a.png", "val/b.png", "c.png"]))
     assert "test" not in splits(mixed)
-    assert not mixed.notes
+    assert "no splits, since 1 images are outside" in mixed.notes[0]
+    deeper = folder_layout(saved(tmp_path / "4", ["images/train/a.png", "images/val/b.png", "images/eval_set/c.png"]))
+    assert splits(deeper)["validation"] == ["eval_set/c.png", "val/b.png"]
+    below = folder_layout(
+        saved(tmp_path / "5", [f"{c}/{s}/{c}.png" for c in ("men", "women") for s in ("train", "test")])
+    )
+    assert splits(below)["test"] == ["men/test/men.png", "women/test/women.png"]
+    assert below.attributes == (Attribute("class", "categorical", ("men", "women")),)
+    people = folder_layout(saved(tmp_path / "6", ["Val_Kilmer/0.png", "Test Person/0.png", "Ann/0.png"]))
+    assert people.attributes == (Attribute("class", "categorical", ("Ann", "Test Person", "Val_Kilmer")),)
+    alone = folder_layout(saved(tmp_path / "7", ["val/a.png", "test/b.png"]))
+    assert set(splits(alone)) == {"train", "validation"}
+    assert "none is for training" in alone.notes[0]
 
 
 TABLES = {

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import re
 import zipfile
 import zlib
 
@@ -27,15 +28,16 @@ from facevae_jax.data.sources.opening import Listing, Source, list_files, open_s
 
 SPLIT_FOLDERS = {
     TRAIN: ("train", "training"),
-    VALIDATION: ("val", "valid", "validation", "dev"),
+    VALIDATION: ("val", "valid", "validation", "dev", "eval", "evaluation"),
     TEST: ("test", "testing"),
 }
+AFTER_SPLIT = re.compile(r"[-_ ]?(images?|imgs?|faces?|set|data|split)$")  # of the name of a split's folder
 CLASS = "class"  # the attribute that folders are
 STYLEGAN_LABELS = "dataset.json"
 
 
 def folder_layout(path: pathlib.Path, *, labeled: bool = False) -> Layout:
-    """All images in `path`, in the splits of folders such as train/, val/ and test/, where all are in one of these.
+    """All images in `path`, in the splits of folders such as train/, images/val/ and test_images/, if each is in one.
 
     Else, or without a folder for validation, about a tenth is for that, chosen by the hash of the name. Where each
     image is in one of a few folders with names, these are the attribute `class`, and StyleGAN's `dataset.json` is the
@@ -80,26 +82,47 @@ def _classes(listing: Listing, *, labeled: bool) -> tuple[tuple[Attribute, ...],
     """The attribute of folders for classes, its value for each file of the listing, and a line that says so."""
     nothing = (), np.empty((len(listing.names), 0), np.float32), ""
     folders = [listing.names[row].split("/")[:-1] for row in listing.image_rows]
-    splits = {name for names in SPLIT_FOLDERS.values() for name in names}
-    folders = [parts[1:] if parts and parts[0].lower() in splits else parts for parts in folders]
+    folders = [[part for part in parts if not split_named(part)] for parts in folders]
     names = sorted({"/".join(parts) for parts in folders})
-    of_images = all(len(parts) == 1 and not parts[0].isdecimal() for parts in folders)
-    if labeled or not of_images or not 1 < len(names) <= MAX_CATEGORIES:
+    if labeled or len(names) < 2:
         return nothing
+    why = ""
+    if len(names) > MAX_CATEGORIES:
+        why = f"there are over {MAX_CATEGORIES}"
+    elif all(len(parts) == 1 for parts in folders):
+        numbers = [name for name in names if name.isdecimal()]
+        if len(numbers) == len(names):  # such as FFHQ's 00000, 01000, ...
+            why = "their names are numbers"
+    elif all(len(parts) < 2 for parts in folders):
+        why = "some images are outside of them"
+    else:
+        why = "some are inside of others"
+    if why:
+        return *nothing[:2], f"the folders {some(filter(None, names))} are no label {CLASS!r}: {why}."
     values = np.full((len(listing.names), 1), UNKNOWN, np.float32)
     values[listing.image_rows, 0] = [names.index(parts[0]) for parts in folders]
     note = f"the folders {some(names)} are the label {CLASS!r}."
     return (Attribute(CLASS, "categorical", tuple(names)),), values, note
 
 
+def split_named(word: str) -> str:
+    """The split that a folder stands for, such as Val or train_images; empty for others."""
+    first = AFTER_SPLIT.sub("", word.lower())
+    return next((split for split, names in SPLIT_FOLDERS.items() if first in names), "")
+
+
 def _splits(listing: Listing, rows: Int64[np.ndarray, " n"]) -> tuple[dict[str, Int64[np.ndarray, " m"]], str]:
     """The rows of each split, and a line that says where they come from if folders decide it."""
-    tops = [listing.names[row].partition("/")[0].lower() if "/" in listing.names[row] else "" for row in rows]
-    named = [next((split for split, names in SPLIT_FOLDERS.items() if top in names), "") for top in tops]
-    by_folder = {split: rows[np.array(named) == split] for split in SPLITS}
+    deciding = [next(filter(split_named, listing.names[row].split("/")[:-1]), "") for row in rows]
+    named = np.array([split_named(part) for part in deciding])
+    folders = ", ".join(sorted({*deciding} - {""}))
+    by_folder = {split: rows[named == split] for split in SPLITS}
     if "" in named or not len(by_folder[TRAIN]) or len({*named}) == 1:
-        return hold_out(rows, listing.names.__getitem__), ""
-    note = f"the folders {', '.join(sorted({*tops}))} are kept as splits."
+        outside = [listing.names[row] for row in rows[named == ""]]
+        why = f"{len(outside)} images are outside of them ({some(outside)})" if outside else "none is for training"
+        ignored = f"the folders {folders} are no splits, since {why}: move these, or a tenth of all is for validation."
+        return hold_out(rows, listing.names.__getitem__), ignored if len({*named} - {""}) > 1 else ""
+    note = f"the folders {folders} are kept as splits."
     if not len(by_folder[VALIDATION]) and len(by_folder[TRAIN]) > 1:
         by_folder |= hold_out(by_folder[TRAIN], listing.names.__getitem__)
         note += " None is for validation: a tenth of the training images is."

@@ -4,10 +4,11 @@ import contextlib
 import io
 import itertools
 import pathlib
+import re
 import struct
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
 from facevae_jax.core.files import reason
 from facevae_jax.core.parallel import map_in_order
-from facevae_jax.data.sources.opening import File, read_file
+from facevae_jax.data.sources.opening import PNG_START, File, read_file
 
 FORMATS = ("PNG", "JPEG", "WEBP")  # the only decoders that untrusted files reach
 RESIZE = "Pillow Lanczos, antialiased; images of four or more times the resolution first reduced to at least twice it"
@@ -25,8 +26,19 @@ REDUCING_GAP = 2.0  # see RESIZE; within 50 dB of Lanczos alone, in a sixth of i
 # ISA-L takes a third of the time, but in 4 of 60 processes that wrote the same 2,000 faces the bytes of a PNG differed.
 PNG_STRATEGY = zlib.Z_RLE
 PNG_FILTER_UP = 2
-PNG_START = b"\x89PNG\r\n\x1a\n"
-PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")  # the chunks that decide a PNG's pixels
+# The chunks that decide a PNG's pixels, and those that say how to show them.
+PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
+PNG_SHOWN = (*PNG_PIXELS, b"eXIf", b"iCCP")
+# How files begin that have another ending than they should.
+OTHER_IMAGES = (
+    (re.compile(rb"....ftyp(heic|heix|mif1|msf1|hevc)", re.DOTALL), "a HEIC image: convert it to JPEG"),
+    (re.compile(rb"....ftypavi[fs]", re.DOTALL), "an AVIF image: convert it to JPEG"),
+    (re.compile(rb"GIF8"), "a GIF: convert it to PNG"),
+    (re.compile(rb"BM"), "a BMP image: convert it to PNG"),
+    (re.compile(rb"II\*\0|MM\0\*"), "a TIFF image: convert it to PNG"),
+    (re.compile(rb"\s*<"), "a page of a web site, or an SVG: download the image itself"),
+    (re.compile(rb"version https://git-lfs"), "a pointer of Git LFS: fetch the file itself with git lfs pull"),
+)
 # By EXIF orientation, as `ImageOps.exif_transpose`.
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -101,27 +113,32 @@ def load(data: bytes, task: Task) -> tuple[Image.Image, bool]:
 def open_image(data: bytes) -> Image.Image:
     """Opens an image for the rest of `load`; of a PNG whose texts or profile are damaged or huge, without these."""
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-        if image.format == "PNG":
-            image.load()  # chunks after the pixels are read too
-        return image
-    except (OSError, SyntaxError, ValueError):
-        if (pixels := _without_metadata(data)) is None:
+        return _opened(data)
+    except (OSError, SyntaxError, ValueError) as error:
+        if what := next((what for begins, what in OTHER_IMAGES if begins.match(data)), ""):
+            raise ValueError(what) from error
+        if not data.startswith(PNG_START):
             raise
-        image = Image.open(io.BytesIO(pixels), formats=FORMATS)
-        image.load()
-        return image
+        with contextlib.suppress(OSError, SyntaxError, ValueError):
+            return _opened(_with_chunks(data, PNG_SHOWN))
+        return _opened(_with_chunks(data, PNG_PIXELS))
 
 
-def _without_metadata(data: bytes) -> bytes | None:
-    """A PNG with the chunks alone that decide its pixels, up to one that is damaged; None of other data."""
-    if not data.startswith(PNG_START):
-        return None
+def _opened(data: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    if image.format == "PNG":
+        image.load()  # chunks after the pixels are read too
+    return image
+
+
+def _with_chunks(data: bytes, kinds: Collection[bytes]) -> bytes:
+    """A PNG with some kinds of chunks, those beside the pixels only if they are whole."""
     kept, at = [PNG_START], len(PNG_START)
     while at + 12 <= len(data):
         length = int.from_bytes(data[at : at + 4], "big")
         chunk, at = data[at : at + 12 + length], at + 12 + length
-        if chunk[4:8] in PNG_PIXELS:
+        whole = zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big")
+        if chunk[4:8] in kinds and (whole or chunk[4:8] in PNG_PIXELS):
             kept.append(chunk)
     return b"".join(kept)
 
@@ -149,12 +166,13 @@ def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
     """The image converted from its color profile, such as Display P3; as it is where that is sRGB or damaged."""
     try:
         found = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if "srgb" in ImageCms.getProfileDescription(found).lower():
+        description = ImageCms.getProfileDescription(found).lower()
+        if "srgb" in description and not ("linear" in description or "scrgb" in description):
             return image
-        if image.mode == "P":
-            image = image.convert("RGBA" if image.has_transparency_data else "RGB")
-        alpha = image.getchannel("A") if image.mode in ("RGBA", "LA") else None
-        mode = {"RGBA": "RGB", "LA": "L"}.get(image.mode, image.mode)
+        mode = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK"}.get(found.profile.xcolor_space.strip(), image.mode)
+        alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+        if image.mode.startswith("I"):
+            image = to_rgb(image)
         plain = image.convert(mode) if mode != image.mode else image
         converted = ImageCms.profileToProfile(plain, found, ImageCms.createProfile("sRGB"), outputMode="RGB")
     except (ImageCms.PyCMSError, OSError, TypeError, ValueError):

@@ -5,6 +5,7 @@ A name is one thing wherever a split, a label or a layout is decided by it: see 
 
 import collections
 import contextlib
+import errno
 import functools
 import os
 import pathlib
@@ -22,8 +23,11 @@ from facevae_jax.core.errors import UserError, describe_entries, some
 from facevae_jax.core.files import reason
 
 FFHQ_FOLDERS = ("thumbnails128x128", "images1024x1024")  # layouts know them by their names
-CELEBA_FOLDERS = ("img_align_celeba", "Img/img_align_celeba")
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp")
+CELEBA_FOLDERS = tuple(f"{top}img_align_celeba{kind}" for kind in ("", "_png") for top in ("", "Img/"))
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".jfif", ".webp")
+SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information")  # with copies and thumbnails
+PNG_START = b"\x89PNG\r\n\x1a\n"
+MAX_WRAPPINGS = 32  # folders that are only inside of each other
 MAX_FILE_BYTES = 2**29  # no picture of an accepted size is larger
 
 
@@ -59,13 +63,30 @@ class ZipMember(NamedTuple):
         try:
             return opened.read(info)
         except NotImplementedError as error:
-            method = {9: "Deflate64", 12: "bzip2", 14: "LZMA", 93: "Zstandard", 98: "PPMd"}.get(info.compress_type)
-            raise ValueError(f"compressed by {method or info.compress_type}: unpack the archive with 7z x") from error
+            raise ValueError(_why_closed(info)) from error
 
     def stamp(self) -> tuple[int, ...]:
         """Numbers that change when the file does."""
         info = _open_zip(self.archive).getinfo(self.name)
         return info.file_size, info.CRC, info.header_offset
+
+
+def _why_closed(info: zipfile.ZipInfo) -> str:
+    """Why Python cannot read a member, with the remedy; empty where it can."""
+    if info.flag_bits & 0x1:
+        return "encrypted: unpack the archive with its password"
+    if info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+        return ""
+    method = {9: "Deflate64", 93: "Zstandard", 98: "PPMd"}.get(info.compress_type, info.compress_type)
+    return f"compressed by {method}: unpack the archive with 7z x"
+
+
+def _name_of(info: zipfile.ZipInfo) -> str:
+    """The name of a member: macOS and Info-ZIP write UTF-8 without saying so, and Python takes it for code page 437."""
+    if not info.flag_bits & 0x800:
+        with contextlib.suppress(UnicodeError):
+            return info.filename.encode("cp437").decode("utf-8")
+    return info.filename
 
 
 @functools.lru_cache(maxsize=4)
@@ -97,13 +118,14 @@ def canonical(name: str) -> str:
 
     Archives made on Windows have backslashes, and files copied from a Mac decomposed letters.
     """
-    return unicodedata.normalize("NFC", name.replace("\\", "/")).removeprefix("\ufeff")
+    return unicodedata.normalize("NFC", name.replace("\\", "/")).replace("\ufeff", "")
 
 
 def is_debris(name: str) -> bool:
-    """Whether a file belongs to a Mac's or a Windows' desktop, not to the images."""
+    """Whether a file belongs to a desktop or a network drive, not to the images."""
     parts = name.split("/")
-    return "__MACOSX" in parts or parts[-1].startswith("._") or parts[-1] in (".DS_Store", "Thumbs.db", "desktop.ini")
+    of_system = not set(parts).isdisjoint(SYSTEM_FOLDERS)
+    return of_system or parts[-1].startswith("._") or parts[-1] in (".DS_Store", "Thumbs.db", "desktop.ini")
 
 
 class Folder:
@@ -140,10 +162,12 @@ class Folder:
             try:
                 entries = list(os.scandir(root / prefix))
             except OSError as error:
-                raise UserError(f"--source: {error.filename} cannot be read ({error.strerror}).") from error
+                raise UserError(
+                    f"--source: {error.filename} cannot be read ({error.strerror}): make it readable, or move it away."
+                ) from error
             for entry in entries:
                 name = prefix + entry.name
-                if not entry.is_dir():
+                if not _is_folder(entry):
                     found.append(name)
                 else:
                     (links if entry.is_symlink() else pending).append(f"{name}/")
@@ -175,7 +199,7 @@ class Folder:
     def describe(self, folder: str = "") -> str:
         """What is in this folder, or in one below, in a few words."""
         try:
-            entries = sorted(entry.name + "/" * entry.is_dir() for entry in os.scandir(self.path / folder))
+            entries = sorted(entry.name + "/" * _is_folder(entry) for entry in os.scandir(self.path / folder))
         except OSError as error:
             return f"found: nothing readable ({error.strerror})"
         return describe_entries(entries)
@@ -187,6 +211,14 @@ class Folder:
         return None
 
 
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder or leads to one; a link that leads nowhere does not."""
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, or into a folder that is not to be read
+        return False
+
+
 class Archive:
     """A .zip file, with the methods of `Folder`. If everything is in one top folder, the names leave that out."""
 
@@ -194,20 +226,22 @@ class Archive:
         """Raises UserError: the file cannot be read, or has a member that would be outside of it."""
         self.path = path
         try:
-            stored = [info.filename for info in _open_zip(str(path)).infolist() if not info.is_dir()]
+            members = [info for info in _open_zip(str(path)).infolist() if not info.is_dir()]
         except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
             raise UserError(
                 f"--source={str(path)!r} cannot be read ({_what_it_is(path) or reason(error)}): give a folder, or a "
                 ".zip file."
             ) from error
-        named = {_safe_name(name, path): name for name in stored}  # the last of several, as when unpacked
+        if closed := next(filter(None, map(_why_closed, members)), ""):
+            raise UserError(f"--source={str(path)!r} is {closed}.")
+        named = {_safe_name(_name_of(info), path): info.filename for info in members}  # the last, as when unpacked
         self._stored = {name: other for name, other in named.items() if not is_debris(name)}
-        repeated = len(stored) - len(named)
+        repeated = len(members) - len(named)
         note = f"{repeated} files are in {path.name} more than once: the last of each counts."
         self.notes: tuple[str, ...] = (note,) if repeated else ()
         self._names = sorted(self._stored)
         self._top = ""  # what is left out of the names
-        while self._names and (top := _only_folder(self._names)) and top not in (*FFHQ_FOLDERS, *CELEBA_FOLDERS):
+        while self._names and (top := _only_folder(self._names)) and not is_known_folder(top):
             self._names = [name[len(top) + 1 :] for name in self._names]
             self._top += f"{top}/"
 
@@ -236,6 +270,11 @@ def _safe_name(stored: str, archive: pathlib.Path) -> str:
     return "/".join(part for part in parts if part not in ("", "."))
 
 
+def is_known_folder(name: str) -> bool:
+    """Whether a layout knows a folder by its name, which so is no mere wrapping."""
+    return name in (*FFHQ_FOLDERS, *CELEBA_FOLDERS)
+
+
 # The first bytes of files that are often taken for .zip files, what they are, and what to do with them.
 OTHER_FILES = (
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive: unpack it with 7z x"),
@@ -244,7 +283,10 @@ OTHER_FILES = (
     (b"BZh", "a bzip2 file: unpack it"),
     (b"\xfd7zXZ", "an xz file: unpack it"),
     (b"\x28\xb5\x2f\xfd", "a zstd file: unpack it"),
-    (b"PAR1", "a Parquet file: give the folder that it is in"),
+    (b"PAR1", "a Parquet file: give --layout=parquet"),
+    (b"\xff\xd8\xff", "one JPEG image: give the folder that it is in"),
+    (PNG_START, "one PNG image: give the folder that it is in"),
+    (b"{", "a JSON file: give the folder of the images"),
     (b"<", "a page of a web site, perhaps about a quota: download the file itself"),
     (b"version https://git-lfs", "a pointer of Git LFS: fetch the file itself with git lfs pull"),
 )
@@ -254,6 +296,8 @@ def _what_it_is(path: pathlib.Path) -> str:
     """What a file is that is no whole .zip file; empty where nobody knows."""
     with contextlib.suppress(OSError), path.open("rb") as file:
         start = file.read(512)
+        if re.search(r"\.7z\.\d+$", path.name, re.IGNORECASE):
+            return "a part of a 7z archive: unpack the first part with 7z x"
         if start.startswith(b"PK\x03\x04") or re.search(r"\.(zip\.\d+|z\d\d)$", path.name, re.IGNORECASE):
             return "the end of the archive is missing: one part of several, or a download that broke off"
         if start[257:262] == b"ustar":
@@ -297,7 +341,8 @@ class Listing(NamedTuple):
         if not others:
             return ""
         kinds = some(f"{count} {ascii(kind)[1:-1]}" for kind, count in others.most_common())
-        return f"{others.total()} other files were ignored ({kinds}): images are .png, .jpg, .jpeg, .webp, none hidden."
+        images = ", ".join(EXTENSIONS)
+        return f"{others.total()} other files were ignored ({kinds}): images are {images}, none hidden."
 
 
 def list_files(source: Source, folder: str = "") -> Listing:
@@ -306,11 +351,34 @@ def list_files(source: Source, folder: str = "") -> Listing:
 
 
 def open_source(path: pathlib.Path) -> Source:
-    """A folder or a .zip file. Raises UserError: there is none, or it cannot be read."""
-    if path.is_dir():
-        return Folder(path)
-    if path.is_file():
+    """A folder or a .zip file. Raises UserError: there is none, or it cannot be read.
+
+    Where a folder has nothing but another folder, that one is opened, as in a .zip file.
+    """
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+            raise UserError(f"--source={str(path)!r} cannot be read ({error.strerror}): make it readable.") from error
+        nearest = next((parent for parent in path.absolute().parents if parent.is_dir()), pathlib.Path("/"))
+        raise UserError(f"--source={str(path)!r} does not exist; {nearest} {Folder(nearest).describe()}.") from error
+    if stat.S_ISDIR(mode):
+        return Folder(_inmost(path))
+    if stat.S_ISREG(mode):
         _open_zip.cache_clear()  # a file of this name may have been replaced since
         return Archive(path)
-    nearest = next((parent for parent in path.absolute().parents if parent.is_dir()), pathlib.Path("/"))
-    raise UserError(f"--source={str(path)!r} does not exist; {nearest} {Folder(nearest).describe()}.")
+    raise UserError(f"--source={str(path)!r} is neither a folder nor a .zip file: give one of them.")
+
+
+def _inmost(path: pathlib.Path) -> pathlib.Path:
+    """The folder itself, or the one that it only wraps, however deep."""
+    for _ in range(MAX_WRAPPINGS):
+        try:
+            entries = [entry for entry in os.scandir(path) if not is_debris(entry.name)]
+        except OSError:
+            return path
+        wraps = len(entries) == 1 and _is_folder(entries[0]) and not entries[0].is_symlink()
+        if not wraps or is_known_folder(entries[0].name):
+            return path
+        path = path / entries[0].name
+    return path
