@@ -8,7 +8,6 @@ and CIFAR-10 are found by their sizes; for another give --config=vdvae_ffhq256 w
 it as --workdir.
 """
 
-import runpy
 import shlex
 
 from absl import flags
@@ -53,7 +52,7 @@ def main(arguments: list[str]) -> None:
 
 def _config(name: str) -> RunConfig:
     """The project's config of that name."""
-    return RunConfig.from_config_dict(runpy.run_path(str(named_configs.folder() / f"{name}.py"))["get_config"]())
+    return RunConfig.from_config_dict(named_configs.read(name))
 
 
 if __name__ == "__main__":

@@ -106,8 +106,8 @@ def main(arguments: list[str]) -> None:
     given: dict[str, Any] = {field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(verbs.Request)}
     request = verbs.Request(**given | numbers)
     trained = load(workdir, batch_size=_BATCH_SIZE.value)
-    names = [attribute.name for attribute in trained.dataset.attributes] if request.attribute or request.keep else []
-    attribute, keep = (labels.with_commas(parts, names) for parts in (request.attribute, request.keep))
+    attributes = trained.dataset.attributes if request.attribute or request.keep else ()
+    attribute, keep = (labels.with_commas(parts, attributes) for parts in (request.attribute, request.keep))
     print(verbs.VERBS[arguments[0]](trained, dataclasses.replace(request, attribute=attribute, keep=keep)))
 
 

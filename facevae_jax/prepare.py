@@ -28,10 +28,10 @@ from facevae_jax.data.dataset import ARRAYS
 from facevae_jax.data.layouts.celeba import celeba_layout
 from facevae_jax.data.layouts.ffhq import ffhq_layout
 from facevae_jax.data.layouts.folder import folder_layout
-from facevae_jax.data.layouts.label_files import SUFFIXES, join_table
+from facevae_jax.data.layouts.label_files import SUFFIXES, join_table, read_table
 from facevae_jax.data.layouts.parquet import parquet_layout
 from facevae_jax.data.layouts.tfds import tfds_layout
-from facevae_jax.data.layouts.types import TRAIN, Layout
+from facevae_jax.data.layouts.types import TRAIN, VALIDATION, Layout
 from facevae_jax.data.prepared import builder, reading, verification
 from facevae_jax.data.prepared.locations import is_remote
 
@@ -172,8 +172,10 @@ def prepare(
             f"--resolution={resolution or ''}: choose a power of two from {MIN_RESOLUTION} to {MAX_RESOLUTION}."
         )
     name = name or (source.partition("/")[0] if layout == "tfds" else layout)
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in RESERVED:
-        raise UserError(f"--name={name!r}: use a-z, 0-9 and _, a letter first, and none of {', '.join(RESERVED)}.")
+    if not re.fullmatch(r"[a-z][a-z0-9_]{,63}", name) or name in RESERVED:
+        raise UserError(
+            f"--name={name[:80]!r}: use a-z, 0-9 and _, a letter first, 64 at most, and none of {', '.join(RESERVED)}."
+        )
     if workers is not None and workers < 1:
         raise UserError(f"--workers={workers}: choose at least 1.")
     if attributes and layout != "ffhq" and not attributes.lower().endswith(SUFFIXES):
@@ -186,6 +188,7 @@ def prepare(
     target = reading.dataset_directory(data_dir, name=name, resolution=resolution)
     if reading.is_published(target) and not overwrite:
         refuse_other_source(target, layout=layout, source=source)
+        refuse_other_labels(target, attributes)
         counts = describe_counts(reading.split_sizes(target))
         again = "delete it to prepare it again" if is_remote(data_dir) else "--overwrite prepares it again"
         print(f"already prepared: {target} ({counts}); {again}.")
@@ -204,16 +207,18 @@ def prepare(
 
             convert = functools.partial(beam.prepare_dataset, workers=workers, options=beam_options)
         result = convert(found, data_dir=data_dir, name=name, resolution=resolution, on_bad_image=on_bad_image)
-        report(result, resolution=resolution)
+        report(result, resolution=resolution, had_validation=VALIDATION in found.splits)
     images = reading.split_sizes(target).get(TRAIN, 0)
     print(f"next: {next_command(data_dir, name=name, resolution=resolution, images=images)}")
     return target
 
 
-def report(result: builder.Prepared, *, resolution: int) -> None:
+def report(result: builder.Prepared, *, resolution: int, had_validation: bool = False) -> None:
     """Prints what was prepared."""
     if result.reused:
         print(f"note: {result.reused} images were reused from an interrupted run.")
+    if result.bad and not result.images.get(VALIDATION) and had_validation:
+        print("note: all images for validation were left out: the run will be evaluated on the training images.")
     if result.bad:
         print(f"note: {result.bad} images were left out: see {result.directory / builder.BAD_IMAGES}.")
     if result.enlarged:
@@ -228,12 +233,24 @@ def refuse_other_source(target: AnyPath, *, layout: str, source: str) -> None:
     metadata = reading.read_metadata(target)
     kind, held = metadata.get("layout"), metadata.get("source")
     # FFHQ and CelebA are the same wherever they are; folders and TFDS datasets differ by name.
-    named = {"folder": _path(source).name, "parquet": _path(source).name, "tfds": source}.get(layout, held)
+    own = builder.printable(_path(source).name)
+    named = {"folder": own, "parquet": own, "tfds": source}.get(layout, held)
     if (kind, held) != (layout, named):
         raise UserError(
             f"{target} was prepared from {held!r} (--layout={kind}), not {named!r} (--layout={layout}): "
             "--name=NAME prepares another dataset, --overwrite replaces this one."
         )
+
+
+def refuse_other_labels(target: AnyPath, attributes: str | None) -> None:
+    """Raises a UserError if the dataset at `target` lacks columns of a table of labels that is given now."""
+    if not attributes or not attributes.lower().endswith(SUFFIXES):
+        return
+    known = {attribute["name"] for attribute in reading.read_metadata(target).get("attributes", ())}
+    wanted = [attribute.name for attribute in read_table(_path(attributes, name="--attributes")).attributes]
+    if missing := [name for name in wanted if name not in known]:
+        without = f"{target} was prepared without {some(missing)}"
+        raise UserError(f"--attributes={attributes!r}: {without}: --overwrite prepares it again.")
 
 
 def open_layout(
@@ -262,7 +279,9 @@ def describe_counts(images: dict[str, int]) -> str:
 
 def next_command(data_dir: str, *, name: str, resolution: int, images: int) -> str:
     """The command that trains on the dataset of `images` training images."""
-    config, overrides = named_configs.flag(f"{name}{resolution}"), list[str]()
+    own, overrides = f"{name}{resolution}", list[str]()
+    trains_on_it = own in named_configs.names() and named_configs.read(own).data.name == name
+    config = named_configs.flag(own) if trains_on_it else None
     if config is None:
         nearest = min((size for size in GENERAL_CONFIGS if size >= resolution), default=max(GENERAL_CONFIGS))
         config = f"--config={GENERAL_CONFIGS[nearest]}"

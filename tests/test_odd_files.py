@@ -26,6 +26,7 @@ from facevae_jax.data.layouts.types import Attribute
 from facevae_jax.data.sources import images
 from facevae_jax.data.sources.opening import open_source
 from facevae_jax.prepare import open_layout, settings_for
+from facevae_jax.trained import labels
 from facevae_jax.trained.labels import with_commas
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 40, 3)).astype(np.uint8)
@@ -442,9 +443,15 @@ def test_paths_and_attributes_may_have_commas(tmp_path, monkeypatch):
     assert parse("Smith, John.jpg") == ["Smith, John.jpg"]
     assert parse("a.jpg,Smith, John.jpg, b, c, d.png") == ["a.jpg", "Smith, John.jpg", "b, c, d.png"]
     assert parse("gone.jpg, a.jpg") == ["gone.jpg", "a.jpg"]
-    names = ["smile", "hair, blond", "a,b", "x=y"]
-    assert with_commas(["smile", "hair", "blond"], names) == ["smile", "hair, blond"]
-    assert with_commas(["hair", "blond=1", "a", "b=0", "x=y=1"], names) == ["hair, blond=1", "a,b=0", "x=y=1"]
+    known = [Attribute(name, "binary") for name in ("smile", "hair, blond", "a,b", "x=y")]
+    known.append(Attribute("age", "categorical", ("20, or so", "30=40", "old")))
+    assert with_commas(["smile", "hair", "blond"], known) == ["smile", "hair, blond"]
+    assert with_commas(["hair", "blond=1", "a", "b=0", "x=y=1"], known) == ["hair, blond=1", "a,b=0", "x=y=1"]
+    texts = with_commas(["age=20", "or so", "age=30=40", "smile=1"], known)
+    assert texts == ["age=20, or so", "age=30=40", "smile=1"]
+    for text, value in zip(texts[:2], (0, 1), strict=True):
+        assert labels.parse(known, [text])[-1] == value
+    assert labels.parse(known, ["x=y=1"])[3] == 1
 
 
 @pytest.mark.parametrize("images_", [1, 2, 18, 54, 270, 2_700, 16_000, 60_000, 160_000])

@@ -125,6 +125,7 @@ def describe_entries(entries: Sequence[str]) -> str:
 
 
 def some(names: Iterable[str]) -> str:
-    """The first three names, for messages."""
+    """The first three names, for messages, on one line."""
     names = list(names)
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    shown = ["".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in name) for name in names[:3]]
+    return ", ".join(shown) + (", ..." if len(names) > 3 else "")

@@ -3,6 +3,8 @@
 import difflib
 import os
 import pathlib
+import runpy
+from typing import Any
 
 from facevae_jax.core.errors import UserError, expand_home
 
@@ -59,6 +61,11 @@ def with_paths(argv: list[str]) -> list[str]:
         elif i + 1 < len(argv):
             argv[i + 1] = find(argv[i + 1])
     return argv
+
+
+def read(name: str) -> Any:
+    """The ConfigDict of one of the project's configs."""
+    return runpy.run_path(str(folder() / f"{name}.py"))["get_config"]()
 
 
 def flag(name: str) -> str | None:

@@ -65,8 +65,8 @@ def parse(attributes: Sequence[Attribute], wanted: Sequence[str]) -> Float32[np.
     names = [attribute.name for attribute in attributes]
     row = np.full(len(names), np.nan, np.float32)
     for text in wanted:
-        name, equals, value = text.rpartition("=")
-        if not equals:
+        name, value = _cut(text, names)
+        if value is None:
             raise UserError(f"{FLAG}={text}: say which value, such as {FLAG}={text}=1.")
         check_name(name, names, flag=FLAG)
         attribute = attributes[names.index(name)]
@@ -89,21 +89,32 @@ def _value(attribute: Attribute, text: str) -> float:
     return value
 
 
-def with_commas(parts: Sequence[str], names: Sequence[str]) -> list[str]:
-    """Attributes, alone or as name=value, that a flag was cut into at every comma, though their names have some."""
+def with_commas(parts: Sequence[str], attributes: Sequence[Attribute]) -> list[str]:
+    """Attributes, alone or as name=value, that a flag was cut into at every comma, though they have some themselves."""
     parts, found = list(parts), []
+    names = [attribute.name for attribute in attributes]
+    categories = {attribute.name: attribute.categories for attribute in attributes}
+
+    def means_one(text: str) -> bool:
+        name, value = _cut(text, names)
+        return text in names or (value is not None and ("," not in value or value in categories.get(name, ())))
+
     while parts:
         joined = {sep.join(parts[:n]): n for n in range(len(parts), 1, -1) for sep in (", ", ",")}
-        text = next((text for text in joined if text in names or _named(text) in names), parts[0])
+        known = [text for text in joined if _cut(text, names)[0] in names]
+        text = next(filter(means_one, known), parts[0])
         found.append(text)
         parts = parts[joined.get(text, 1) :]
     return found
 
 
-def _named(text: str) -> str:
-    """The name in name=value, of a value without a comma; empty else."""
-    name, _, value = text.rpartition("=")
-    return "" if "," in value else name
+def _cut(text: str, names: Sequence[str]) -> tuple[str, str | None]:
+    """Name and value of name=value, either of which may have an equals sign; no value where there is none."""
+    known = sorted((name for name in names if text == name or text.startswith(f"{name}=")), key=len)
+    if known:
+        return known[-1], text[len(known[-1]) + 1 :] if text != known[-1] else None
+    name, equals, value = text.rpartition("=")
+    return (name, value) if equals else (text, None)
 
 
 def check_name(name: str, names: Sequence[str], *, flag: str) -> None:

@@ -65,7 +65,7 @@ class Trainer:
         score. Whoever resumes from a checkpoint has therefore logged all that it holds, and evaluated it unless that
         was cut short, which `evaluated` says.
         """
-        step, seconds_per_step = int(state.step), 0.0
+        step, seconds_per_step, told = int(state.step), 0.0, False
         if step >= self.schedule.total and evaluated:
             log(f"nothing is left to do: the run is at step {step:,} of {self.schedule.total:,}")
         compiled = self._compile(state, feed) if feed else None
@@ -77,6 +77,8 @@ class Trainer:
             state, seconds = self._advance(compiled, feed, state, step, count)
             if not seconds_per_step:
                 log(f"first step after {time.time() - started:.1f} s")
+            elif not told and (told := True):
+                log(f"about {self.telemetry.time_left} for the steps to come, beside evaluations")
             step += count
             # The same in all processes, or they would choose other dispatches and stop at other steps.
             seconds_per_step, stop = hosts.agree(seconds / count, self.should_stop(step))

@@ -1,14 +1,18 @@
 """CelebA, aligned and cropped, as its authors or Kaggle publish it."""
 
+import codecs
 import csv
 import io
 import pathlib
+import zipfile
+import zlib
 from collections.abc import Mapping
 from typing import TypeVar
 
 import numpy as np
 
 from facevae_jax.core.errors import UserError, some
+from facevae_jax.core.files import reason
 from facevae_jax.data.layouts import types
 from facevae_jax.data.sources.images import CELEBA_CROP
 from facevae_jax.data.sources.opening import CELEBA_FOLDERS, Listing, Source, list_files, open_source
@@ -17,6 +21,8 @@ IMAGES, ATTRIBUTES, PARTITION = CELEBA_FOLDERS[0], "list_attr_celeba", "list_eva
 TORCHVISION = "celeba"  # the folder in the one that torchvision is given
 SPLIT_NAMES = {"0": types.TRAIN, "1": types.VALIDATION, "2": types.TEST}
 LABELS = {"1": 1.0, "-1": 0.0}
+
+UTF16 = codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE
 
 Meaning = TypeVar("Meaning")
 
@@ -86,18 +92,31 @@ def _images(source: Source) -> tuple[Listing, pathlib.Path]:
     raise types.wrong_source(source, expected=f"{IMAGES}/", layout="celeba")
 
 
+def _content(source: Source, name: str) -> bytes | None:
+    """The bytes of a list; None where there is none. Raises UserError: it cannot be read."""
+    if source.has_folder(name):
+        return None
+    try:
+        return source.read(name)
+    except (OSError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{source.path / name} cannot be read ({reason(error)}): download it again.") from error
+
+
 def _read_list(
     source: Source, stem: str, folder: str, meanings: Mapping[str, Meaning]
 ) -> tuple[list[str], dict[str, tuple[Meaning, ...]]]:
     """The columns of one of CelebA's lists, and its values by the name of the image's file without extension."""
+    # Kaggle's files come down in folders of their own names.
     places = [f"{sub}{stem}{suffix}" for suffix in (".txt", ".csv") for sub in ("", f"{folder}/")]
-    name, content = next(((name, data) for name in places if (data := source.read(name)) is not None), ("", b""))
+    places.append(f"{stem}.csv/{stem}.csv")
+    name, content = next(((name, data) for name in places if (data := _content(source, name)) is not None), ("", b""))
     if not name:
         remedy = f"put CelebA's {stem}.txt there"
         raise types.wrong_source(source, expected=f"{stem}.txt", layout="celeba", remedy=remedy)
-    lines = io.StringIO(content.decode("utf-8", "replace"), newline="")
-    is_csv = name.endswith(".csv")
-    rows = [row for row in (csv.reader(lines) if is_csv else map(str.split, lines)) if row]
+    text = content.decode("utf-16" if content.startswith(UTF16) else "utf-8-sig", "replace")
+    lines, is_csv = io.StringIO(text, newline=""), name.endswith(".csv")
+    delimiter = max(",;\t", key=text.partition("\n")[0].count)
+    rows = [row for row in (csv.reader(lines, delimiter=delimiter) if is_csv else map(str.split, lines)) if row]
     columns: list[str] = []
     if is_csv:
         columns, rows = rows[0][1:] if rows else [], rows[1:]

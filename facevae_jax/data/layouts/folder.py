@@ -32,6 +32,7 @@ SPLIT_FOLDERS = {
     TEST: ("test", "testing"),
 }
 AFTER_SPLIT = re.compile(r"[-_ ]?(images?|imgs?|faces?|set|data|split)$")  # of the name of a split's folder
+PART_DIGITS = 4  # of the names of folders that only divide a large collection
 CLASS = "class"  # the attribute that folders are
 STYLEGAN_LABELS = "dataset.json"
 
@@ -83,22 +84,16 @@ def _classes(listing: Listing, *, labeled: bool) -> tuple[tuple[Attribute, ...],
     nothing = (), np.empty((len(listing.names), 0), np.float32), ""
     folders = [listing.names[row].split("/")[:-1] for row in listing.image_rows]
     folders = [[part for part in parts if not split_named(part)] for parts in folders]
-    names = sorted({"/".join(parts) for parts in folders})
-    if labeled or len(names) < 2:
+    names = sorted({"/".join(parts) for parts in folders} - {""})
+    if labeled or len(names) < 2 or any(len(parts) > 1 for parts in folders):
         return nothing
-    why = ""
-    if len(names) > MAX_CATEGORIES:
-        why = f"there are over {MAX_CATEGORIES}"
-    elif all(len(parts) == 1 for parts in folders):
-        numbers = [name for name in names if name.isdecimal()]
-        if len(numbers) == len(names):  # such as FFHQ's 00000, 01000, ...
-            why = "their names are numbers"
-    elif all(len(parts) < 2 for parts in folders):
-        why = "some images are outside of them"
-    else:
-        why = "some are inside of others"
+    numbers = any(name.isdecimal() for name in names)
+    why = f"there are over {MAX_CATEGORIES}" if len(names) > MAX_CATEGORIES else ""
+    why = why or ("some of their names are numbers" if numbers else "")
+    why = why or ("some images are outside of them" if [] in folders else "")
     if why:
-        return *nothing[:2], f"the folders {some(filter(None, names))} are no label {CLASS!r}: {why}."
+        parts_of_one = numbers and all(len(name) >= PART_DIGITS for name in names)  # such as FFHQ's 00000, 01000
+        return *nothing[:2], "" if parts_of_one else f"the folders {some(names)} are no label {CLASS!r}: {why}."
     values = np.full((len(listing.names), 1), UNKNOWN, np.float32)
     values[listing.image_rows, 0] = [names.index(parts[0]) for parts in folders]
     note = f"the folders {some(names)} are the label {CLASS!r}."

@@ -7,10 +7,9 @@ import dataclasses
 import functools
 import io
 import json
-import math
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,14 +18,28 @@ from jaxtyping import Float32
 from facevae_jax.core.errors import UserError, some
 from facevae_jax.core.files import reason
 from facevae_jax.data.layouts.types import UNKNOWN, Attribute, Images, Layout, SourceImage
-from facevae_jax.data.sources.opening import canonical
+from facevae_jax.data.sources.opening import canonical, is_image
 
 SUFFIXES = (".csv", ".json", ".jsonl")
 ABSOLUTE = re.compile(r"/|[A-Za-z]:/")  # how the path of a file begins, on Windows too
-UNNAMED = re.compile(r"Unnamed: \d+")  # what pandas calls a column without a name
-FILE_COLUMNS = ("file", "filename", "file_name", "image", "image_id", "name", "path")  # otherwise the first column
+UNNAMED = re.compile(r"Unnamed: [\d.]+")  # what pandas calls a column without a name
+# Names of the column of files, without spaces and underscores; otherwise it is the first one.
+FILE_COLUMNS = ("file", "filename", "filepath", "image", "imageid", "imagepath", "img", "imgpath", "name", "path")
+QUOTED = re.compile(r'"[^"]*"')
+DECIMAL_COMMA = re.compile(r"[-+]?\d+,\d+")  # 20,5 as Excel writes it in much of Europe
+SEPARATOR_LINE = re.compile(r"sep=(.)\s*$", re.IGNORECASE)  # with which Excel begins a file
+LARGEST = float(np.finfo(np.float32).max)
 UNKNOWN_WORDS = ("", "na", "n/a", "nan", "null", "none", "?")
 BINARY_WORDS = {"true": 1.0, "false": 0.0, "yes": 1.0, "no": 0.0}
+SHOWN_ROWS = 100  # by which the column of files is chosen
+# How files begin that are no tables.
+NO_TABLES = {
+    b"PK\x03\x04": "it is an Excel workbook or an archive: save it as CSV",
+    b"\xd0\xcf\x11\xe0": "it is an Excel workbook: save it as CSV",
+    b"\x1f\x8b": "it is compressed: unpack it with gunzip",
+    b"<": "it is a page of a web site: download the file itself",
+    b"PAR1": "it is a Parquet file: save it as CSV",
+}
 MAX_CATEGORIES = 256  # a column with more different texts is free text, not a category
 
 Entry = tuple[str, dict[str, Any]]  # the name of a file and its fields
@@ -39,18 +52,22 @@ class Table(NamedTuple):
     rows: dict[str, int]  # file name -> row of `values`
     values: Float32[np.ndarray, "n a"]  # NaN where unknown
     notes: tuple[str, ...]
-    ends: dict[str, str]  # the last part of an entry -> the entry, where it is that of one entry alone
+    ends: dict[str, str]  # the last parts of an entry -> the entry, where they are those of one entry alone
 
     def find(self, name: str) -> str | None:
-        """The entry of an image: by its path relative to the source, its file name, or that without extension.
+        """The entry of an image: by its path relative to the source, its file name, or these without extension.
 
-        An entry may be a longer path, or one of another machine, whose last part then decides.
+        An entry may be a longer path, whose last parts then decide; of a path of another machine the last part does.
         """
         path = pathlib.PurePosixPath(name)
-        exact = next((key for key in (name, path.name, path.stem) if key in self.rows), None)
-        longer = self.ends.get(path.name, "")
-        fits = longer.endswith(f"/{name}") or ABSOLUTE.match(longer)
-        return exact or (longer if fits else None)
+        for key in (name, path.name, path.stem):
+            if key in self.rows:
+                return key
+        for key in (name, _without_ending(name)):
+            if longer := self.ends.get(key):
+                return longer
+        last = self.ends.get(path.name, "")
+        return last if ABSOLUTE.match(last) else None
 
 
 def join_table(layout: Layout, path: pathlib.Path, content: bytes | None = None) -> Layout:
@@ -80,7 +97,10 @@ def join_table(layout: Layout, path: pathlib.Path, content: bytes | None = None)
         else:
             used[key] = image.name
     if not used:
-        raise UserError(f"{flag}: no row fits an image; rows: {some(table.rows)}; images: {some(missing)}.")
+        raise UserError(
+            f"{flag}: no row fits an image: write the files' names, or their paths below the source, into the table; "
+            f"rows now: {some(table.rows)}; images: {some(missing)}"
+        )
     notes = list(table.notes)
     if unused := [key for key in table.rows if key not in used]:
         notes.append(f"{len(unused)} of {len(table.rows)} rows of {path.name} fit no image ({some(unused)}).")
@@ -121,9 +141,9 @@ def read_table(path: pathlib.Path, content: bytes | None = None) -> Table:
     try:
         entries = _entries(_text(path.read_bytes() if content is None else content), path.suffix.lower())
     except (OSError, ValueError, TypeError, csv.Error, RecursionError) as error:
-        raise UserError(
-            f"{flag} cannot be read ({reason(error)}): give a CSV file or a JSON list of objects."
-        ) from error
+        missing = isinstance(error, FileNotFoundError)
+        remedy = "check its name" if missing else "give a CSV file or a JSON list of objects"
+        raise UserError(f"{flag} cannot be read ({reason(error)}): {remedy}.") from error
     if not entries:
         raise UserError(f"{flag} has no rows: give one for each image.")
     counts = collections.Counter(name for name, _ in entries)
@@ -143,15 +163,35 @@ def read_table(path: pathlib.Path, content: bytes | None = None) -> Table:
     if not attributes:
         raise UserError(f"{flag} has no attributes: give a column for each beside the files' names.")
     rows = {name: row for row, (name, _) in enumerate(entries)}
-    last = collections.Counter(name.rpartition("/")[2] for name in rows)
-    ends = {end: name for name in rows if "/" in name and last[end := name.rpartition("/")[2]] == 1}
-    return Table(tuple(attributes), rows, np.stack(values, axis=1), tuple(notes), ends)
+    return Table(tuple(attributes), rows, np.stack(values, axis=1), tuple(notes), _ends(rows))
+
+
+def _ends(names: Iterable[str]) -> dict[str, str]:
+    """The last parts of each name, with and without extension, where no other name has the same ones."""
+    ends: dict[str, str] = {}
+    for name in names:
+        parts = name.split("/")
+        for count in range(1, len(parts) + 1):
+            end = "/".join(parts[-count:])
+            for key in {end, _without_ending(end)}:
+                ends[key] = "" if ends.get(key, name) != name else name
+    return {end: name for end, name in ends.items() if name}
+
+
+def _without_ending(name: str) -> str:
+    """a/b for a/b.png."""
+    folder, slash, file = name.rpartition("/")
+    return f"{folder}{slash}{file.rpartition('.')[0] or file}"
 
 
 def _text(data: bytes) -> str:
     """The text of a file. Raises a ValueError where it is neither UTF-8 nor UTF-16."""
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return data.decode("utf-16")
+    if b"\0" in data[:2]:  # UTF-16 of letters without a byte order mark
+        return data.decode("utf-16-le" if data[1:2] == b"\0" else "utf-16-be")
+    if what := next((what for start, what in NO_TABLES.items() if data.lstrip().startswith(start)), ""):
+        raise ValueError(what)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -160,10 +200,23 @@ def _text(data: bytes) -> str:
 
 def _csv_rows(text: str) -> list[dict[str, str]]:
     """The rows of a CSV file by column; raises a ValueError or csv.Error where it is none."""
-    first = text.lstrip("\r\n").partition("\n")[0]
-    delimiter = max(",;\t", key=first.count)  # the comma where there is none
-    header, *rows = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True) if row]
-    header = [column.strip() for column in header]
+    first, _, rest = text.lstrip("\r\n").partition("\n")
+    if said := SEPARATOR_LINE.match(first):
+        delimiter, text = said[1], rest
+    else:
+        delimiter = max(",;\t", key=QUOTED.sub("", first).count)  # the comma where there is none
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True)
+    rows = [row for row in lines if any(field.strip() for field in row)]
+    if not rows:
+        return []
+    header, rows = [column.strip() for column in rows[0]], rows[1:]
+    if any(map(is_image, header)):
+        raise ValueError("its first row is of an image: begin with a row of column names, such as file,smile")
+    if delimiter != ",":
+        rows = [
+            [field.replace(",", ".") if DECIMAL_COMMA.fullmatch(field.strip()) else field for field in row]
+            for row in rows
+        ]
     for number, row in enumerate(rows, start=2):
         if len(row) < len(header) or any(row[len(header) :]):
             raise ValueError(f"row {number} has {len(row)} fields, the first {len(header)}")
@@ -178,17 +231,34 @@ def _entries(text: str, suffix: str) -> list[Entry]:
     if suffix == ".csv":
         content: Any = _csv_rows(text)
     else:
-        content = json.loads(text) if suffix == ".json" else list(map(json.loads, filter(str.strip, text.splitlines())))
+        content = json.loads(text) if suffix == ".json" else list(map(json.loads, filter(str.strip, text.split("\n"))))
         content = _of_stylegan(content)
-    entries = list(content.items()) if isinstance(content, dict) else []
-    for fields in content if not isinstance(content, dict) else ():
-        key = next((column for column in fields if column.lower() in FILE_COLUMNS), next(iter(fields), ""))
-        if not key:
-            raise ValueError("an object is empty")
-        entries.append((fields[key], {column: value for column, value in fields.items() if column != key}))
+    if isinstance(content, dict):
+        entries = list(content.items())
+    else:
+        key = _file_column(content)
+        if any(key not in fields for fields in content):
+            raise ValueError(f"a row lacks {key!r}, the column of files")
+        entries = [
+            (fields[key], {column: value for column, value in fields.items() if column != key}) for fields in content
+        ]
     if not all(isinstance(name, str) and isinstance(fields, dict) for name, fields in entries):
         raise ValueError("expected an object with the name of a file for each image")
     return [(canonical(name.strip()).removeprefix("./"), fields) for name, fields in entries]
+
+
+def _file_column(rows: Sequence[dict[str, Any]]) -> str:
+    """The column of the files' names: one that is named so and holds names of images, or holds them, or is named so."""
+    if not rows:
+        return ""
+    columns = list(rows[0])
+    if not columns:
+        raise ValueError("an object is empty")
+    named = [column for column in columns if re.sub(r"[ _-]", "", column.lower()) in FILE_COLUMNS]
+    shown = rows[:SHOWN_ROWS]
+    holding = [column for column in columns if all(is_image(str(row.get(column, "")).strip()) for row in shown)]
+    both = [column for column in named if column in holding]
+    return (both or holding or named or columns)[0]
 
 
 def _of_stylegan(content: Any) -> Any:
@@ -223,8 +293,9 @@ def label_column(name: str, words: list[str]) -> tuple[Attribute, Float32[np.nda
 
 def _number(word: str) -> float | None:
     """The number that a word stands for, booleans included; None if there is none, or not a finite float32."""
+    plain = word.replace("\u2212", "-").removesuffix("%")  # a minus sign, and percent
     try:
-        value = BINARY_WORDS[word.lower()] if word.lower() in BINARY_WORDS else float(word)
+        value = BINARY_WORDS[word.lower()] if word.lower() in BINARY_WORDS else float(plain)
     except ValueError:
         return None
-    return value if math.isfinite(np.float32(value)) else None
+    return value if abs(value) <= LARGEST else None

@@ -13,12 +13,13 @@ from jaxtyping import Float32
 from facevae_jax.core.errors import UserError, describe_entries, some
 from facevae_jax.core.files import reason
 from facevae_jax.data.layouts.folder import SPLIT_FOLDERS
-from facevae_jax.data.layouts.label_files import label_column
+from facevae_jax.data.layouts.label_files import ABSOLUTE, label_column
 from facevae_jax.data.layouts.splits import hold_out
 from facevae_jax.data.layouts.types import SPLITS, TRAIN, UNKNOWN, VALIDATION, Attribute, Images, Layout, SourceImage
-from facevae_jax.data.sources.opening import is_debris
+from facevae_jax.data.sources.opening import canonical, is_debris, what_it_is
 
 SUFFIX = ".parquet"
+ROW = "/row"  # a column that no file has: names of labels have no slash
 IMAGE_COLUMNS = ("image", "img", "picture", "photo", "jpg", "png", "webp")  # preferred among several
 
 
@@ -26,6 +27,7 @@ class Shard(NamedTuple):
     """One file."""
 
     path: str
+    column: str  # of the images
     starts: tuple[int, ...]  # the first row of each row group, and the number of rows
 
 
@@ -33,13 +35,12 @@ class ParquetMember(NamedTuple):
     """One image in a Parquet file."""
 
     shard: Shard
-    column: str
     row: int
 
     def read(self) -> bytes:
         """The image file's bytes. Raises a ValueError where there is none."""
         group = int(np.searchsorted(self.shard.starts, self.row, side="right")) - 1
-        value = _group(self.shard.path, group, self.column)[self.row - self.shard.starts[group]].as_py()
+        value = _group(self.shard.path, group, self.shard.column)[self.row - self.shard.starts[group]].as_py()
         data = value.get("bytes") if isinstance(value, dict) else value
         if not isinstance(data, bytes):
             raise ValueError("the row has no bytes of an image: the dataset refers to files")
@@ -66,34 +67,36 @@ def parquet_layout(path: pathlib.Path) -> Layout:
 
     Raises UserError: there is no such file, none can be read, or they have no column of images.
     """
-    files = [path] if path.is_file() else sorted(path.rglob(f"*{SUFFIX}"))
-    files = [file for file in files if not is_debris(file.as_posix())]
-    if not files:
-        entries = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
-        raise UserError(
-            f"--source={str(path)!r}: expected {SUFFIX} files, {describe_entries(entries)}: give their folder."
-        )
+    files = _files(path)
     try:
         import pyarrow.parquet
     except ImportError as error:
         raise UserError('Parquet files need pyarrow: pip install "facevae-jax[parquet]".') from error
+    opened, shards, paths, tables = [], [], [], []
+    for file in files:
+        try:
+            one = pyarrow.parquet.ParquetFile(file)
+            column = _image_column(one.schema_arrow, file)
+            paths += _paths(one, column, file)
+            tables.append(_labels(one))
+        except (pyarrow.ArrowException, OSError) as error:
+            why = what_it_is(file) or f"{reason(error)}: download it again"
+            raise UserError(f"--source: {file} cannot be read ({why}).") from error
+        opened.append(one)
+        shards.append(Shard(str(file), column, _starts(one)))
     try:
-        opened = [pyarrow.parquet.ParquetFile(file) for file in files]
-        column = _image_column(opened[0].schema_arrow, path)
-        labels = pyarrow.concat_tables(
-            [file.read(columns=_label_columns(opened[0].schema_arrow)) for file in opened], promote_options="default"
-        )
-        paths = [value for file, one in zip(files, opened, strict=True) for value in _paths(one, column, file)]
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"--source={str(path)!r} cannot be read ({reason(error)}): download it again.") from error
+        labels = pyarrow.concat_tables(tables, promote_options="permissive")
+    except pyarrow.ArrowException as error:
+        raise UserError(
+            f"--source={str(path)!r}: its files have columns of different kinds ({reason(error)}): give one dataset."
+        ) from error
     attributes, values, notes = _attributes(labels, _class_names(opened[0].schema_arrow))
-    shards = [Shard(str(file), _starts(one)) for file, one in zip(files, opened, strict=True)]
     places = [(shard, row) for shard in shards for row in range(shard.starts[-1])]
     names = _unique(paths)
 
     def make(row: int) -> SourceImage:
         shard, at = places[row]
-        return SourceImage(names[row], ParquetMember(shard, column, at), tuple(values[row].tolist()))
+        return SourceImage(names[row], ParquetMember(shard, at), tuple(values[row].tolist()))
 
     of_file = np.repeat([_split_of(file, path) for file in files], [shard.starts[-1] for shard in shards])
     rows = {split: np.flatnonzero(of_file == split) for split in SPLITS}
@@ -106,6 +109,36 @@ def parquet_layout(path: pathlib.Path) -> Layout:
         attributes=attributes,
         notes=tuple(notes),
     )
+
+
+def _files(path: pathlib.Path) -> list[pathlib.Path]:
+    """The files of a source, sorted. Raises UserError: there is none."""
+    if not path.exists():
+        raise UserError(f"--source={str(path)!r} does not exist: give a Parquet file, or a folder of them.")
+    inside = [path] if path.is_file() else sorted(path.rglob("*"))
+    files = [file for file in inside if file.suffix.lower() == SUFFIX and file.is_file()]
+    files = [file for file in files if not is_debris(file.as_posix())]
+    if not files:
+        entries = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else [path.name]
+        raise UserError(
+            f"--source={str(path)!r}: expected {SUFFIX} files, {describe_entries(entries)}: give their folder."
+        )
+    return files
+
+
+def _labels(file: Any) -> Any:
+    """The columns of labels of one file, without dictionaries, which other files may have with other values."""
+    import pyarrow as arrow
+
+    names = _label_columns(file.schema_arrow)
+    table = file.read(columns=names)
+    for place, name in enumerate(names):
+        kind = table.schema.field(name).type
+        if arrow.types.is_dictionary(kind):
+            table = table.set_column(place, name, table.column(name).cast(kind.value_type))
+    # A table without columns has no rows for pyarrow.
+    rows = arrow.array(np.zeros(file.metadata.num_rows, np.int8))
+    return table.append_column(ROW, rows)
 
 
 def _image_column(schema: Any, path: pathlib.Path) -> str:
@@ -126,8 +159,13 @@ def _image_column(schema: Any, path: pathlib.Path) -> str:
 def _label_columns(schema: Any) -> list[str]:
     import pyarrow as arrow
 
-    is_label = (arrow.types.is_boolean, arrow.types.is_integer, arrow.types.is_floating, arrow.types.is_string)
-    return [field.name for field in schema if any(test(field.type) for test in is_label) and "/" not in field.name]
+    kinds = ["boolean", "integer", "floating", "decimal", "string", "large_string", "string_view", "null"]
+
+    def is_label(kind: Any) -> bool:
+        kind = kind.value_type if arrow.types.is_dictionary(kind) else kind
+        return any(getattr(arrow.types, f"is_{name}")(kind) for name in kinds)
+
+    return [field.name for field in schema if is_label(field.type) and "/" not in field.name]
 
 
 def _class_names(schema: Any) -> dict[str, list[str]]:
@@ -145,6 +183,8 @@ def _attributes(
     attributes: list[Attribute] = []
     columns, notes = [np.empty((labels.num_rows, 0), np.float32)], []
     for name in labels.column_names:
+        if name == ROW:
+            continue
         numbers = labels.column(name).to_pylist()
         if name in classes:
             known = [UNKNOWN if n is None or not 0 <= n < len(classes[name]) else float(n) for n in numbers]
@@ -167,7 +207,10 @@ def _paths(file: Any, column: str, path: pathlib.Path) -> list[str]:
     if not any(getattr(kind, "num_fields", 0) and kind.field(n).name == "path" for n in range(kind.num_fields)):
         return default
     found = [value.as_py() for value in file.read(columns=[f"{column}.path"]).column(0).combine_chunks().field("path")]
-    return [name or other for name, other in zip(found, default, strict=True)]
+    # Of an absolute path the folders say where it was, on another machine.
+    plain = [canonical(name or "") for name in found]
+    names = [name.rpartition("/")[2] if ABSOLUTE.match(name) else name for name in plain]
+    return [name or other for name, other in zip(names, default, strict=True)]
 
 
 def _unique(names: Sequence[str]) -> list[str]:
@@ -184,6 +227,8 @@ def _starts(file: Any) -> tuple[int, ...]:
 
 def _split_of(file: pathlib.Path, source: pathlib.Path) -> str:
     inside = file.relative_to(source).parts if file != source else (file.name,)
-    words = [re.split(r"[-_.]", part.lower())[0] for part in inside]
     named = {word: split for split, words in SPLIT_FOLDERS.items() for word in words}
-    return next((named[word] for word in words if word in named), TRAIN)
+    words = [re.split(r"[-_.]", part.lower()) for part in inside]
+    # First words such as train-00000-of-00002 first; then partial-test/0000 and celeba-test.
+    order = [parts[0] for parts in words] + [word for parts in words for word in parts[1:]]
+    return next((named[word] for word in order if word in named), TRAIN)

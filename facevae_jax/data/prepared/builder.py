@@ -166,7 +166,7 @@ def _write_info(folder: AnyPath, shards: dict[str, tuple[str, Manifest]], layout
             config_name=str(resolution),
             config_description=layout.crop.description,
         ),
-        description=f"{layout.source}: {layout.crop.description}, {resolution}x{resolution} pixels.",
+        description=f"{printable(layout.source)}: {layout.crop.description}, {resolution}x{resolution} pixels.",
         features=tfds.features.FeaturesDict(features),
         metadata=tfds.core.MetadataDict(_provenance(layout, resolution)),
         disable_shuffling=True,
@@ -196,11 +196,11 @@ def _provenance(layout: Layout, resolution: int) -> dict[str, Any]:
     """Where the pixels come from, without absolute paths: datasets are shared."""
     return {
         "layout": layout.kind,
-        "source": layout.source,
+        "source": printable(layout.source),
         "resolution": resolution,
         "crop": layout.crop.description,
         "resize": images.RESIZE,
-        "colour": "8-bit RGB, transparency over white, EXIF orientation applied, ICC profiles ignored",
+        "colour": "8-bit RGB, transparency over white, EXIF orientation applied, ICC profiles converted to sRGB",
         "attributes": [
             {key: value for key, value in attribute._asdict().items() if value} for attribute in layout.attributes
         ],
@@ -210,6 +210,11 @@ def _provenance(layout: Layout, resolution: int) -> dict[str, Any]:
             "tensorflow_datasets": importlib.metadata.version("tensorflow-datasets"),
         },
     }
+
+
+def printable(name: str) -> str:
+    """The name of a file as text: bytes that are no UTF-8 become question marks."""
+    return name.encode(errors="replace").decode()
 
 
 def _publish(made: AnyPath, target: AnyPath, *, old: AnyPath) -> None:

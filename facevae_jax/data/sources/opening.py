@@ -229,7 +229,7 @@ class Archive:
             members = [info for info in _open_zip(str(path)).infolist() if not info.is_dir()]
         except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
             raise UserError(
-                f"--source={str(path)!r} cannot be read ({_what_it_is(path) or reason(error)}): give a folder, or a "
+                f"--source={str(path)!r} cannot be read ({what_it_is(path) or reason(error)}): give a folder, or a "
                 ".zip file."
             ) from error
         if closed := next(filter(None, map(_why_closed, members)), ""):
@@ -292,7 +292,7 @@ OTHER_FILES = (
 )
 
 
-def _what_it_is(path: pathlib.Path) -> str:
+def what_it_is(path: pathlib.Path) -> str:
     """What a file is that is no whole .zip file; empty where nobody knows."""
     with contextlib.suppress(OSError), path.open("rb") as file:
         start = file.read(512)

@@ -51,7 +51,8 @@ def list_photographs(paths: Sequence[str | os.PathLike[str]]) -> list[pathlib.Pa
     for given in paths:
         path = expand_home(given, name="--images")
         if path.is_dir():
-            files += [path / name for name in Folder(path).names() if is_image(name)]
+            folder = Folder(path)
+            files += [folder.file(name) for name in folder.names() if is_image(name)]
         elif path.exists():
             files.append(path)
         else:
