@@ -22,6 +22,7 @@ import contextlib
 import importlib
 import os
 import resource
+import signal
 import sys
 import types
 from typing import Any
@@ -36,6 +37,10 @@ if _limit != resource.RLIM_INFINITY:
     with contextlib.suppress(OSError):  # Python compiled this module before it ran
         if os.path.getsize(_compiled) >= _limit:  # noqa: PTH202 - pathlib takes long to import
             os.unlink(_compiled)  # noqa: PTH108
+
+# Ctrl-C while a command imports ends it at once, without a traceback; `command_line.run` handles it from then on.
+if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 # Imported on first use: `import facevae_jax`, and a command with a mistyped flag, should not wait for JAX.
 _MODULES = {

@@ -230,6 +230,8 @@ def check_overrides(arguments: Sequence[str]) -> None:
     known = sorted(flatten(settings, "config."))
     for argument in arguments:
         key = argument.lstrip("-").partition("=")[0]
+        if argument.startswith("-") and "=(" in argument and sum(a.startswith(f"--{key}=") for a in arguments) > 1:
+            raise TypeError(f"--{key} is given twice, and lists would be joined: leave one.")
         if argument.startswith("-") and key.startswith("config.") and key not in known:
             near = difflib.get_close_matches(key, known, n=3, cutoff=0.5) or known
             raise TypeError(f"--{key} is unknown: did you mean {', '.join('--' + name for name in near)}?")

@@ -23,7 +23,8 @@ def main(arguments: list[str]) -> None:
     compare = [expand_home(path, name="--compare") for path in _COMPARE.value if path]
     for path, flag in [(workdir, "--workdir"), *((path, "--compare") for path in compare)]:
         if not path.is_dir():
-            raise UserError(f"{flag}={str(path)!r} does not exist: give the workdir of a training.")
+            what = "is a file" if path.exists() else "does not exist"
+            raise UserError(f"{flag}={str(path)!r} {what}: give the workdir of a training.")
     output = expand_home(_OUTPUT.value, name="--output") if _OUTPUT.value else workdir / PAGE
     if output.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"--output={str(output)!r} must end in .html.")

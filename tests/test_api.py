@@ -51,13 +51,28 @@ def test_names_and_numbers_from_python_are_checked(finished, call, named):
 
 
 UNTYPED = """
-import sys, facevae_jax
+import sys, facevae_jax, numpy
 from facevae_jax.trained.directions import direction_of
 calls = (
     lambda: direction_of(facevae_jax.load(sys.argv[1]), "smile", method="men"),
     lambda: facevae_jax.train({}, "/nowhere"),
     lambda: facevae_jax.prepare("x", layout="folder", resolution=64, on_bad_image="skp"),
+    lambda: facevae_jax.load(None),
+    lambda: facevae_jax.load("a\\0b"),
+    lambda: facevae_jax.load(sys.argv[1], batch_size="8"),
+    lambda: facevae_jax.read_faces(["a.png"], resolution=64),
+    lambda: facevae_jax.read_faces("a.png", resolution="64"),
+    lambda: model.sample(None),
+    lambda: model.sample(True),
+    lambda: model.sample(10**20),
+    lambda: model.sample(1, seed=1.5),
+    lambda: model.sample(1, temperature="1"),
+    lambda: model.sample(1, prior=["gaussian"]),
+    lambda: model.encode([model.decode(numpy.zeros((1, 8)))[0], model.decode(numpy.zeros((1, 8)))[0][::2]]),
+    lambda: model.decode(numpy.full((1, 8), 1e300)),
+    lambda: model.decode(numpy.zeros((1, 8), complex)),
 )
+model = facevae_jax.load(sys.argv[1])
 for call in calls:
     try:
         call()
@@ -70,10 +85,11 @@ def test_what_types_would_have_refused_is_named_too(finished):
     """In a process of its own: here the types of arguments are checked at run time."""
     words = [sys.executable, "-c", UNTYPED, str(finished[0])]
     result = subprocess.run(words, capture_output=True, text=True, check=True, cwd=REPOSITORY)
-    starts = ("method='men' ", "config: a dict", "on_bad_image='skp' ")
-    assert [line.startswith(start) for line, start in zip(result.stdout.splitlines(), starts, strict=True)] == [
-        True
-    ] * 3
+    starts = ["method='men' ", "config: a dict", "on_bad_image='skp' ", "workdir=None", "workdir='a", "batch_size='8'"]
+    starts += ["images=['a.png']", "resolution='64'", "count=None", "count=True", "count=100000", "seed=1.5"]
+    starts += ["temperature='1'", "prior=['gaussian']", "images of diff", "codes that are not finite", "codes of shape"]
+    lines = result.stdout.splitlines()
+    assert [start for start, line in zip(starts, lines, strict=True) if not line.startswith(start)] == []
 
 
 def test_unknown_names_are_attribute_errors():

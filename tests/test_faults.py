@@ -142,6 +142,50 @@ def test_damage_gives_no_traceback(tiny_config, tmp_path):
     assert "resuming from step 10" in result.stdout
 
 
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="no setpriv")
+def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(finished, tiny_config, tmp_path):
+    """Without the rights of root nothing is moved, and nothing is trained again."""
+    run = shutil.copytree(finished[0], tmp_path / "run")
+    closed = next(path for path in (run / "checkpoints" / "20" / "state").rglob("*") if path.is_file())
+    closed.chmod(0)
+    words = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", sys.executable, "-m", "facevae_jax.main"]
+    words += [*flags_of(tiny_config, train={"epochs": 3}), f"--workdir={run}"]
+    result = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert_one_line_error(result, str(closed), "right")
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["10", "20"]
+    closed.chmod(0o600)
+    (run / "checkpoints").chmod(0)
+    result = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    (run / "checkpoints").chmod(0o700)
+    assert_one_line_error(result, f"{run}/checkpoints", "Permission denied")
+
+
+def test_a_config_that_was_changed_by_hand_is_named(finished, tiny_config, tmp_path):
+    run = shutil.copytree(finished[0], tmp_path / "run")
+    saved = json.loads((run / "config.json").read_text())
+    saved["model"]["latent_dim"] += 8
+    (run / "config.json").write_text(json.dumps(saved))
+    with pytest.raises(UserError, match=r"has the shape .* put back the config\.json"):
+        facevae_jax.load(run)
+    changed = change(tiny_config, model={"latent_dim": saved["model"]["latent_dim"]})
+    with pytest.raises(UserError, match=r"has the shape .* put back the config\.json"):
+        train(changed, run)
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["10", "20"]
+
+
+@pytest.mark.parametrize("damage", [b"\xff\xfe\n", b"{}\n[1, 2]\n", b'{"kind": "tra'], ids=["bytes", "fields", "cut"])
+def test_damaged_lines_of_the_metrics_cost_no_other(finished, tiny_config, tmp_path, damage):
+    run = shutil.copytree(finished[0], tmp_path / "run")
+    before = read_metrics(run)
+    with (run / "metrics.jsonl").open("ab") as file:
+        file.write(damage)
+    train(change(tiny_config, train={"epochs": 3}), run)
+    records = read_metrics(run)
+    assert records[: len(before)] == before
+    assert records[-1]["step"] == 30
+    assert len(records) == len((run / "metrics.jsonl").read_text().splitlines())
+
+
 def test_checkpoints_of_versions_without_checksums_are_restored(finished, tiny_config, tmp_path):
     shutil.copytree(finished[0], tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "20" / "record")

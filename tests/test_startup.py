@@ -1,9 +1,11 @@
 """How a command's process is set up before it computes."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import psutil
 import pytest
@@ -35,6 +37,23 @@ def test_cores_are_devices_that_divide_the_batch():
     assert devices(839) == 1  # a prime
     assert devices(840, XLA_FLAGS="--xla_force_host_platform_device_count=3") == 3
     assert devices(840, JAX_NUM_CPU_DEVICES="5") == 5
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_a_command_imports_ends_it_without_a_word_of_python(tmp_path, number):
+    """Whether Python, JAX or the command itself is being imported."""
+    words = [sys.executable, "-m", "facevae_jax.generate", "sample", f"--workdir={tmp_path / 'none'}"]
+    started = time.perf_counter()
+    refused = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    whole = time.perf_counter() - started
+    assert refused.returncode == 2
+    for part in (0.15, 0.3, 0.45, 0.6, 0.75, 0.9):
+        process = subprocess.Popen(words, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
+        time.sleep(part * whole)
+        process.send_signal(number)
+        said = process.communicate(timeout=60)[1]
+        assert process.returncode in (2, -number, 128 + number), said
+        assert "Traceback" not in said
 
 
 PROGRAM = """

@@ -3,6 +3,7 @@
 import logging as standard_logging
 import os
 import pathlib
+import re
 import signal
 import sys
 import threading
@@ -16,6 +17,12 @@ from facevae_jax.core.errors import UserError, expand_home, in_command, of_envir
 
 # Signals that end a command. It first deletes the files that it has only half written.
 ENDING = (signal.SIGTERM, signal.SIGHUP)
+# What Python and absl say of a value that is no number, and what a user reads.
+PLAIN_WORDS = (
+    (r"invalid literal for int\(\) with base \d+: '(.*)'$", r"'\1' is no whole number"),
+    (r"could not convert string to float: '(.*)'$", r"'\1' is no number"),
+    (r"\('Non-boolean argument to boolean flag', '(.*)'\)$", r"'\1' is neither true nor false"),
+)
 RESEND_SECONDS = 0.05  # after the callback in which a signal was lost
 
 
@@ -92,12 +99,14 @@ class EndedError(BaseException):
 
 
 def _end_at_signals() -> None:
-    """Raises an EndedError at a signal, unless it is ignored, as `nohup` does."""
+    """Raises an EndedError or KeyboardInterrupt at a signal, unless it is ignored, as `nohup` does."""
 
     def end(number: int, frame: Any) -> NoReturn:
-        raise EndedError(number)
+        if "jaxlib" in sys.modules and not hasattr(sys.modules.get("jax"), "numpy"):
+            _leave(number)  # an exception while JAX is imported crashes the process
+        raise KeyboardInterrupt if number == signal.SIGINT else EndedError(number)
 
-    for number in ENDING:
+    for number in (*ENDING, signal.SIGINT):
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, end)
 
@@ -119,7 +128,7 @@ def parse_flags(
         check_arguments(argv[1:])
         return flags.FLAGS(argv)[1:]
     except (flags.Error, TypeError) as error:
-        raise UserError(one_line(error)) from error
+        raise UserError(_plain(one_line(error))) from error
     except Exception as error:  # a config file is Python: loading it may raise anything
         given = next((argument for argument in argv if argument.lstrip("-").startswith("config=")), "the command line")
         if line := of_environment(error):
@@ -131,6 +140,13 @@ def parse_flags(
                 f"{typed[0]}: {given} has no such setting; a model's depend on config.model.kind."
             ) from error
         raise UserError(f"{given}: {type(error).__name__}: {one_line(error)}") from error
+
+
+def _plain(message: str) -> str:
+    """The message of a flag's parser without Python's words."""
+    for pattern, words in PLAIN_WORDS:
+        message = re.sub(pattern, words, message)
+    return message
 
 
 def workdir_of(arguments: list[str]) -> pathlib.Path:

@@ -10,6 +10,11 @@ from collections.abc import Iterable, Iterator, Sequence
 
 # A full disk or quota, a read-only disk, and the largest file that a process may write.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+# Rights, limits and failures of the file system, which say nothing about what is in a file.
+OF_MACHINE = (
+    *(errno.EACCES, errno.EPERM, errno.ELOOP, errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE, errno.ENOTDIR),
+    *(errno.EISDIR, errno.EBUSY, errno.ETIMEDOUT, errno.ENXIO),
+)
 
 
 FLAG = re.compile(r"(?<![\w'\"-])--(?=[a-z])")  # but not at the start of a quoted value
@@ -58,14 +63,18 @@ def expand_home(path: str | os.PathLike[str], *, name: str) -> pathlib.Path:
       UserError: the home directory is unknown, or the name is too long for a file.
     """
     try:
-        found = pathlib.Path(path).expanduser()
+        found = pathlib.Path(os.fsdecode(path)).expanduser()
         found.stat()
+    except (TypeError, ValueError) as error:  # no path at all, or one with a zero byte
+        raise UserError(f"{name}={path!r:.80} is no path: give one as text.") from error
     except RuntimeError as error:
         message = f"{name}={str(path)!r}: the home directory of ~ is unknown: write the full path."
         raise UserError(message) from error
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             raise UserError(f"{name}={str(path)[:40]!r}... is too long for the name of a file.") from error
+        if error.errno == errno.ELOOP:
+            raise UserError(f"{name}={str(path)!r} is a link that leads back to itself: give another path.") from error
     return found
 
 
@@ -98,6 +107,8 @@ def make_writable_directory(path: str | os.PathLike[str], *, name: str) -> pathl
             pass
     except OSError as error:
         reason = error.strerror or error
+        if isinstance(error, FileExistsError):
+            reason = "it is a link that leads nowhere" if directory.is_symlink() else "it is no directory"
         message = f"{name}={str(path)!r} cannot be written to ({reason}): choose a directory you may write to."
         raise UserError(message) from error
     return directory
@@ -108,6 +119,8 @@ def of_environment(error: BaseException) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, OSError) and error.errno in FULL:
         return f"{error.filename or 'a file'} cannot be written ({error.strerror}): make room, and give it again."
+    if isinstance(error, OSError) and error.errno in OF_MACHINE and error.filename:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}: mend that, and give the same command again."
     if isinstance(error, EOFError) and "marshal data" in text:  # Python does not notice a full disk as it writes one
         folder = pathlib.Path(__file__).parents[1]
         return f"a compiled module of Python is cut short: run python -m compileall -qf {folder}"

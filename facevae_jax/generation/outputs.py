@@ -72,6 +72,8 @@ def choose(output: str | None, format: str | None, *, verb: str, scale: int = 1,
         raise UserError(f"--output={str(path)!r} {wanted} for --format={format}.")
     if format == "png" and (path.is_file() or (path.is_dir() and any(path.iterdir()))):
         raise UserError(f"--output={str(path)!r} already has files: give a new folder.")
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UserError(f"--output={str(path)!r} is neither a file nor a folder: give the name of one.")
     if path.name in ("", ".."):
         raise UserError(f"--output={output!r} must be the name of a new file or folder.")
     if labels and format != "grid":

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from facevae_jax.core.errors import UserError
 
 MAX_TEMPERATURE = 10.0
@@ -29,15 +31,17 @@ def temperatures(given: Temperature, detail_shapes: Sequence[tuple[int, ...]]) -
       UserError: a number is out of range, or the model has one resolution of latents.
     """
     steps = dict(sorted(given.items())) if isinstance(given, Mapping) else {1: given}
-    if wrong := [value for value in [*steps.values()] if not 0 <= value <= MAX_TEMPERATURE]:
-        raise UserError(f"temperature={wrong[0]} must be from 0 to {MAX_TEMPERATURE:g}.")
+    numbers = [isinstance(value, int | float | np.number) and 0 <= value <= MAX_TEMPERATURE for value in steps.values()]
+    if not all(numbers):
+        wrong = [value for value, right in zip(steps.values(), numbers, strict=True) if not right]
+        raise UserError(f"temperature={wrong[0]!r:.40} must be a number from 0 to {MAX_TEMPERATURE:g}.")
     if isinstance(given, Mapping):
         if not detail_shapes:
             raise UserError("temperature: this model has no groups of latents below its code: give one number.")
         sides = {shape[0] for shape in detail_shapes}
-        wrong = [resolution for resolution in list(steps)[1:] if resolution not in sides]
-        if wrong or not steps:
-            named = f"no groups at {wrong[0]}" if wrong else "empty"
+        missing = [resolution for resolution in list(steps)[1:] if resolution not in sides]
+        if missing or not steps:
+            named = f"no groups at {missing[0]}" if missing else "empty"
             raise UserError(f"temperature: {named}: groups below the code have {', '.join(map(str, sorted(sides)))}.")
 
     def at(resolution: int) -> float:

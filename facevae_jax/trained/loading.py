@@ -32,6 +32,8 @@ def load(path: str | os.PathLike[str], *, batch_size: int = 0) -> TrainedModel:
       UserError: there is no run, it has no checkpoint yet, or none can be read; or the file is damaged or foreign.
     """
     place = expand_home(path, name="--workdir")
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 0:
+        raise UserError(f"--batch_size={batch_size!r}: choose a whole number, or 0.")
     numerics.check()
     mesh = make_mesh()
     return TrainedModel(restore(place, mesh), folder=folder_of(place), mesh=mesh, batch_size=batch_size)
@@ -55,6 +57,7 @@ def restore_run(workdir: pathlib.Path, mesh: Mesh) -> Restored:
       UserError: no run, no checkpoint, or none that can be read.
     """
     config = read_config(workdir)
+    recovery.check_name(workdir)
     if not steps_in(workdir):
         raise UserError(f"--workdir={str(workdir)!r} has no checkpoint yet: train first, or wait for its first one.")
     recovery.complete(workdir)

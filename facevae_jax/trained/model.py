@@ -28,6 +28,7 @@ from facevae_jax.trained.artifacts import ArtifactStore, short_hash
 from facevae_jax.training.checksums import checksums
 from facevae_jax.training.setup import RunningMean, make_model, replicated
 
+MAX_COUNT = 10**8  # faces
 PRIOR_SHARE = 0.1  # of the time of training, which fitting the learned prior may take at its end
 # Settings of the data that do not change which images there are; what is in `data_dir` has its own fingerprint.
 UNSEEN = ("data_dir", "cache_dir", "feed", "flip", "dequantize")
@@ -223,6 +224,8 @@ class TrainedModel:
         """A compiled function from a key and indices to flat codes."""
         factor = temperatures(temperature, self.inference.detail_shapes).code
         prior = self.default_prior if prior is None else prior
+        if not isinstance(prior, str | Prior):
+            raise UserError(f"--prior={prior!r:.40}: give one of {', '.join(PRIORS)}, or a distribution.")
         return sampler(self.prior(prior) if isinstance(prior, str) else prior, temperature=factor)
 
     def prior(self, name: str) -> Prior:
@@ -323,7 +326,10 @@ class TrainedModel:
         Raises:
           UserError: they are not.
         """
-        images = np.asarray(images)
+        try:
+            images = np.asarray(images)
+        except ValueError as error:  # of different shapes
+            raise UserError("images of different shapes: give one array, or as many of each size alone.") from error
         shape = self.module.image_shape
         if images.ndim != 4 or images.shape[1:] != shape:
             raise UserError(
@@ -345,19 +351,22 @@ class TrainedModel:
         """
         codes = np.asarray(codes)
         fits = codes.ndim > 0 and codes.shape[1:] in (self.code_shape, (self.code_size,))
-        if not fits or not np.issubdtype(codes.dtype, np.number):
+        real = np.issubdtype(codes.dtype, np.floating) or np.issubdtype(codes.dtype, np.integer)
+        if not fits or not real:
             raise UserError(
                 f"codes of shape {list(codes.shape)} and type {codes.dtype}: this model takes floats of shape "
                 f"[n, {', '.join(map(str, self.code_shape))}]."
             )
-        if not np.isfinite(codes).all():
+        with np.errstate(over="ignore"):
+            flat = codes.reshape(len(codes), -1).astype(np.float32)
+        if not np.isfinite(flat).all():
             raise UserError("codes that are not finite have no picture.")
-        return codes.reshape(len(codes), -1).astype(np.float32)
+        return flat
 
 
 def _check_draws(count: int, seed: int) -> None:
     """Raises a UserError for a number of faces, or a seed, that there cannot be."""
-    if count < 1:
-        raise UserError(f"--count={count}: choose at least 1.")
-    if not 0 <= seed <= MAX_SEED:
-        raise UserError(f"--seed={seed}: choose from 0 to {MAX_SEED}.")
+    for name, value, low, high in (("count", count, 1, MAX_COUNT), ("seed", seed, 0, MAX_SEED)):
+        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+        if not (whole and low <= value <= high):
+            raise UserError(f"--{name}={value!r:.40}: choose a whole number from {low} to {high}.")

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import shutil
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -29,13 +30,37 @@ STATE = "state"
 RECORD = "record"
 
 
+WEIGHTS = ("params", "batch_stats", "averaged")  # fields of the state that have a model's parameters
+# What TensorStore and the system say where nothing is wrong with a file.
+OF_MACHINE = re.compile(
+    "PERMISSION_DENIED|RESOURCE_EXHAUSTED|UNAVAILABLE|DEADLINE_EXCEEDED|Permission denied|Too many open files|"
+    "Input/output error|Stale file handle"
+)
+
+
 def _loss(metrics: dict[str, float]) -> float:
     return metrics["loss"]
 
 
 def steps_in(workdir: pathlib.Path) -> list[int]:
     """Steps that have a finished checkpoint in a workdir, without opening any."""
-    return sorted(int(path.name) for path in (workdir / DIRECTORY).glob("*") if path.name.isdecimal() and path.is_dir())
+    try:
+        entries = list(os.scandir(workdir / DIRECTORY))  # pathlib's glob finds nothing where it may not look
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(int(entry.name) for entry in entries if entry.name.isdecimal() and entry.is_dir())
+
+
+def _check_readable(directory: pathlib.Path) -> None:
+    """Raises a UserError for a part of a checkpoint that this user may not read: it is not damaged."""
+    for folder, _, files in os.walk(directory, onerror=_raise):
+        closed = [name for name in files if not os.access(pathlib.Path(folder, name), os.R_OK)]
+        if closed:
+            raise UserError(f"{pathlib.Path(folder, closed[0])} may not be read: give yourself the right to read it.")
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 class Restored(NamedTuple):
@@ -238,6 +263,8 @@ class Checkpoints:
             partial_restore=True,
         )
         directory = self.path(step)
+        _check_readable(directory)
+        self._check_shapes(abstract, step)
         try:
             record = self._record(step)
             saved = record.get("checksums")
@@ -247,6 +274,11 @@ class Checkpoints:
             raise
         except Exception as error:  # the type depends on which file is damaged
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            elsewhere = isinstance(error, OSError) and error.filename and str(directory) not in str(error.filename)
+            if elsewhere or OF_MACHINE.search(reason):
+                raise UserError(
+                    f"{directory} cannot be read now ({reason}): mend that, and give the same command again."
+                ) from error
             raise DamagedError(f"{directory} cannot be restored ({reason})") from error
         # A version that had no such part saved nothing of it.
         differing = [name for name, values in found.items() if saved is not None and saved.get(name, []) != values]
@@ -255,6 +287,23 @@ class Checkpoints:
         if not (record.get("finite", True) and is_finite(restored)):
             raise DamagedError(f"{directory} holds parameters, or a score, that are not finite")
         return restored
+
+    def _check_shapes(self, abstract: dict[str, Any], step: int) -> None:
+        """Raises a UserError where parameters were saved with other shapes than the config's: somebody changed it."""
+        try:
+            saved = self._manager.item_metadata(step)[STATE].tree
+        except Exception:  # damaged: restoring says so
+            return
+        for path, leaf in jax.tree.leaves_with_path({name: abstract[name] for name in abstract if name in WEIGHTS}):
+            found = saved
+            for key in path:
+                found = found.get(key.key) if isinstance(found, dict) else None
+            shape = getattr(found, "shape", None)
+            if shape is not None and tuple(shape) != tuple(leaf.shape):
+                raise UserError(
+                    f"{self.path(step)}: {'/'.join(str(key.key) for key in path)} has the shape {list(shape)}, and by "
+                    f"config.json {list(leaf.shape)}: put back the config.json that the run was trained with."
+                )
 
     def _record(self, step: int) -> dict[str, Any]:
         if not (self.path(step) / RECORD).exists():  # written by a version that kept none

@@ -36,9 +36,10 @@ def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     try:
         count = jax.device_count() if devices is None else len(devices)
     except (AssertionError, RuntimeError) as error:  # the first without a word, where a platform has no plugin
-        platforms = os.environ.get("JAX_PLATFORMS", "")
+        variable = "JAX_PLATFORM_NAME" if os.environ.get("JAX_PLATFORM_NAME") else "JAX_PLATFORMS"
+        platforms = os.environ.get(variable, "")
         reason = " ".join(str(error).split()).partition(" (")[0] or "is it installed?"
-        raise UserError(f"JAX_PLATFORMS={platforms!r}: no device can be used ({reason}): unset it, or cpu.") from error
+        raise UserError(f"{variable}={platforms!r}: no device can be used ({reason}): unset it, or cpu.") from error
     return jax.make_mesh((count,), (DATA_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 
 

@@ -1,5 +1,6 @@
 """The record of a run: lines on the screen, a progress bar, `metrics.jsonl` and boards such as TensorBoard."""
 
+import contextlib
 import json
 import math
 import os
@@ -133,22 +134,23 @@ def _finite(value: Any) -> Any:
 
 
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl`; a last line that a kill cut short is left out."""
+    """The records in `metrics.jsonl`; a last line that a kill cut short, or a damaged one, is left out."""
     path = workdir / METRICS_FILE
     records = []
     if path.exists():
-        for line in path.read_text().splitlines():
-            try:
-                records.append(json.loads(line))
-            except ValueError:
-                continue
+        for line in path.read_text(errors="replace").split("\n"):
+            with contextlib.suppress(ValueError):  # cut short by a kill, or damaged
+                record = json.loads(line)
+                if isinstance(record, dict) and isinstance(record.get("step"), int) and "kind" in record:
+                    records.append(record)
     return records
 
 
 def _drop_after(workdir: pathlib.Path, step: int) -> None:
+    if not (workdir / METRICS_FILE).exists():
+        return
     records = read_metrics(workdir)
-    if records:
-        with atomic_writer(workdir / METRICS_FILE) as file:
-            for record in records:
-                if record["step"] <= step:
-                    file.write((json.dumps(record) + "\n").encode())
+    with atomic_writer(workdir / METRICS_FILE) as file:  # without lines that a kill cut short, too
+        for record in records:
+            if record["step"] <= step:
+                file.write((json.dumps(record) + "\n").encode())

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import pathlib
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +21,7 @@ from facevae_jax.training.telemetry import log
 CONFIG_FILE = "config.json"
 DATA_FILE = "data.json"
 LOCK_FILE = ".lock"
+ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*:/")  # gs://bucket, of which a path leaves one slash
 # Keys that decide, beside all of `model`, what the loss means, without which the best checkpoint is not the best, and
 # which rows a step sees, without which a step is no position in an epoch.
 FIXED_KEYS = (
@@ -63,6 +65,8 @@ def open_workdir(config: RunConfig, workdir: str | pathlib.Path, stack: contextl
     """
     if not hosts.is_main():
         return expand_home(workdir, name="--workdir")
+    if ADDRESS.match(str(workdir)):
+        raise UserError(f"--workdir={str(workdir)!r} is an address: give a folder of this machine.")
     recovery.check_name(expand_home(workdir, name="--workdir"))
     directory = make_writable_directory(workdir, name="--workdir")
     try:
@@ -89,7 +93,8 @@ def read_config(workdir: pathlib.Path) -> RunConfig:
         message = f"--workdir={str(workdir)!r} holds no run ({CONFIG_FILE} is missing): give the workdir of a training."
         raise UserError(message) from error
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} cannot be read ({error}): was it written by another version?") from error
+        remedy = "put back a copy of it, or take a new workdir"
+        raise UserError(f"{path} cannot be read ({files.reason(error)}): {remedy}.") from error
 
 
 def write_or_check_config(workdir: pathlib.Path, config: RunConfig) -> list[str]:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
+from facevae_jax.config import MAX_RESOLUTION
 from facevae_jax.core.errors import UserError, expand_home
 from facevae_jax.core.parallel import map_in_order
 from facevae_jax.data.sources import images
@@ -35,6 +36,8 @@ def read_faces(*paths: str | os.PathLike[str], resolution: int) -> Faces:
 
     Raises UserError: a file cannot be read, or there is none.
     """
+    if not isinstance(resolution, int) or not 1 <= resolution <= MAX_RESOLUTION:
+        raise UserError(f"--resolution={resolution!r:.40}: choose a whole number from 1 to {MAX_RESOLUTION}.")
     files = list_photographs(paths)
     with warnings.catch_warnings():
         images.ignore_warnings()
