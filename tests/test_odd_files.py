@@ -11,23 +11,16 @@ import zipfile
 import zlib
 
 import numpy as np
-import pyarrow
-import pyarrow.parquet
 import pytest
 from PIL import Image, ImageCms, PngImagePlugin
 
-from facevae_jax.core.command_line import PathsParser
 from facevae_jax.core.errors import UserError
 from facevae_jax.data.layouts.celeba import celeba_layout
 from facevae_jax.data.layouts.folder import folder_layout
-from facevae_jax.data.layouts.label_files import join_table, read_table
-from facevae_jax.data.layouts.parquet import parquet_layout
 from facevae_jax.data.layouts.types import Attribute
 from facevae_jax.data.sources import images
 from facevae_jax.data.sources.opening import open_source
-from facevae_jax.prepare import open_layout, settings_for
-from facevae_jax.trained import labels
-from facevae_jax.trained.labels import with_commas
+from facevae_jax.prepare import open_layout
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 40, 3)).astype(np.uint8)
 
@@ -52,6 +45,20 @@ def zipped(path, files):
     return path
 
 
+class OfFinder(zipfile.ZipInfo):
+    """Writes a name in UTF-8 without the bit that says so, as macOS does."""
+
+    def _encodeFilenameFlags(self):
+        return self.filename.encode(), self.flag_bits & ~0x800
+
+
+def finders(path, names):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in names:
+            archive.writestr(OfFinder(name), png())
+    return path
+
+
 def splits(layout):
     return {split: [image.name for image in found] for split, found in layout.splits.items()}
 
@@ -71,7 +78,21 @@ def plain(tmp_path):
     return splits(folder_layout(saved(tmp_path / "plain", NAMES)))
 
 
-@pytest.mark.parametrize("kind", ["mac", "windows", "decomposed", "decomposed folder", "linked", "bom"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "mac",
+        "finder",
+        "windows",
+        "decomposed",
+        "decomposed folder",
+        "linked",
+        "bom",
+        "wrapped",
+        "network drive",
+        "loop",
+    ],
+)
 def test_a_split_depends_on_no_system_that_packed_the_files(plain, tmp_path, kind):
     decomposed = [unicodedata.normalize("NFD", name) for name in NAMES]
     if kind == "mac":
@@ -83,6 +104,18 @@ def test_a_split_depends_on_no_system_that_packed_the_files(plain, tmp_path, kin
         source = zipped(tmp_path / "d.zip", {name: png() for name in decomposed})
     elif kind == "decomposed folder":
         source = saved(tmp_path / "decomposed", decomposed)
+    elif kind == "finder":  # UTF-8 that does not say so
+        source = finders(tmp_path / "f.zip", [f"faces/{name}" for name in decomposed])
+    elif kind == "wrapped":
+        source = saved(tmp_path / "wrapped", [f"a/b/{name}" for name in NAMES]) / "."
+        (source / "a" / ".DS_Store").touch()
+    elif kind == "network drive":
+        source = saved(tmp_path / "drive", [*NAMES, *(f"@eaDir/{name}/THUMB.png" for name in NAMES)])
+        saved(source / "$RECYCLE.BIN", ["x.png"])
+    elif kind == "loop":
+        source = saved(tmp_path / "loop", NAMES)
+        (source / "loop").symlink_to("loop")
+        (source / "gone").symlink_to("nowhere")
     elif kind == "bom":
         source = zipped(tmp_path / "b.zip", {f"\ufeff{name}": png() for name in NAMES})
     else:
@@ -105,8 +138,25 @@ def test_a_linked_folder_has_its_own_name_in_whatever_order_folders_are_listed(t
 
 
 @pytest.mark.parametrize(
+    ("offset", "value", "expected"),
+    [(8, 1, "encrypted: unpack"), (10, 9, "Deflate64: unpack"), (10, 93, "Zstandard: unpack")],
+)
+def test_archives_that_cannot_be_read_say_so_once(tmp_path, offset, value, expected):
+    data = bytearray(zipped(tmp_path / "a.zip", {"a.png": png(), "b.png": png()}).read_bytes())
+    at = -1
+    while (at := data.find(b"PK\x01\x02", at + 1)) >= 0:  # the entries of the directory
+        data[at + offset] = value
+    (tmp_path / "a.zip").write_bytes(data)
+    with pytest.raises(UserError, match=expected) as caught:
+        open_source(tmp_path / "a.zip")
+    assert len(str(caught.value)) < 200 + len(str(tmp_path))
+
+
+@pytest.mark.parametrize(
     ("start", "expected"),
     [
+        (b"\xff\xd8\xff\xe0", "one JPEG image: give the folder"),
+        (b'{"a": 1}', "a JSON file"),
         (b"7z\xbc\xaf\x27\x1c rest", "7z"),
         (b"Rar!\x1a\x07", "RAR"),
         (b"\n<!DOCTYPE html><title>Quota exceeded", "a page of a web site"),
@@ -146,36 +196,6 @@ def test_folders_for_splits_are_kept(tmp_path):
     alone = folder_layout(saved(tmp_path / "7", ["val/a.png", "test/b.png"]))
     assert set(splits(alone)) == {"train", "validation"}
     assert "none is for training" in alone.notes[0]
-
-
-TABLES = {
-    "spaces.csv": " file , smile \na.png, 1\nb.png, 0\n",
-    "index.csv": ",file,smile\n0,a.png,1\n1,b.png,0\n",
-    "pandas.csv": "Unnamed: 0,file,smile\n0,a.png,1\n1,b.png,0\n",
-    "trailing.csv": "file,smile,\na.png,1,\nb.png,0,\n",
-    "commas.csv": "file,smile\na.png,1,,\nb.png,0,\n",
-    "semicolons.csv": "file;smile\na.png;1\nb.png;0\n",
-    "tabs.csv": "file\tsmile\na.png\t1\nb.png\t0\n",
-    "absolute.csv": "file,smile\n/home/me/faces/a.png,1\n/home/me/faces/b.png,0\n",
-    "windows.csv": "file,smile\nC:\\faces\\a.png,1\nC:\\faces\\b.png,0\n",
-    "longer.csv": "file,smile\nfaces/a.png,1\nfaces/b.png,0\n",
-    "dataset.json": json.dumps({"labels": [["a.png", 1], ["b.png", 0]]}),
-}
-
-
-@pytest.mark.parametrize("name", TABLES)
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-def test_labels_are_read_however_they_were_saved(tmp_path, name, encoding):
-    faces = saved(tmp_path / "faces", ["a.png", "b.png", "c.png"])
-    (tmp_path / name).write_text(TABLES[name], encoding=encoding)
-    joined = join_table(folder_layout(faces), tmp_path / name)
-    assert [(attribute.name, attribute.kind) for attribute in joined.attributes] in (
-        [("smile", "binary")],
-        [("label", "binary")],
-    )
-    labels = {image.name: image.attributes[0] for found in joined.splits.values() for image in found}
-    assert (labels["a.png"], labels["b.png"]) == (1.0, 0.0)
-    assert np.isnan(labels["c.png"])
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -255,27 +275,6 @@ def test_a_table_of_ones_own_replaces_what_folders_say(tmp_path):
     assert layout.attributes == (Attribute("class", "binary"),)
 
 
-def test_labels_join_names_in_either_form_of_unicode(tmp_path):
-    faces = saved(tmp_path / "faces", [unicodedata.normalize("NFD", name) for name in NAMES])
-    (tmp_path / "a.csv").write_text("file,age\n" + "".join(f"{name},{row}\n" for row, name in enumerate(NAMES)))
-    assert not join_table(folder_layout(faces), tmp_path / "a.csv").notes
-
-
-@pytest.mark.parametrize(
-    ("content", "expected"),
-    [
-        (b"file,smile\n\xe9.png,1\n", "not UTF-8"),
-        (b'{"labels": null}', "null"),
-        (b'{"labels": [["a.png", [1, 0]]]}', "pairs"),
-    ],
-)
-def test_tables_that_cannot_be_read_say_why(tmp_path, content, expected):
-    path = tmp_path / ("a.json" if content.startswith(b"{") else "a.csv")
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=expected):
-        read_table(path)
-
-
 def chunk(kind, data, crc=None):
     crc = zlib.crc32(kind + data) if crc is None else crc
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", crc)
@@ -304,6 +303,55 @@ def with_chunks(*chunks, at_end=False):
 def test_damaged_or_large_metadata_cost_no_pixel(bad, at_end, recwarn):
     loaded, _ = images.load(with_chunks(bad, at_end=at_end), images.Task(images.CENTER_SQUARE, 40))
     np.testing.assert_array_equal(np.asarray(loaded), PIXELS)
+
+
+def test_a_damaged_text_costs_neither_rotation_nor_profile():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    task = images.Task(images.CENTER_SQUARE, 40)
+    for options in ({"exif": exif}, {"icc_profile": _gamma_profile(1.0)}):
+        whole = png(**options)
+        at = whole.index(b"IDAT") - 4
+        expected = np.asarray(images.load(whole, task)[0])
+        assert np.abs(expected.astype(int) - PIXELS).max() > 20
+        for bad in (chunk(b"tEXt", b"Comment\0x", crc=1), chunk(b"zTXt", b"K\0\0" + zlib.compress(b"x" * 2**22))):
+            found, _ = images.load(whole[:at] + bad + whole[at:], task)
+            np.testing.assert_array_equal(np.asarray(found), expected)
+
+
+@pytest.mark.parametrize(
+    ("start", "expected"),
+    [
+        (b"\0\0\0\x18ftypheic", "HEIC"),
+        (b"\0\0\0\x1cftypavif", "AVIF"),
+        (b"GIF89a", "GIF"),
+        (b"II*\0", "TIFF"),
+        (b"version https://git-lfs", "Git LFS"),
+        (b"<svg", "web site"),
+    ],
+)
+def test_what_is_no_image_in_spite_of_its_name_is_named(tmp_path, start, expected):
+    (tmp_path / "a.jpg").write_bytes(start + b" " * 64)
+    assert expected in images.convert(tmp_path / "a.jpg", images.Task(images.CENTER_SQUARE, 32)).failure
+
+
+def test_jfif_files_are_jpegs(tmp_path):
+    Image.fromarray(PIXELS).save(tmp_path / "a.JFIF", "JPEG")
+    assert splits(folder_layout(tmp_path)) == {"train": ["a.JFIF"]}
+
+
+def test_profiles_fit_the_pixels_that_they_are_for():
+    """Linear light is no sRGB, whatever its name; transparency stays; an RGB profile of a gray image is used too."""
+    task, linear = images.Task(images.CENTER_SQUARE, 40), _gamma_profile(1.0, name=b"GIMP built-in Linear sRGB")
+    expected, _ = images.load(png(icc_profile=_gamma_profile(1.0)), task)
+    np.testing.assert_array_equal(np.asarray(images.load(png(icc_profile=linear), task)[0]), np.asarray(expected))
+    gray = PIXELS[..., 0]
+    both = [images.load(png(p, icc_profile=linear), task)[0] for p in (gray, np.stack([gray] * 3, axis=2))]
+    assert np.abs(np.asarray(both[0]).astype(int) - np.asarray(both[1])).max() <= 1
+    keyed = PIXELS.copy()
+    keyed[:8, :8] = (1, 2, 3)
+    found, _ = images.load(png(keyed, icc_profile=linear, transparency=(1, 2, 3)), task)
+    assert (np.asarray(found)[:8, :8] == 255).all()
 
 
 def test_damaged_pixels_are_still_refused():
@@ -336,7 +384,7 @@ def test_a_color_profile_is_converted_and_that_of_srgb_changes_nothing():
     np.testing.assert_array_equal(np.asarray(ruined), PIXELS)
 
 
-def _gamma_profile(gamma):
+def _gamma_profile(gamma, name=b"linear"):
     """An ICC profile (version 2) with the primaries of sRGB and a curve of a power."""
 
     def number(value):
@@ -345,7 +393,7 @@ def _gamma_profile(gamma):
     def xyz(*values):
         return b"XYZ \0\0\0\0" + b"".join(map(number, values))
 
-    text = b"linear"
+    text = name
     parts = {
         b"desc": b"desc\0\0\0\0" + struct.pack(">I", len(text) + 1) + text + b"\0" + b"\0" * 79,
         b"wtpt": xyz(0.9642, 1.0, 0.8249),
@@ -394,71 +442,3 @@ def test_celeba_as_png_and_as_torchvision_keeps_it(tmp_path):
     for source in (root, root.parent):
         layout = celeba_layout(source)
         assert [layout.splits[split][0].attributes for split in ("train", "validation")] == [(1.0, 0.0), (0.0, 1.0)]
-
-
-def parquet(path, count, first=0, **columns):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    numbers = range(first, first + count)
-    kind = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
-    image = [{"bytes": png(np.full((40, 40, 3), n, np.uint8)), "path": f"{n}.png"} for n in numbers]
-    table = pyarrow.table({"image": pyarrow.array(image, kind)} | columns)
-    features = {"label": {"names": ["no", "yes", "maybe"], "_type": "ClassLabel"}}
-    metadata = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
-    pyarrow.parquet.write_table(table.replace_schema_metadata(metadata), path, row_group_size=4)
-
-
-def test_parquet_files_are_read_with_their_splits_and_labels(tmp_path):
-    parquet(tmp_path / "data/train-00000-of-00002.parquet", 6, label=[0, 1, 2, 0, 1, None], age=[1.5] * 6)
-    parquet(tmp_path / "data/train-00001-of-00002.parquet", 5, 6, label=[2] * 5, age=[None] * 5)
-    parquet(tmp_path / "data/test-00000-of-00001.parquet", 2, 90, label=[1, 1], age=[3.0, 4.0])
-    layout = parquet_layout(tmp_path)
-    assert {split: len(found) for split, found in layout.splits.items()}["test"] == 2
-    assert sum(map(len, layout.splits.values())) == 13
-    assert [(a.name, a.kind) for a in layout.attributes] == [("label", "categorical"), ("age", "continuous")]
-    for found in layout.splits.values():
-        for image in found:
-            number = int(pathlib.Path(image.name).stem)
-            decoded = np.asarray(Image.open(io.BytesIO(image.file.read())))
-            assert (decoded == number).all()
-            assert number not in (90, 2, 7) or image.attributes[0] == {90: 1, 2: 2, 7: 2}[number]
-            assert np.isnan(image.attributes[0]) == (number == 5)
-
-
-def test_parquet_files_without_images_are_refused(tmp_path):
-    with pytest.raises(UserError, match=r"expected \.parquet files"):
-        parquet_layout(tmp_path)
-    pyarrow.parquet.write_table(pyarrow.table({"a": [1]}), tmp_path / "a.parquet")
-    with pytest.raises(UserError, match="no column holds images"):
-        parquet_layout(tmp_path)
-    (tmp_path / "a.parquet").write_bytes(b"PAR1 no")
-    with pytest.raises(UserError, match="cannot be read"):
-        parquet_layout(tmp_path)
-
-
-def test_paths_and_attributes_may_have_commas(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for name in ("Smith, John.jpg", "a.jpg", "b, c, d.png"):
-        pathlib.Path(name).touch()
-    parse = PathsParser().parse
-    assert parse("Smith, John.jpg") == ["Smith, John.jpg"]
-    assert parse("a.jpg,Smith, John.jpg, b, c, d.png") == ["a.jpg", "Smith, John.jpg", "b, c, d.png"]
-    assert parse("gone.jpg, a.jpg") == ["gone.jpg", "a.jpg"]
-    known = [Attribute(name, "binary") for name in ("smile", "hair, blond", "a,b", "x=y")]
-    known.append(Attribute("age", "categorical", ("20, or so", "30=40", "old")))
-    assert with_commas(["smile", "hair", "blond"], known) == ["smile", "hair, blond"]
-    assert with_commas(["hair", "blond=1", "a", "b=0", "x=y=1"], known) == ["hair, blond=1", "a,b=0", "x=y=1"]
-    texts = with_commas(["age=20", "or so", "age=30=40", "smile=1"], known)
-    assert texts == ["age=20, or so", "age=30=40", "smile=1"]
-    for text, value in zip(texts[:2], (0, 1), strict=True):
-        assert labels.parse(known, [text])[-1] == value
-    assert labels.parse(known, ["x=y=1"])[3] == 1
-
-
-@pytest.mark.parametrize("images_", [1, 2, 18, 54, 270, 2_700, 16_000, 60_000, 160_000])
-def test_few_images_have_steps_enough(images_):
-    settings = {"train.batch_size": 128, "train.epochs": 30} | settings_for(images_, 64)
-    assert settings["train.batch_size"] <= max(images_, 1)
-    steps = images_ // settings["train.batch_size"] * settings["train.epochs"]
-    assert steps >= 3_700
-    assert steps <= 4_200 or images_ > 16_000
-    assert bool(settings_for(images_, 64)) == (images_ < 16_000)
