@@ -442,3 +442,23 @@ def test_celeba_as_png_and_as_torchvision_keeps_it(tmp_path):
     for source in (root, root.parent):
         layout = celeba_layout(source)
         assert [layout.splits[split][0].attributes for split in ("train", "validation")] == [(1.0, 0.0), (0.0, 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("files", "layout", "remedy"),
+    [
+        (["faces.zip"], "folder", r"give the archive itself, source=.*/faces\.zip"),
+        (["a.7z.001", "a.7z.002"], "celeba", r"unpack a\.7z\.001, a\.7z\.002 first"),
+        (["x/train.parquet"], "folder", "take layout=parquet"),
+        (["a.heic", "b.HEIC"], "folder", "convert a.heic, b.HEIC to JPEG"),
+        (["notes.txt"], "folder", "give the folder or the .zip file"),
+        (["data/img_align_celeba/1.jpg", "notes.txt"], "celeba", "--layout=celeba --source=.*/data "),
+        (["a/1.txt", "b/2.txt"], "celeba", "try python -m facevae_jax.prepare --layout=folder"),
+    ],
+)
+def test_the_remedy_is_not_the_command_that_failed(tmp_path, files, layout, remedy):
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match=remedy):
+        {"folder": folder_layout, "celeba": celeba_layout}[layout](tmp_path)

@@ -3,17 +3,26 @@
 import dataclasses
 import functools
 import math
+import pathlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Int
 
-from facevae_jax.core.errors import UserError
+from facevae_jax.core.errors import UserError, some
 from facevae_jax.data.sources.images import CENTER_SQUARE, Crop
 from facevae_jax.data.sources.opening import CELEBA_FOLDERS, FFHQ_FOLDERS, File, Listing, Source
 
 SPLITS = TRAIN, VALIDATION, TEST = "train", "validation", "test"
+# What a source may have instead of images, and what to do with it, of some names and the first one's path.
+PACKED = (
+    (re.compile(r"\.zip$", re.IGNORECASE), "give the archive itself, --source={1}"),
+    (re.compile(r"\.(7z|rar|tar|tgz|tar\.\w+)(\.\d+)?$", re.IGNORECASE), "unpack {0} first"),
+    (re.compile(r"\.parquet$", re.IGNORECASE), "take --layout=parquet"),
+    (re.compile(r"\.(heic|heif|avif|gif|bmp|tiff?|jp2|jxl)$", re.IGNORECASE), "convert {0} to JPEG or PNG"),
+)
 UNKNOWN = math.nan  # value of an attribute without a label
 
 
@@ -93,11 +102,30 @@ def guess_layout(source: Source) -> str | None:
 def wrong_source(source: Source, *, expected: str, layout: str, remedy: str = "", inside: str = "") -> UserError:
     """The error for a source, or the folder `inside` it, that is not what its layout expects.
 
-    By default the remedy is a command with the layout that fits.
+    By default the remedy follows from what is there: a layout or a folder that fits, or what to do with the files.
     """
-    fitting = guess_layout(source) or "folder"
-    if not remedy:
-        kind, where = (fitting, source.path) if fitting != layout else (layout, "DIR")
-        remedy = f"try python -m facevae_jax.prepare --layout={kind} --source={where} --resolution=64"
     path = source.path / inside if inside else source.path
+    remedy = remedy or _remedy(source, layout)
     return UserError(f"--source={str(path)!r}: expected {expected}, {source.describe(inside)}: {remedy}.")
+
+
+def _remedy(source: Source, layout: str) -> str:
+    """What to do with a source that does not fit a layout."""
+    names = source.names()
+
+    def command(layout: str, path: pathlib.Path) -> str:
+        return f"try python -m facevae_jax.prepare --layout={layout} --source={path} --resolution=64"
+
+    if (fitting := guess_layout(source)) and fitting != layout:
+        return command(fitting, source.path)
+    folders = sorted({name.partition("/")[0] for name in names if "/" in name})
+    for folder in folders if source.path.is_dir() else ():
+        for kind, known in (("celeba", CELEBA_FOLDERS), ("ffhq", FFHQ_FOLDERS)):
+            if any(source.has_folder(f"{folder}/{name}") for name in known):
+                return command(kind, source.path / folder)
+    for pattern, words in PACKED:
+        if found := [name for name in names if pattern.search(name)]:
+            return words.format(some(found), source.path / found[0])
+    if layout != "folder":
+        return command("folder", source.path)
+    return "give the folder or the .zip file that the images are in"
