@@ -15,7 +15,8 @@ from facevae_jax.core.errors import UserError, some
 from facevae_jax.core.files import reason
 from facevae_jax.data.layouts import types
 from facevae_jax.data.sources.images import CELEBA_CROP
-from facevae_jax.data.sources.opening import CELEBA_FOLDERS, Listing, Source, list_files, open_source
+from facevae_jax.data.sources.names import CELEBA_FOLDERS
+from facevae_jax.data.sources.opening import Listing, Source, list_files, open_source
 
 IMAGES, ATTRIBUTES, PARTITION = CELEBA_FOLDERS[0], "list_attr_celeba", "list_eval_partition"
 TORCHVISION = "celeba"  # the folder in the one that torchvision is given

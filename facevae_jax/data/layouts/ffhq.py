@@ -10,7 +10,8 @@ from jaxtyping import Float32, Int
 
 from facevae_jax.core.errors import UserError
 from facevae_jax.data.layouts import types
-from facevae_jax.data.sources.opening import FFHQ_FOLDERS, Listing, Source, list_files, open_source
+from facevae_jax.data.sources.names import FFHQ_FOLDERS
+from facevae_jax.data.sources.opening import Listing, Source, list_files, open_source
 
 FEATURES = "ffhq-features-dataset"
 THUMBNAIL_RESOLUTION = 128

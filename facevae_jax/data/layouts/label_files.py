@@ -18,7 +18,7 @@ from jaxtyping import Float32
 from facevae_jax.core.errors import UserError, some
 from facevae_jax.core.files import reason
 from facevae_jax.data.layouts.types import UNKNOWN, Attribute, Images, Layout, SourceImage
-from facevae_jax.data.sources.opening import canonical, is_image
+from facevae_jax.data.sources.names import canonical, is_image
 
 SUFFIXES = (".csv", ".json", ".jsonl")
 ABSOLUTE = re.compile(r"/|[A-Za-z]:/")  # how the path of a file begins, on Windows too

@@ -16,7 +16,7 @@ from facevae_jax.data.layouts.folder import SPLIT_FOLDERS
 from facevae_jax.data.layouts.label_files import ABSOLUTE, label_column
 from facevae_jax.data.layouts.splits import hold_out
 from facevae_jax.data.layouts.types import SPLITS, TRAIN, UNKNOWN, VALIDATION, Attribute, Images, Layout, SourceImage
-from facevae_jax.data.sources.opening import canonical, is_debris, what_it_is
+from facevae_jax.data.sources.names import canonical, is_debris, what_it_is
 
 SUFFIX = ".parquet"
 ROW = "/row"  # a column that no file has: names of labels have no slash

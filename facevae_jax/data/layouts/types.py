@@ -13,7 +13,8 @@ from jaxtyping import Float32, Int
 
 from facevae_jax.core.errors import UserError, some
 from facevae_jax.data.sources.images import CENTER_SQUARE, Crop
-from facevae_jax.data.sources.opening import CELEBA_FOLDERS, FFHQ_FOLDERS, File, Listing, Source
+from facevae_jax.data.sources.names import CELEBA_FOLDERS, FFHQ_FOLDERS
+from facevae_jax.data.sources.opening import File, Listing, Source
 
 SPLITS = TRAIN, VALIDATION, TEST = "train", "validation", "test"
 # What a source may have instead of images, and what to do with it, of some names and the first one's path.

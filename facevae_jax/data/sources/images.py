@@ -17,7 +17,8 @@ from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
 from facevae_jax.core.files import reason
 from facevae_jax.core.parallel import map_in_order
-from facevae_jax.data.sources.opening import PNG_START, File, read_file
+from facevae_jax.data.sources.names import PNG_START
+from facevae_jax.data.sources.opening import File, read_file
 
 FORMATS = ("PNG", "JPEG", "WEBP")  # the only decoders that untrusted files reach
 RESIZE = "Pillow Lanczos, antialiased; images of four or more times the resolution first reduced to at least twice it"

@@ -15,7 +15,8 @@ from facevae_jax.config import MAX_RESOLUTION
 from facevae_jax.core.errors import UserError, expand_home
 from facevae_jax.core.parallel import map_in_order
 from facevae_jax.data.sources import images
-from facevae_jax.data.sources.opening import Folder, is_image, read_file
+from facevae_jax.data.sources.names import is_image
+from facevae_jax.data.sources.opening import Folder, read_file
 
 
 class Faces(NamedTuple):
