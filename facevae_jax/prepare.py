@@ -189,6 +189,9 @@ def prepare(
     if reading.is_published(target) and not overwrite:
         refuse_other_source(target, layout=layout, source=source)
         refuse_other_labels(target, attributes)
+        if layout != "tfds" and _path(source).exists():  # it may be gone since
+            found = open_layout(layout, source, resolution=resolution, data_dir=data_dir, attributes=attributes)
+            refuse_other_files(target, found)
         counts = describe_counts(reading.split_sizes(target))
         again = "delete it to prepare it again" if is_remote(data_dir) else "--overwrite prepares it again"
         print(f"already prepared: {target} ({counts}); {again}.")
@@ -239,6 +242,16 @@ def refuse_other_source(target: AnyPath, *, layout: str, source: str) -> None:
         raise UserError(
             f"{target} was prepared from {held!r} (--layout={kind}), not {named!r} (--layout={layout}): "
             "--name=NAME prepares another dataset, --overwrite replaces this one."
+        )
+
+
+def refuse_other_files(target: AnyPath, layout: Layout) -> None:
+    """Raises a UserError if the dataset at `target` was prepared from files of other names than a layout has now."""
+    before = reading.read_metadata(target).get("files")  # None of a version that did not record them
+    if before not in (None, builder.hash_of_names(layout)):
+        raise UserError(
+            f"{target} was prepared from other files: some were added, removed or renamed, or are of another folder: "
+            "--overwrite prepares it again, --name=NAME another dataset."
         )
 
 

@@ -250,6 +250,9 @@ def test_a_face_keeps_its_details_draws_them_or_has_their_mean(run, tmp_path):
         assert_nearly(path[[0, 2, 4]], expected)
     halfway = trained.decode((code[:1] + code[1:2]) / 2, (details[:1] + details[1:2]) / np.sqrt(2))
     assert_nearly(made(verbs.interpolate, "keep", steps=2)[1:2], halfway)
+    to = tmp_path / "sampled.npz"
+    verbs.sample(trained, verbs.Request(output=str(to), count=3, prior="standard", detail="mean"))
+    assert_nearly(np.load(to)["arr_0"], trained.decode(trained.sample_codes(3, prior="standard")))
     moved = made(verbs.traverse, "keep", dimensions=[0, 1], alpha=(0.0, 2.0))
     assert_nearly(moved[[0, 2]], of["keep"][[0, 0]])
 

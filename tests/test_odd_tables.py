@@ -267,3 +267,21 @@ def test_a_validation_split_that_is_left_out_is_told(tmp_path, capsys):
     asked = {"layout": "folder", "resolution": 32, "name": "left", "data_dir": tmp_path / "data"}
     prepare(source, **asked, on_bad_image="skip")
     assert "all images for validation were left out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("change", ["added", "removed", "another folder"])
+def test_images_that_changed_since_are_not_passed_over(tmp_path, capsys, change):
+    source = saved(tmp_path / "a" / "faces", [f"{number}.png" for number in range(6)])
+    asked = {"layout": "folder", "resolution": 32, "name": "same", "data_dir": tmp_path / "data"}
+    prepare(source, **asked)
+    prepare(source, **asked)
+    assert "already prepared" in capsys.readouterr().out
+    if change == "added":
+        saved(source, ["new.png"])
+    elif change == "removed":
+        (source / "0.png").unlink()
+    else:
+        source = saved(tmp_path / "b" / "faces", ["x.png", "y.png"])
+    with pytest.raises(UserError, match="prepared from other files"):
+        prepare(source, **asked)
+    prepare(source, **asked, overwrite=True)

@@ -75,7 +75,9 @@ def sample(trained: TrainedModel, request: Request) -> str:
         raise UserError(f"--attribute needs --prior={FLOW}, not {request.prior}: only that one knows the labels.")
     name = request.prior or trained.default_prior
     prior = trained.prior_given(request.attribute) if request.attribute else name
-    faces = trained.sample_stream(count, prior=prior, temperature=request.temperature, seed=request.seed)
+    faces = trained.sample_stream(
+        count, prior=prior, temperature=request.temperature, seed=request.seed, details=request.detail != "mean"
+    )
     outputs.write_stream(to, faces, count=count)
     given = f" given {', '.join(request.attribute)}" if request.attribute else ""
     return f"{to.path}: {count:,} faces from step {trained.step:,}, prior {name}{given}"

@@ -34,15 +34,15 @@ def temperatures(given: Temperature, detail_shapes: Sequence[tuple[int, ...]]) -
     numbers = [isinstance(value, int | float | np.number) and 0 <= value <= MAX_TEMPERATURE for value in steps.values()]
     if not all(numbers):
         wrong = [value for value, right in zip(steps.values(), numbers, strict=True) if not right]
-        raise UserError(f"temperature={wrong[0]!r:.40} must be a number from 0 to {MAX_TEMPERATURE:g}.")
+        raise UserError(f"--temperature={wrong[0]!r:.40} must be a number from 0 to {MAX_TEMPERATURE:g}.")
     if isinstance(given, Mapping):
         if not detail_shapes:
-            raise UserError("temperature: this model has no groups of latents below its code: give one number.")
+            raise UserError("--temperature: this model has no groups of latents below its code: give one number.")
         sides = {shape[0] for shape in detail_shapes}
         missing = [resolution for resolution in list(steps)[1:] if resolution not in sides]
         if missing or not steps:
             named = f"no groups at {missing[0]}" if missing else "empty"
-            raise UserError(f"temperature: {named}: groups below the code have {', '.join(map(str, sorted(sides)))}.")
+            raise UserError(f"--temperature: {named}: groups below the code have {', '.join(map(str, sorted(sides)))}.")
 
     def at(resolution: int) -> float:
         return next((value for low, value in reversed(steps.items()) if low <= resolution), next(iter(steps.values())))

@@ -138,9 +138,10 @@ class TrainedModel:
         flat = self.check_codes(codes)
         if details is None:
             return self.inference.decode(flat)
+        details = np.asarray(details, np.float32)
         if details.shape != (wanted := (len(flat), self.detail_size)):
             raise UserError(f"details of shape {list(details.shape)}: give {list(wanted)}.")
-        batches = self.inference.batches(Detailed(flat, np.asarray(details, np.float32)))
+        batches = self.inference.batches(Detailed(flat, details))
         return np.concatenate(list(self.inference.decode_detailed(batches)))
 
     def details(self, images: Shaped[np.ndarray, "n r r 3"]) -> Float32[np.ndarray, "n d"]:
@@ -196,21 +197,34 @@ class TrainedModel:
     ) -> Float32[np.ndarray, "n d"]:
         """The values below the codes that `sample` draws with the same seed, from number `first` on."""
         _check_draws(count, seed)
+        if not self.detail_size:
+            return np.zeros((count, 0), np.float32)
         of_details = temperatures(temperature, self.inference.detail_shapes).details
         nothing = self.inference.batches(np.zeros((count, 0), np.float32))
         draws = numbered(nothing, seed=seed, temperatures=of_details, first=first)
         return np.concatenate(list(self.inference.map_stream(draw_details, draws)))
 
     def sample_stream(
-        self, count: int, *, prior: str | Prior | None = None, temperature: Temperature = 1.0, seed: int = 0
+        self,
+        count: int,
+        *,
+        prior: str | Prior | None = None,
+        temperature: Temperature = 1.0,
+        seed: int = 0,
+        details: bool = True,
     ) -> Iterator[UInt8[np.ndarray, "b r r 3"]]:
-        """The faces of `sample` a batch at a time, in memory that does not grow with their number."""
+        """The faces of `sample` a batch at a time, in memory that does not grow with their number.
+
+        Without `details`, a hierarchy's groups below the code are at the means of their priors.
+        """
         _check_draws(count, seed)
         sample = self.sampler(prior, temperature=temperature)
         size = min(self.inference.batch_size, 1 << max(count - 1, 0).bit_length())
         key = named_key(seed, "sample")
         # Always as many, so that it is compiled once.
         batches = (np.asarray(sample(key, np.arange(at, at + size)))[: count - at] for at in range(0, count, size))
+        if not details:
+            return self.inference.decode_stream(batches)
         return self.decode_draws(batches, temperature=temperature, seed=seed)
 
     def decode_draws(

@@ -6,6 +6,7 @@ which a folder is not a dataset, is written last, and from then on nothing chang
 """
 
 import contextlib
+import hashlib
 import importlib.metadata
 import os
 import pathlib
@@ -197,6 +198,7 @@ def _provenance(layout: Layout, resolution: int) -> dict[str, Any]:
     return {
         "layout": layout.kind,
         "source": printable(layout.source),
+        "files": hash_of_names(layout),
         "resolution": resolution,
         "crop": layout.crop.description,
         "resize": images.RESIZE,
@@ -210,6 +212,15 @@ def _provenance(layout: Layout, resolution: int) -> dict[str, Any]:
             "tensorflow_datasets": importlib.metadata.version("tensorflow-datasets"),
         },
     }
+
+
+def hash_of_names(layout: Layout) -> str:
+    """Of the names of all images with their splits: it changes where images are added, removed or renamed."""
+    digest = hashlib.sha256()
+    for split, found in layout.splits.items():
+        for image in found:
+            digest.update(os.fsencode(f"{split}/{image.name}\0"))
+    return digest.hexdigest()[:16]
 
 
 def printable(name: str) -> str:
