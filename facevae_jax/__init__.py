@@ -39,7 +39,10 @@ if _limit != resource.RLIM_INFINITY:
             os.unlink(_compiled)  # noqa: PTH108
 
 # Ctrl-C while a command imports ends it at once, without a traceback; `command_line.run` handles it from then on.
-if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+_is_command = ("-m", __name__) in (
+    (a, b.partition(".")[0]) for a, b in zip(sys.orig_argv, sys.orig_argv[1:], strict=False)
+)
+if sys.argv[:1] == ["-m"] and _is_command and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 # Imported on first use: `import facevae_jax`, and a command with a mistyped flag, should not wait for JAX.

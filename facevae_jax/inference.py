@@ -122,7 +122,11 @@ class Inference:
 
     def reconstruct(self, images: Shaped[np.ndarray, "n h w c"]) -> UInt8[np.ndarray, "n h w c"]:
         """Pixels of the reconstructions from the means of the posteriors."""
-        return np.concatenate(list(self.map_stream(reconstruct, self.batches(images))))
+        return np.concatenate(list(self.reconstruct_stream(self.batches(images))))
+
+    def reconstruct_stream(self, batches: Iterable[np.ndarray]) -> Iterator[UInt8[np.ndarray, "b h w c"]]:
+        """The reconstructions of batches of images, while the next ones compute."""
+        return self.map_stream(reconstruct, batches)
 
     def decode_stream(self, batches: Iterable[Float[np.ndarray, "b z"]]) -> Iterator[UInt8[np.ndarray, "b h w c"]]:
         """Pixels of batches of codes, each of at most `batch_size`, while the next ones compute."""

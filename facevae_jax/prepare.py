@@ -28,7 +28,7 @@ from facevae_jax.data.dataset import ARRAYS
 from facevae_jax.data.layouts.celeba import celeba_layout
 from facevae_jax.data.layouts.ffhq import ffhq_layout
 from facevae_jax.data.layouts.folder import folder_layout
-from facevae_jax.data.layouts.label_files import SUFFIXES, join_table, read_table
+from facevae_jax.data.layouts.label_files import SUFFIXES, join_table
 from facevae_jax.data.layouts.parquet import parquet_layout
 from facevae_jax.data.layouts.tfds import tfds_layout
 from facevae_jax.data.layouts.types import TRAIN, VALIDATION, Layout
@@ -188,8 +188,8 @@ def prepare(
     target = reading.dataset_directory(data_dir, name=name, resolution=resolution)
     if reading.is_published(target) and not overwrite:
         refuse_other_source(target, layout=layout, source=source)
-        refuse_other_labels(target, attributes)
-        if layout != "tfds" and _path(source).exists():  # it may be gone since
+        there = [given for given in (source, attributes) if given]
+        if layout != "tfds" and all(_path(given).exists() for given in there):  # they may be gone since
             found = open_layout(layout, source, resolution=resolution, data_dir=data_dir, attributes=attributes)
             refuse_other_files(target, found)
         counts = describe_counts(reading.split_sizes(target))
@@ -246,24 +246,16 @@ def refuse_other_source(target: AnyPath, *, layout: str, source: str) -> None:
 
 
 def refuse_other_files(target: AnyPath, layout: Layout) -> None:
-    """Raises a UserError if the dataset at `target` was prepared from files of other names than a layout has now."""
-    before = reading.read_metadata(target).get("files")  # None of a version that did not record them
-    if before not in (None, builder.hash_of_names(layout)):
-        raise UserError(
-            f"{target} was prepared from other files: some were added, removed or renamed, or are of another folder: "
-            "--overwrite prepares it again, --name=NAME another dataset."
-        )
-
-
-def refuse_other_labels(target: AnyPath, attributes: str | None) -> None:
-    """Raises a UserError if the dataset at `target` lacks columns of a table of labels that is given now."""
-    if not attributes or not attributes.lower().endswith(SUFFIXES):
-        return
-    known = {attribute["name"] for attribute in reading.read_metadata(target).get("attributes", ())}
-    wanted = [attribute.name for attribute in read_table(_path(attributes, name="--attributes")).attributes]
-    if missing := [name for name in wanted if name not in known]:
-        without = f"{target} was prepared without {some(missing)}"
-        raise UserError(f"--attributes={attributes!r}: {without}: --overwrite prepares it again.")
+    """Raises a UserError if the dataset at `target` lacks labels that a layout has now, or is of other files."""
+    metadata = reading.read_metadata(target)
+    known = {attribute["name"] for attribute in metadata.get("attributes", ())}
+    reason = ""
+    if missing := [attribute.name for attribute in layout.attributes if attribute.name not in known]:
+        reason = f"without the labels {some(missing)}"
+    elif metadata.get("files") not in (None, builder.hash_of_names(layout)):  # None of an earlier version
+        reason = "from other files: some were added, removed or renamed, or are of another folder"
+    if reason:
+        raise UserError(f"{target} was prepared {reason}: --overwrite prepares it again, --name=NAME another dataset.")
 
 
 def open_layout(

@@ -56,7 +56,7 @@ def test_the_guilty_part_is_found(trained, monkeypatch, guilty):
         yield np.repeat(dark, count, axis=0) if guilty == "prior" else next(decode_stream([np.zeros((count, 8))]))
 
     monkeypatch.setattr(trained.inference, "decode_stream", decode_stream)
-    monkeypatch.setattr(trained, "reconstruct", decoded)
+    monkeypatch.setattr(trained.inference, "reconstruct_stream", decode_stream)
     monkeypatch.setattr(trained, "sample_stream", sample_stream)
     found = diagnosis.diagnose(trained, "validation", extract=colors, prior="standard", count=36)
     assert found["largest"] == guilty

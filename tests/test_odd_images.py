@@ -86,6 +86,9 @@ def test_profiles_fit_the_pixels_that_they_are_for():
     gray = PIXELS[..., 0]
     both = [images.load(png(p, icc_profile=linear), task)[0] for p in (gray, np.stack([gray] * 3, axis=2))]
     assert np.abs(np.asarray(both[0]).astype(int) - np.asarray(both[1])).max() <= 1
+    for space in (b"GRAY", b"CMYK"):  # of other pixels: it is left out
+        other = linear[:16] + space + linear[20:]
+        np.testing.assert_array_equal(np.asarray(images.load(png(icc_profile=other), task)[0]), PIXELS)
     keyed = PIXELS.copy()
     keyed[:8, :8] = (1, 2, 3)
     found, _ = images.load(png(keyed, icc_profile=linear, transparency=(1, 2, 3)), task)

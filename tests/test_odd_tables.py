@@ -253,7 +253,7 @@ def test_labels_that_come_later_are_not_passed_over(tmp_path, capsys):
     (tmp_path / "a.csv").write_text("file,smile\n" + "".join(f"{number}.png,{number % 2}\n" for number in range(4)))
     asked = {"layout": "folder", "resolution": 32, "name": "later", "data_dir": tmp_path / "data"}
     prepare(source, **asked)
-    with pytest.raises(UserError, match="was prepared without smile"):
+    with pytest.raises(UserError, match="was prepared without the labels smile"):
         prepare(source, **asked, attributes=tmp_path / "a.csv")
     prepare(source, **asked, attributes=tmp_path / "a.csv", overwrite=True)
     capsys.readouterr()
@@ -285,3 +285,28 @@ def test_images_that_changed_since_are_not_passed_over(tmp_path, capsys, change)
     with pytest.raises(UserError, match="prepared from other files"):
         prepare(source, **asked)
     prepare(source, **asked, overwrite=True)
+
+
+def test_a_row_labels_what_it_fits_best_and_nothing_by_accident(tmp_path):
+    """Two formats of one name; a dot in a name; a path of another folder; several columns that could be the files'."""
+    _, found = column(tmp_path / "1", "file,age\n1.jpg,7\n", ["1.jpg", "1.png"])
+    assert found["1.jpg"] == 7
+    assert np.isnan(found["1.png"])
+    _, found = column(tmp_path / "2", "file,age\nperson.1,7\nb.png,8\n", ["person.png", "b.png"])
+    assert np.isnan(found["person.png"])
+    _, found = column(tmp_path / "3", "file,age\n/data/a/1.png,7\n", ["a/1.png", "b/1.png"])
+    assert found["a/1.png"] == 7
+    assert np.isnan(found["b/1.png"])
+    _, found = column(tmp_path / "4", "file,age\na/1.png,7\nx.png,8\n", ["b/1.png", "x.png"])
+    assert np.isnan(found["b/1.png"])
+    attribute, _ = column(tmp_path / "5", "image_id,mask\n1,1_mask.png\n2,2_mask.png\n", ["1.png", "2.png"])
+    assert attribute.name == "mask"
+    with pytest.raises(UserError, match=r"the row '1\.png' fits '[ab]/1\.png' and '[ab]/1\.png': write paths\."):
+        column(tmp_path / "6", "file,age\n1.png,7\n", ["a/1.png", "b/1.png"])
+
+
+@pytest.mark.parametrize("content", ['["a.png", "b.png"]', '[["a.png", 1]]', '[{"file": "a.png", "x": 1}, {"x": 2}]'])
+def test_json_of_other_shapes_is_one_line(tmp_path, content):
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(UserError, match="cannot be read"):
+        read_table(tmp_path / "a.json")

@@ -86,7 +86,7 @@ def test_groups_of_latents_have_a_curve_each(run_folder):
 
 
 def test_many_groups_have_a_curve_for_each_resolution(run_folder):
-    of = {"rates": [1.0, 2.0, 3.0], "resolutions": [1, 8], "rates_by_resolution": [1.0, 5.0]}
+    of = {"rates": [1.0, 2.0, 3.0], "resolutions": ["1x1", "8x8"], "rates_by_resolution": [1.0, 5.0]}
     records = [record | of for record in read_metrics(run_folder)]
     (run_folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     *_, picture = curves.loss_curves(open_runs([run_folder]))

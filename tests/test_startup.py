@@ -43,17 +43,21 @@ def test_cores_are_devices_that_divide_the_batch():
 def test_a_signal_while_a_command_imports_ends_it_without_a_word_of_python(tmp_path, number):
     """Whether Python, JAX or the command itself is being imported."""
     words = [sys.executable, "-m", "facevae_jax.generate", "sample", f"--workdir={tmp_path / 'none'}"]
-    started = time.perf_counter()
-    refused = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    whole = time.perf_counter() - started
+    for _ in range(2):  # the first reads files from the disk
+        started = time.perf_counter()
+        refused = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+        whole = time.perf_counter() - started
     assert refused.returncode == 2
+    codes = []
     for part in (0.15, 0.3, 0.45, 0.6, 0.75, 0.9):
         process = subprocess.Popen(words, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
         time.sleep(part * whole)
         process.send_signal(number)
         said = process.communicate(timeout=60)[1]
-        assert process.returncode in (2, -number, 128 + number), said
+        codes.append(process.returncode)
+        assert codes[-1] in (2, -number, 128 + number), said
         assert "Traceback" not in said
+    assert codes[0] != 2
 
 
 PROGRAM = """

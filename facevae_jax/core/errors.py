@@ -12,8 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 # Rights, limits and failures of the file system, which say nothing about what is in a file.
 OF_MACHINE = (
-    *(errno.EACCES, errno.EPERM, errno.ELOOP, errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE, errno.ENOTDIR),
-    *(errno.EISDIR, errno.EBUSY, errno.ETIMEDOUT, errno.ENXIO),
+    *(errno.EACCES, errno.EPERM, errno.ELOOP, errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE, errno.ETIMEDOUT),
 )
 
 
@@ -120,7 +119,7 @@ def of_environment(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno in FULL:
         return f"{error.filename or 'a file'} cannot be written ({error.strerror}): make room, and give it again."
     if isinstance(error, OSError) and error.errno in OF_MACHINE and error.filename:
-        return f"{os.fsdecode(error.filename)}: {error.strerror}: mend that, and give the same command again."
+        return f"{error.filename}: {error.strerror}: mend that, and give the same command again."
     if isinstance(error, EOFError) and "marshal data" in text:  # Python does not notice a full disk as it writes one
         folder = pathlib.Path(__file__).parents[1]
         return f"a compiled module of Python is cut short: run python -m compileall -qf {folder}"

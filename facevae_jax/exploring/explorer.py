@@ -99,6 +99,8 @@ class Explorer:
     def sample(self, request: Mapping[str, Any]) -> dict[str, str]:
         """A new face and its PNG: the first image of `generate sample` with the same seed, prior and temperature.
 
+        A hierarchy's groups below the code are at the means of their priors, as with `--detail=mean`.
+
         Raises:
           UserError: the request is invalid.
         """

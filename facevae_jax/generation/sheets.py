@@ -17,28 +17,35 @@ MOST_MOVED = 1_024  # dimensions of a code that are compared by what they change
 class Details(NamedTuple):
     """What a hierarchy's groups below the code are in each picture of a sheet: a mixture of those of some faces.
 
-    The weights are those of arcs, since the middle of a line would have weaker details than its ends.
+    The weights are those of arcs, since the middle of a line would have weaker details than its ends. There are none of
+    a model whose code is all of its latents.
     """
 
     of_faces: Float32[np.ndarray, "f d"]  # as of `TrainedModel.details`
     weights: Float[np.ndarray, "rows columns f"]
 
     @classmethod
-    def of_rows(cls, details: Float32[np.ndarray, "f d"], faces: Sequence[int], *, columns: int) -> "Details":
+    def of_rows(cls, details: Float32[np.ndarray, "f d"], faces: Sequence[int], *, columns: int) -> "Details | None":
         """All pictures of a row have the details of one face."""
+        if not details.shape[1]:
+            return None
         return cls(details, np.repeat(np.eye(len(details))[list(faces)][:, None], columns, axis=1))
 
     @classmethod
     def of_paths(
         cls, details: Float32[np.ndarray, "f d"], steps: int, *, rows: int = 1, loop: bool = False
-    ) -> "Details":
+    ) -> "Details | None":
         """Those of `paths.path` through the faces of each row, which has as many as the others."""
+        if not details.shape[1]:
+            return None
         stops = np.eye(len(details)).reshape(rows, -1, len(details))
         return cls(details, np.stack([paths.path(row, steps, method="slerp", loop=loop) for row in stops]))
 
     @classmethod
-    def of_square(cls, details: Float32[np.ndarray, "f d"], *, side: int) -> "Details":
+    def of_square(cls, details: Float32[np.ndarray, "f d"], *, side: int) -> "Details | None":
         """Those of `paths.square` between four faces."""
+        if not details.shape[1]:
+            return None
         return cls(details, paths.square(np.eye(4), rows=side, columns=side, method="slerp"))
 
 

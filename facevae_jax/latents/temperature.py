@@ -24,13 +24,13 @@ def temperatures(given: Temperature, detail_shapes: Sequence[tuple[int, ...]]) -
 
     Args:
       given: one number; or a number for each resolution from which on it holds, up to the next. The code has that of
-        the lowest resolution.
+        resolution 1.
       detail_shapes: of the groups below the code, `models.api.Model.detail_shapes`.
 
     Raises:
       UserError: a number is out of range, or the model has one resolution of latents.
     """
-    steps = dict(sorted(given.items())) if isinstance(given, Mapping) else {1: given}
+    steps = dict(sorted(given.items(), key=lambda pair: int(pair[0]))) if isinstance(given, Mapping) else {1: given}
     numbers = [isinstance(value, int | float | np.number) and 0 <= value <= MAX_TEMPERATURE for value in steps.values()]
     if not all(numbers):
         wrong = [value for value, right in zip(steps.values(), numbers, strict=True) if not right]
@@ -39,12 +39,12 @@ def temperatures(given: Temperature, detail_shapes: Sequence[tuple[int, ...]]) -
         if not detail_shapes:
             raise UserError("--temperature: this model has no groups of latents below its code: give one number.")
         sides = {shape[0] for shape in detail_shapes}
-        missing = [resolution for resolution in list(steps)[1:] if resolution not in sides]
-        if missing or not steps:
-            named = f"no groups at {missing[0]}" if missing else "empty"
+        missing = [resolution for resolution in steps if resolution not in {1, *sides}]
+        if missing or 1 not in steps:
+            named = f"no groups at {missing[0]}" if missing else "begin with 1, for the code"
             raise UserError(f"--temperature: {named}: groups below the code have {', '.join(map(str, sorted(sides)))}.")
 
     def at(resolution: int) -> float:
-        return next((value for low, value in reversed(steps.items()) if low <= resolution), next(iter(steps.values())))
+        return next(value for low, value in reversed(steps.items()) if low <= resolution)
 
-    return Temperatures(next(iter(steps.values())), tuple(at(shape[0]) for shape in detail_shapes))
+    return Temperatures(steps[1], tuple(at(shape[0]) for shape in detail_shapes))

@@ -49,7 +49,7 @@ def sample_distances(
     real = features_of(extract, image_blocks(pixels, size))
     made = features_of(extract, trained.sample_stream(count, prior=prior, seed=seed))
     means = encode_all(trained.inference, image_blocks(pixels, size), count).mean
-    again = features_of(extract, map(trained.reconstruct, image_blocks(pixels, size)))
+    again = features_of(extract, trained.inference.reconstruct_stream(image_blocks(pixels, size)))
     halfway = features_of(extract, _between(trained, means, (0.5,)))
     pairs = min(PATHS, count)
     steps = features_of(extract, _between(trained, means[:pairs], np.linspace(0, 1, PATH_PICTURES).tolist()))
@@ -90,7 +90,7 @@ def inception_distances(
     count, size = len(pixels), trained.inference.batch_size
     sets = {
         "sample": trained.sample_stream(count, prior=prior, seed=seed),
-        "reconstruction": map(trained.reconstruct, image_blocks(pixels, size)),
+        "reconstruction": trained.inference.reconstruct_stream(image_blocks(pixels, size)),
     }
     found: dict[str, Any] = {
         "images": count,

@@ -81,7 +81,7 @@ def diagnose(
     draws = trained.posterior_sample(posterior, seed=seed)
     distances = {
         "data": distance(image_blocks(pixels[:half], size)),
-        "decoder": distance(map(trained.reconstruct, image_blocks(pixels[:half], size))),
+        "decoder": distance(trained.inference.reconstruct_stream(image_blocks(pixels[:half], size))),
         "posterior": distance(trained.decode_draws(trained.inference.batches(draws), seed=seed)),
         "prior": distance(trained.sample_stream(half, prior=prior, seed=seed)),
     }

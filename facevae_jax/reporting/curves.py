@@ -118,8 +118,7 @@ def group_curves(run: Run) -> Picture:
     figure, what = Figure(), "resolution" if sides else "group"
     axes = figure.add_subplot(title=f"KL of each {what}", xlabel="optimizer step", ylabel="KL, nats")
     lines = axes.plot(steps, rates, marker="o", markersize=3)
-    names = [f"{side}x{side}" for side in sides] if sides else [f"group {group}" for group in range(len(lines))]
-    legend_below(figure, lines, names)
+    legend_below(figure, lines, sides or [f"group {group}" for group in range(len(lines))])
     return chart(figure, alt=f"KL of {len(lines)} {'resolutions' if sides else 'groups'} of latents over steps")
 
 

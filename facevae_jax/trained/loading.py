@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
@@ -32,7 +33,7 @@ def load(path: str | os.PathLike[str], *, batch_size: int = 0) -> TrainedModel:
       UserError: there is no run, it has no checkpoint yet, or none can be read; or the file is damaged or foreign.
     """
     place = expand_home(path, name="--workdir")
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 0:
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 0:
         raise UserError(f"--batch_size={batch_size!r}: choose a whole number, or 0.")
     numerics.check()
     mesh = make_mesh()
@@ -86,6 +87,8 @@ def _without_warnings() -> Iterator[None]:
 def _first_whole(checkpoints: Checkpoints, wanted: dict[str, Any], steps: list[int]) -> tuple[dict[str, Any], int]:
     """Fields of the first of `steps` that is whole, and which it is."""
     *others, last = steps
+    for step in steps:
+        checkpoints.check(wanted, step=step)
     for step in others:
         try:
             return checkpoints.restore_tree(wanted, step=step), step

@@ -34,7 +34,7 @@ WEIGHTS = ("params", "batch_stats", "averaged")  # fields of the state that have
 # What TensorStore and the system say where nothing is wrong with a file.
 OF_MACHINE = re.compile(
     "PERMISSION_DENIED|RESOURCE_EXHAUSTED|UNAVAILABLE|DEADLINE_EXCEEDED|Permission denied|Too many open files|"
-    "Input/output error|Stale file handle"
+    "Stale file handle"
 )
 
 
@@ -53,14 +53,11 @@ def steps_in(workdir: pathlib.Path) -> list[int]:
 
 def _check_readable(directory: pathlib.Path) -> None:
     """Raises a UserError for a part of a checkpoint that this user may not read: it is not damaged."""
-    for folder, _, files in os.walk(directory, onerror=_raise):
-        closed = [name for name in files if not os.access(pathlib.Path(folder, name), os.R_OK)]
-        if closed:
-            raise UserError(f"{pathlib.Path(folder, closed[0])} may not be read: give yourself the right to read it.")
-
-
-def _raise(error: OSError) -> None:
-    raise error
+    for folder, folders, files in os.walk(directory):
+        for path in (pathlib.Path(folder, name) for name in [*folders, *files]):
+            needed = os.R_OK | os.X_OK if path.is_dir() else os.R_OK
+            if path.exists() and not os.access(path, needed):
+                raise UserError(f"{path} may not be read: give yourself the right to read it.")
 
 
 class Restored(NamedTuple):
@@ -104,7 +101,9 @@ class Checkpoints:
                         self._set_aside(score, f"{step}-score", f"{score} is of other images")
                 except FileNotFoundError:
                     continue  # it was never evaluated
-                except (OSError, ValueError):
+                except (OSError, ValueError) as error:
+                    if isinstance(error, PermissionError):
+                        raise UserError(f"{score} may not be read: give yourself the right to read it.") from error
                     self._set_aside(score, f"{step}-score", f"{score} cannot be read")
 
     def _open(self) -> ocp.CheckpointManager:
@@ -221,6 +220,7 @@ class Checkpoints:
         tree = abstract._asdict()
         damaged: dict[int, str] = {}
         for step in self.steps():
+            hosts.together(functools.partial(self.check, tree, step=step))
             try:
                 restored = hosts.together(functools.partial(self.restore_tree, tree, step=step))
             except (DamagedError, hosts.ElsewhereError) as error:
@@ -263,8 +263,6 @@ class Checkpoints:
             partial_restore=True,
         )
         directory = self.path(step)
-        _check_readable(directory)
-        self._check_shapes(abstract, step)
         try:
             record = self._record(step)
             saved = record.get("checksums")
@@ -275,7 +273,7 @@ class Checkpoints:
         except Exception as error:  # the type depends on which file is damaged
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             elsewhere = isinstance(error, OSError) and error.filename and str(directory) not in str(error.filename)
-            if elsewhere or OF_MACHINE.search(reason):
+            if elsewhere or OF_MACHINE.search(str(error)):
                 raise UserError(
                     f"{directory} cannot be read now ({reason}): mend that, and give the same command again."
                 ) from error
@@ -288,8 +286,13 @@ class Checkpoints:
             raise DamagedError(f"{directory} holds parameters, or a score, that are not finite")
         return restored
 
-    def _check_shapes(self, abstract: dict[str, Any], step: int) -> None:
-        """Raises a UserError where parameters were saved with other shapes than the config's: somebody changed it."""
+    def check(self, abstract: dict[str, Any], *, step: int) -> None:
+        """Checks what would make `restore_tree` call a whole checkpoint damaged.
+
+        Raises:
+          UserError: a part may not be read, or parameters have other shapes than the config's, which somebody changed.
+        """
+        _check_readable(self.path(step))
         try:
             saved = self._manager.item_metadata(step)[STATE].tree
         except Exception:  # damaged: restoring says so
@@ -297,11 +300,11 @@ class Checkpoints:
         for path, leaf in jax.tree.leaves_with_path({name: abstract[name] for name in abstract if name in WEIGHTS}):
             found = saved
             for key in path:
-                found = found.get(key.key) if isinstance(found, dict) else None
+                found = found.get(getattr(key, "key", None)) if isinstance(found, dict) else None
             shape = getattr(found, "shape", None)
             if shape is not None and tuple(shape) != tuple(leaf.shape):
                 raise UserError(
-                    f"{self.path(step)}: {'/'.join(str(key.key) for key in path)} has the shape {list(shape)}, and by "
+                    f"{self.path(step)}: {jax.tree_util.keystr(path)} has the shape {list(shape)}, and by "
                     f"config.json {list(leaf.shape)}: put back the config.json that the run was trained with."
                 )
 

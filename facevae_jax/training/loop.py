@@ -77,7 +77,8 @@ class Trainer:
             state, seconds = self._advance(compiled, feed, state, step, count)
             if not seconds_per_step:
                 log(f"first step after {time.time() - started:.1f} s")
-            elif not told and (told := True):
+            elif not told:
+                told = True
                 log(f"about {self.telemetry.time_left} for the steps to come, beside evaluations")
             step += count
             # The same in all processes, or they would choose other dispatches and stop at other steps.
@@ -161,8 +162,9 @@ class Trainer:
             return None
         loss, units, sides, active = jax.device_get(evaluation)
         values = figures(loss)
-        if len(found := np.unique(sides)) < len(sides):
-            values["resolutions"] = found.tolist()
+        found = np.unique(sides)
+        if 1 < len(found) < len(sides):
+            values["resolutions"] = [f"{side}x{side}" for side in found]
             values["rates_by_resolution"] = [float(loss.rates[sides == side].sum()) for side in found]
         if len(units):
             values["active_units"] = int(active.sum())
@@ -190,7 +192,7 @@ def describe(values: dict[str, Any]) -> str:
     line = f"loss {values['loss']:.2f}  mse {values['mse']:.5f}  kl {values['kl']:.2f} nats"
     if "rates_by_resolution" in values:
         pairs = zip(values["resolutions"], values["rates_by_resolution"], strict=True)
-        line += f" ({' + '.join(f'{rate:.1f} at {side}x{side}' for side, rate in pairs)})"
+        line += f" ({' + '.join(f'{rate:.1f} at {name}' for name, rate in pairs)})"
     elif 0 < len(values.get("rates", [])) <= SHOWN_GROUPS:
         line += f" ({' + '.join(f'{rate:.1f}' for rate in values['rates'])})"
     if "bits_per_dim" in values:

@@ -138,7 +138,10 @@ def make_model(config: RunConfig, execution: Execution | None = None) -> tuple[M
     likelihood = make_likelihood(config.objective, (side, side, CHANNELS))
     execution = execution or Execution(choose_form(config.train.convolution))
     module = models.module_of(config.model.kind)
-    return module.build(config.model, resolution=side, likelihood=likelihood, execution=execution), likelihood
+    model = module.build(config.model, resolution=side, likelihood=likelihood, execution=execution)
+    if not hasattr(model, "detail_shapes"):
+        raise UserError(f"config.model.kind={config.model.kind}: its class needs the base models.api.WholeCode.")
+    return model, likelihood
 
 
 def initial_state(setup: TrainSetup) -> TrainState:

@@ -39,7 +39,7 @@ def celeba_layout(path: pathlib.Path) -> types.Layout:
     """
     source = open_source(path)
     if not _has_images(source) and source.has_folder(TORCHVISION):
-        source = open_source(path / TORCHVISION) if path.is_dir() else source
+        source = open_source(source.path / TORCHVISION) if path.is_dir() else source
     listing, where = _images(source)
     names, labels = _read_list(source, ATTRIBUTES, "Anno", LABELS)
     _, partition = _read_list(source, PARTITION, "Eval", SPLIT_NAMES)
@@ -100,7 +100,8 @@ def _content(source: Source, name: str) -> bytes | None:
     try:
         return source.read(name)
     except (OSError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{source.path / name} cannot be read ({reason(error)}): download it again.") from error
+        remedy = "make it readable" if isinstance(error, PermissionError) else "download it again"
+        raise UserError(f"{source.path / name} cannot be read ({reason(error)}): {remedy}.") from error
 
 
 def _read_list(

@@ -11,7 +11,7 @@ from jaxtyping import Float32, Int
 from facevae_jax.core.errors import UserError
 from facevae_jax.data.layouts import types
 from facevae_jax.data.sources.names import FFHQ_FOLDERS
-from facevae_jax.data.sources.opening import Listing, Source, list_files, open_source
+from facevae_jax.data.sources.opening import Folder, Listing, Source, list_files, open_source
 
 FEATURES = "ffhq-features-dataset"
 THUMBNAIL_RESOLUTION = 128
@@ -32,7 +32,7 @@ def ffhq_layout(path: pathlib.Path, *, resolution: int, attributes: pathlib.Path
     if path.name in FFHQ_FOLDERS:
         folder, listing = path.name, list_files(source)
         beside = path.parent / FEATURES
-        features = open_source(beside) if beside.is_dir() else source
+        features = Folder(beside) if beside.is_dir() else source
     else:
         wanted = FFHQ_FOLDERS if resolution <= THUMBNAIL_RESOLUTION else FFHQ_FOLDERS[::-1]
         folder = next((name for name in wanted if source.has_folder(name)), "")

@@ -83,7 +83,9 @@ def _classes(listing: Listing, *, labeled: bool) -> tuple[tuple[Attribute, ...],
     """The attribute of folders for classes, its value for each file of the listing, and a line that says so."""
     nothing = (), np.empty((len(listing.names), 0), np.float32), ""
     folders = [listing.names[row].split("/")[:-1] for row in listing.image_rows]
-    folders = [[part for part in parts if not split_named(part)] for parts in folders]
+    for parts in folders:
+        if split := next(filter(split_named, parts), ""):
+            parts.remove(split)
     names = sorted({"/".join(parts) for parts in folders} - {""})
     if labeled or len(names) < 2 or any(len(parts) > 1 for parts in folders):
         return nothing

@@ -9,7 +9,7 @@ import io
 import json
 import pathlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +18,7 @@ from jaxtyping import Float32
 from facevae_jax.core.errors import UserError, some
 from facevae_jax.core.files import reason
 from facevae_jax.data.layouts.types import UNKNOWN, Attribute, Images, Layout, SourceImage
-from facevae_jax.data.sources.names import canonical, is_image
+from facevae_jax.data.sources.names import EXTENSIONS, canonical, is_image
 
 SUFFIXES = (".csv", ".json", ".jsonl")
 ABSOLUTE = re.compile(r"/|[A-Za-z]:/")  # how the path of a file begins, on Windows too
@@ -52,22 +52,60 @@ class Table(NamedTuple):
     rows: dict[str, int]  # file name -> row of `values`
     values: Float32[np.ndarray, "n a"]  # NaN where unknown
     notes: tuple[str, ...]
-    ends: dict[str, str]  # the last parts of an entry -> the entry, where they are those of one entry alone
 
-    def find(self, name: str) -> str | None:
-        """The entry of an image: by its path relative to the source, its file name, or these without extension.
+    def fit(self, names: Sequence[str]) -> dict[str, str]:
+        """The entry of each image that has one, by the image's name.
 
-        An entry may be a longer path, whose last parts then decide; of a path of another machine the last part does.
+        An entry may be the path of an image below the source or a longer one, its file's name, one of these without
+        the ending or with that of another format, or a path of another machine, whose last part then decides. What
+        fits better goes first: an entry is not taken by worse fits.
+
+        Raises:
+          ValueError: an entry fits two images alike.
         """
-        path = pathlib.PurePosixPath(name)
-        for key in (name, path.name, path.stem):
-            if key in self.rows:
-                return key
-        for key in (name, _without_ending(name)):
-            if longer := self.ends.get(key):
-                return longer
-        last = self.ends.get(path.name, "")
-        return last if ABSOLUTE.match(last) else None
+        ends: dict[str, list[str]] = {}  # entries by their last parts without endings
+        for entry in self.rows:
+            ends.setdefault(_without_ending(entry).rpartition("/")[2], []).append(entry)
+        found: dict[str, str] = {}
+        for fits in (_is_path, _is_name, _is_path_of_another_format, _is_path_elsewhere):
+            used: dict[str, str] = {}
+            taken = set(found.values())
+            for name in names:
+                if name in found:
+                    continue
+                near = ends.get(_without_ending(name).rpartition("/")[2], [])
+                near = [entry for entry in near if entry not in taken and fits(entry, name)]
+                if len(near) != 1:
+                    continue
+                if near[0] in used:
+                    raise ValueError(f"the row {near[0]!r} fits {used[near[0]]!r} and {name!r}: write paths")
+                used[near[0]] = name
+            found |= {name: entry for entry, name in used.items()}
+        return found
+
+
+def _is_path(entry: str, name: str) -> bool:
+    return entry == name or entry.endswith(f"/{name}")
+
+
+def _is_name(entry: str, name: str) -> bool:
+    file = name.rpartition("/")[2]
+    return entry in (file, _without_ending(file))
+
+
+def _is_path_of_another_format(entry: str, name: str) -> bool:
+    return _is_path(_without_ending(entry), _without_ending(name)) or _without_ending(entry) == _without_ending(
+        name.rpartition("/")[2]
+    )
+
+
+def _is_path_elsewhere(entry: str, name: str) -> bool:
+    return bool(ABSOLUTE.match(entry)) and entry.rpartition("/")[2] == name.rpartition("/")[2]
+
+
+def _without_ending(name: str) -> str:
+    """a/b for a/b.png; names without an image's ending stay."""
+    return name.rpartition(".")[0] if name.lower().endswith(EXTENSIONS) else name
 
 
 def join_table(layout: Layout, path: pathlib.Path, content: bytes | None = None) -> Layout:
@@ -86,31 +124,27 @@ def join_table(layout: Layout, path: pathlib.Path, content: bytes | None = None)
     taken = {attribute.name for attribute in layout.attributes}
     if twice := [attribute.name for attribute in table.attributes if attribute.name in taken]:
         raise UserError(f"{flag}: the images have an attribute {twice[0]!r} already: rename the column.")
-    used: dict[str, str] = {}
-    missing = []
-    for image in (image for images in layout.splits.values() for image in images):
-        key = table.find(image.name)
-        if key is None:
-            missing.append(image.name)
-        elif key in used:
-            raise UserError(f"{flag}: the row {key!r} fits {used[key]!r} and {image.name!r}: write paths.")
-        else:
-            used[key] = image.name
-    if not used:
+    names = [image.name for images in layout.splits.values() for image in images]
+    try:
+        entries = table.fit(names)
+    except ValueError as error:
+        raise UserError(f"{flag}: {error}.") from error
+    missing = [name for name in names if name not in entries]
+    if not entries:
         raise UserError(
             f"{flag}: no row fits an image: write the files' names, or their paths below the source, into the table; "
             f"rows now: {some(table.rows)}; images: {some(missing)}"
         )
-    notes = list(table.notes)
+    notes, used = list(table.notes), set(entries.values())
     if unused := [key for key in table.rows if key not in used]:
         notes.append(f"{len(unused)} of {len(table.rows)} rows of {path.name} fit no image ({some(unused)}).")
     if missing:
-        total = len(used) + len(missing)
-        notes.append(f"{len(missing)} of {total} images are not in {path.name} ({some(missing)}): unknown there.")
+        notes.append(f"{len(missing)} of {len(names)} images are not in {path.name} ({some(missing)}): unknown there.")
+    rows = {name: table.rows[entry] for name, entry in entries.items()}
     return dataclasses.replace(
         layout,
         splits={
-            split: Images(np.arange(len(images)), functools.partial(_join_image, images, table))
+            split: Images(np.arange(len(images)), functools.partial(_join_image, images, rows, table.values))
             for split, images in layout.splits.items()
         },
         attributes=layout.attributes + table.attributes,
@@ -118,10 +152,12 @@ def join_table(layout: Layout, path: pathlib.Path, content: bytes | None = None)
     )
 
 
-def _join_image(images: Sequence[SourceImage], table: Table, row: int) -> SourceImage:
-    image = images[row]
-    key = table.find(image.name)
-    labels = [UNKNOWN] * len(table.attributes) if key is None else table.values[table.rows[key]].tolist()
+def _join_image(
+    images: Sequence[SourceImage], rows: dict[str, int], values: Float32[np.ndarray, "n a"], number: int
+) -> SourceImage:
+    image = images[number]
+    row = rows.get(image.name)
+    labels = [UNKNOWN] * values.shape[1] if row is None else values[row].tolist()
     return image._replace(attributes=(*image.attributes, *labels))
 
 
@@ -163,25 +199,7 @@ def read_table(path: pathlib.Path, content: bytes | None = None) -> Table:
     if not attributes:
         raise UserError(f"{flag} has no attributes: give a column for each beside the files' names.")
     rows = {name: row for row, (name, _) in enumerate(entries)}
-    return Table(tuple(attributes), rows, np.stack(values, axis=1), tuple(notes), _ends(rows))
-
-
-def _ends(names: Iterable[str]) -> dict[str, str]:
-    """The last parts of each name, with and without extension, where no other name has the same ones."""
-    ends: dict[str, str] = {}
-    for name in names:
-        parts = name.split("/")
-        for count in range(1, len(parts) + 1):
-            end = "/".join(parts[-count:])
-            for key in {end, _without_ending(end)}:
-                ends[key] = "" if ends.get(key, name) != name else name
-    return {end: name for end, name in ends.items() if name}
-
-
-def _without_ending(name: str) -> str:
-    """a/b for a/b.png."""
-    folder, slash, file = name.rpartition("/")
-    return f"{folder}{slash}{file.rpartition('.')[0] or file}"
+    return Table(tuple(attributes), rows, np.stack(values, axis=1), tuple(notes))
 
 
 def _text(data: bytes) -> str:
@@ -212,7 +230,7 @@ def _csv_rows(text: str) -> list[dict[str, str]]:
     header, rows = [column.strip() for column in rows[0]], rows[1:]
     if any(map(is_image, header)):
         raise ValueError("its first row is of an image: begin with a row of column names, such as file,smile")
-    if delimiter != ",":
+    if delimiter == ";":  # as where the comma is in the numbers
         rows = [
             [field.replace(",", ".") if DECIMAL_COMMA.fullmatch(field.strip()) else field for field in row]
             for row in rows
@@ -236,6 +254,8 @@ def _entries(text: str, suffix: str) -> list[Entry]:
     if isinstance(content, dict):
         entries = list(content.items())
     else:
+        if not all(isinstance(fields, dict) for fields in content):
+            raise ValueError("expected an object for each image")
         key = _file_column(content)
         if any(key not in fields for fields in content):
             raise ValueError(f"a row lacks {key!r}, the column of files")
@@ -258,7 +278,8 @@ def _file_column(rows: Sequence[dict[str, Any]]) -> str:
     shown = rows[:SHOWN_ROWS]
     holding = [column for column in columns if all(is_image(str(row.get(column, "")).strip()) for row in shown)]
     both = [column for column in named if column in holding]
-    return (both or holding or named or columns)[0]
+    sure = [column for column in named if column.lower() != "name"]  # which may be a person's
+    return (both or sure or holding or named or columns)[0]
 
 
 def _of_stylegan(content: Any) -> Any:

@@ -80,7 +80,8 @@ def parquet_layout(path: pathlib.Path) -> Layout:
             paths += _paths(one, column, file)
             tables.append(_labels(one))
         except (pyarrow.ArrowException, OSError) as error:
-            why = what_it_is(file) or f"{reason(error)}: download it again"
+            other = "" if file.read_bytes()[:4] == b"PAR1" else what_it_is(file)
+            why = other or f"{reason(error)}: download it again"
             raise UserError(f"--source: {file} cannot be read ({why}).") from error
         opened.append(one)
         shards.append(Shard(str(file), column, _starts(one)))
@@ -98,7 +99,7 @@ def parquet_layout(path: pathlib.Path) -> Layout:
         shard, at = places[row]
         return SourceImage(names[row], ParquetMember(shard, at), tuple(values[row].tolist()))
 
-    of_file = np.repeat([_split_of(file, path) for file in files], [shard.starts[-1] for shard in shards])
+    of_file = np.repeat(_splits_of(files, path), [shard.starts[-1] for shard in shards])
     rows = {split: np.flatnonzero(of_file == split) for split in SPLITS}
     if not len(rows[VALIDATION]) and len(rows[TRAIN]) > 1:
         rows |= hold_out(rows[TRAIN], names.__getitem__)
@@ -115,11 +116,13 @@ def _files(path: pathlib.Path) -> list[pathlib.Path]:
     """The files of a source, sorted. Raises UserError: there is none."""
     if not path.exists():
         raise UserError(f"--source={str(path)!r} does not exist: give a Parquet file, or a folder of them.")
-    inside = [path] if path.is_file() else sorted(path.rglob("*"))
+    if path.is_file():
+        return [path]
+    inside = sorted(path.rglob("*"))
     files = [file for file in inside if file.suffix.lower() == SUFFIX and file.is_file()]
     files = [file for file in files if not is_debris(file.as_posix())]
     if not files:
-        entries = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else [path.name]
+        entries = sorted(entry.name for entry in path.iterdir())
         raise UserError(
             f"--source={str(path)!r}: expected {SUFFIX} files, {describe_entries(entries)}: give their folder."
         )
@@ -159,7 +162,7 @@ def _image_column(schema: Any, path: pathlib.Path) -> str:
 def _label_columns(schema: Any) -> list[str]:
     import pyarrow as arrow
 
-    kinds = ["boolean", "integer", "floating", "decimal", "string", "large_string", "string_view", "null"]
+    kinds = ["boolean", "integer", "floating", "decimal", "string", "large_string", "string_view"]
 
     def is_label(kind: Any) -> bool:
         kind = kind.value_type if arrow.types.is_dictionary(kind) else kind
@@ -225,10 +228,14 @@ def _starts(file: Any) -> tuple[int, ...]:
     return tuple(np.concatenate([[0], np.cumsum(counts)]).astype(int).tolist())
 
 
-def _split_of(file: pathlib.Path, source: pathlib.Path) -> str:
-    inside = file.relative_to(source).parts if file != source else (file.name,)
+def _splits_of(files: Sequence[pathlib.Path], source: pathlib.Path) -> list[str]:
+    """The split of each file: by first words such as train-00000-of-00002, or by others, as in partial-test/0000."""
     named = {word: split for split, words in SPLIT_FOLDERS.items() for word in words}
-    words = [re.split(r"[-_.]", part.lower()) for part in inside]
-    # First words such as train-00000-of-00002 first; then partial-test/0000 and celeba-test.
-    order = [parts[0] for parts in words] + [word for parts in words for word in parts[1:]]
-    return next((named[word] for word in order if word in named), TRAIN)
+
+    def split_of(file: pathlib.Path, most: int | None) -> str:
+        inside = file.relative_to(source).parts if file != source else (file.name,)
+        words = [word for part in inside for word in re.split(r"[-_.]", part.lower())[:most]]
+        return next((named[word] for word in words if word in named), TRAIN)
+
+    by_first, by_any = ([split_of(file, most) for file in files] for most in (1, None))
+    return by_any if {*by_first} == {TRAIN} and TRAIN in by_any else by_first

@@ -126,7 +126,8 @@ def _remedy(source: Source, layout: str) -> str:
                 return command(kind, source.path / folder)
     for pattern, words in PACKED:
         if found := [name for name in names if pattern.search(name)]:
-            return words.format(some(found), source.path / found[0])
+            packed_twice = "{1}" in words and not source.path.is_dir()
+            return ("unpack {0} first" if packed_twice else words).format(some(found), source.path / found[0])
     if layout != "folder":
         return command("folder", source.path)
     return "give the folder or the .zip file that the images are in"

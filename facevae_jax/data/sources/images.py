@@ -50,6 +50,8 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+PROFILE_MODES = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK"}  # Pillow's, by the color space of a profile
+GRAY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B")
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 MIN_SIDE = 8  # pixels
 WHITE = (255, 255, 255, 255)
@@ -170,13 +172,15 @@ def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
         description = ImageCms.getProfileDescription(found).lower()
         if "srgb" in description and not ("linear" in description or "scrgb" in description):
             return image
-        mode = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK"}.get(found.profile.xcolor_space.strip(), image.mode)
+        mode = PROFILE_MODES[found.profile.xcolor_space.strip()]
+        if (mode == "L" and image.mode not in GRAY_MODES) or (mode == "CMYK") != (image.mode == "CMYK"):
+            return image  # a profile of other pixels, which a program left there
         alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
         if image.mode.startswith("I"):
             image = to_rgb(image)
         plain = image.convert(mode) if mode != image.mode else image
         converted = ImageCms.profileToProfile(plain, found, ImageCms.createProfile("sRGB"), outputMode="RGB")
-    except (ImageCms.PyCMSError, OSError, TypeError, ValueError):
+    except (ImageCms.PyCMSError, OSError, KeyError, TypeError, ValueError):
         return image
     if alpha is not None and converted is not None:
         converted.putalpha(alpha)

@@ -54,7 +54,7 @@ class ZipMember(NamedTuple):
         try:
             return opened.read(info)
         except NotImplementedError as error:
-            raise ValueError(_why_closed(info)) from error
+            raise ValueError(_why_closed(info) or str(error)) from error
 
     def stamp(self) -> tuple[int, ...]:
         """Numbers that change when the file does."""
@@ -102,11 +102,9 @@ def _check_file_size(size: int) -> None:
 class Folder:
     """A folder of the file system. Symbolic links are followed; names are relative paths, see `canonical`."""
 
-    notes: tuple[str, ...] = ()  # for the user, one line each
-
-    def __init__(self, path: pathlib.Path) -> None:
-        """`path` is a folder."""
-        self.path = path
+    def __init__(self, path: pathlib.Path, *, notes: tuple[str, ...] = ()) -> None:
+        """`path` is a folder, and `notes` are for the user, one line each."""
+        self.path, self.notes = path, notes
         self._stored: dict[str, str] = {}  # names that are stored otherwise
 
     def names(self, folder: str = "") -> list[str]:
@@ -203,8 +201,9 @@ class Archive:
                 f"--source={str(path)!r} cannot be read ({what_it_is(path) or reason(error)}): give a folder, or a "
                 ".zip file."
             ) from error
-        if closed := next(filter(None, map(_why_closed, members)), ""):
-            raise UserError(f"--source={str(path)!r} is {closed}.")
+        closed = [_why_closed(info) for info in members if is_image(_name_of(info))]
+        if closed and all(closed):  # single ones are told as they are read
+            raise UserError(f"--source={str(path)!r} is {closed[0]}.")
         named = {_safe_name(_name_of(info), path): info.filename for info in members}  # the last, as when unpacked
         self._stored = {name: other for name, other in named.items() if not is_debris(name)}
         repeated = len(members) - len(named)
@@ -297,7 +296,9 @@ def open_source(path: pathlib.Path) -> Source:
         nearest = next((parent for parent in path.absolute().parents if parent.is_dir()), pathlib.Path("/"))
         raise UserError(f"--source={str(path)!r} does not exist; {nearest} {Folder(nearest).describe()}.") from error
     if stat.S_ISDIR(mode):
-        return Folder(_inmost(path))
+        inmost = _inmost(path)
+        note = f"the names of the images begin below {inmost}, which is all that the source has."
+        return Folder(inmost, notes=(note,) if inmost != path else ())
     if stat.S_ISREG(mode):
         _open_zip.cache_clear()  # a file of this name may have been replaced since
         return Archive(path)
@@ -307,12 +308,15 @@ def open_source(path: pathlib.Path) -> Source:
 def _inmost(path: pathlib.Path) -> pathlib.Path:
     """The folder itself, or the one that it only wraps, however deep."""
     for _ in range(MAX_WRAPPINGS):
+        if is_known_folder(path.name):
+            return path
         try:
             entries = [entry for entry in os.scandir(path) if not is_debris(entry.name)]
         except OSError:
             return path
-        wraps = len(entries) == 1 and _is_folder(entries[0]) and not entries[0].is_symlink()
-        if not wraps or is_known_folder(entries[0].name):
+        if not (len(entries) == 1 and _is_folder(entries[0]) and not entries[0].is_symlink()):
+            return path
+        if is_known_folder(entries[0].name):
             return path
         path = path / entries[0].name
     return path

@@ -37,7 +37,11 @@ def read_faces(*paths: str | os.PathLike[str], resolution: int) -> Faces:
 
     Raises UserError: a file cannot be read, or there is none.
     """
-    if not isinstance(resolution, int) or not 1 <= resolution <= MAX_RESOLUTION:
+    if (
+        isinstance(resolution, bool)
+        or not isinstance(resolution, int | np.integer)
+        or not 1 <= resolution <= MAX_RESOLUTION
+    ):
         raise UserError(f"--resolution={resolution!r:.40}: choose a whole number from 1 to {MAX_RESOLUTION}.")
     files = list_photographs(paths)
     with warnings.catch_warnings():
