@@ -35,6 +35,7 @@ from facevae_jax.training.step import compile_train_steps
 from facevae_jax.training.telemetry import Telemetry, log, log_error
 from facevae_jax.training.watchdog import Watchdog
 
+ESTIMATE_AFTER = 4.0  # seconds of training: the first steps are slower than the others
 SHOWN_GROUPS = 8  # of latents, whose rates a line of the log has
 GIVEN_IMAGES = "data"  # in the workdir: the images that a program gave
 
@@ -77,7 +78,7 @@ class Trainer:
             state, seconds = self._advance(compiled, feed, state, step, count)
             if not seconds_per_step:
                 log(f"first step after {time.time() - started:.1f} s")
-            elif not told:
+            elif not told and self.telemetry.training_seconds >= ESTIMATE_AFTER:
                 told = True
                 log(f"about {self.telemetry.time_left} for the steps to come, beside evaluations")
             step += count

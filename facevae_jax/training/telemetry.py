@@ -61,7 +61,7 @@ class Telemetry:
             disable=silent or None,  # None: no bar without a terminal, where it would fill a log file
         )
         self._steps_left = total_steps - first_step
-        self._training_seconds = 0.0
+        self.training_seconds = 0.0  # of all dispatches
         self._data_seconds = 0.0
         self._evaluation_seconds = 0.0
         self._started: float | None = None
@@ -82,7 +82,7 @@ class Telemetry:
             self._started = time.perf_counter() - seconds
         self._steps += steps
         self._steps_left -= steps
-        self._training_seconds += seconds
+        self.training_seconds += seconds
         self._data_seconds += data_seconds
         self._bar.set_postfix_str(f"data wait {self.data_wait:.1%}", refresh=False)
         self._bar.update(steps * self._batch_size)
@@ -90,7 +90,7 @@ class Telemetry:
     @property
     def data_wait(self) -> float:
         """Share of the training time in which the device waited for data."""
-        return self._data_seconds / self._training_seconds if self._training_seconds else 0.0
+        return self._data_seconds / self.training_seconds if self.training_seconds else 0.0
 
     def evaluated(self, seconds: float) -> None:
         """Counts an evaluation that took `seconds`."""
@@ -102,12 +102,12 @@ class Telemetry:
         if self._started is None:
             return 0.0
         wall = time.perf_counter() - self._started
-        return max(0.0, 1.0 - (self._training_seconds + self._evaluation_seconds) / wall)
+        return max(0.0, 1.0 - (self.training_seconds + self._evaluation_seconds) / wall)
 
     @property
     def time_left(self) -> str:
         """Training time still to come at the rate so far, as [h:]mm:ss."""
-        return tqdm.format_interval(self._steps_left * self._training_seconds / max(self._steps, 1))
+        return tqdm.format_interval(self._steps_left * self.training_seconds / max(self._steps, 1))
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Adds one JSON line {"kind", "step", "time", ...values}, and the numbers to the boards as `kind/name`.
