@@ -87,13 +87,13 @@ def _without_warnings() -> Iterator[None]:
 def _first_whole(checkpoints: Checkpoints, wanted: dict[str, Any], steps: list[int]) -> tuple[dict[str, Any], int]:
     """Fields of the first of `steps` that is whole, and which it is."""
     *others, last = steps
-    for step in steps:
-        checkpoints.check(wanted, step=step)
     for step in others:
+        checkpoints.check(wanted, step=step)
         try:
             return checkpoints.restore_tree(wanted, step=step), step
         except DamagedError as error:
             print(f"warning: {error}; the next best is used", file=sys.stderr)
+    checkpoints.check(wanted, step=last)
     return checkpoints.restore_tree(wanted, step=last), last
 
 

@@ -80,8 +80,8 @@ def parquet_layout(path: pathlib.Path) -> Layout:
             paths += _paths(one, column, file)
             tables.append(_labels(one))
         except (pyarrow.ArrowException, OSError) as error:
-            other = "" if file.read_bytes()[:4] == b"PAR1" else what_it_is(file)
-            why = other or f"{reason(error)}: download it again"
+            what = what_it_is(file)
+            why = what if what and "Parquet" not in what else f"{reason(error)}: download it again"
             raise UserError(f"--source: {file} cannot be read ({why}).") from error
         opened.append(one)
         shards.append(Shard(str(file), column, _starts(one)))

@@ -202,7 +202,7 @@ class Archive:
                 ".zip file."
             ) from error
         closed = [_why_closed(info) for info in members if is_image(_name_of(info))]
-        if closed and all(closed):  # single ones are told as they are read
+        if closed and all(closed):  # a single one is reported when it is read
             raise UserError(f"--source={str(path)!r} is {closed[0]}.")
         named = {_safe_name(_name_of(info), path): info.filename for info in members}  # the last, as when unpacked
         self._stored = {name: other for name, other in named.items() if not is_debris(name)}
