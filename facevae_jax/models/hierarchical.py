@@ -416,7 +416,7 @@ class HierarchicalVAE(nn.Module):
 
 def _joined(posteriors: Sequence[Gaussian]) -> Gaussian:
     """One of flat values from those of several groups."""
-    fields = ([part.reshape(len(part), -1) for part in parts] for parts in zip(*posteriors, strict=True))
+    fields = ([part.reshape(part.shape[0], -1) for part in parts] for parts in zip(*posteriors, strict=True))
     return Gaussian.bounded(*(jnp.concatenate(parts, axis=1) for parts in fields))
 
 
