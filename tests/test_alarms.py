@@ -44,6 +44,20 @@ def test_collapse_needs_two_evaluations_and_a_posterior():
     assert alarms_of(baseline, baseline) == []
 
 
+def test_groups_are_dead_that_carry_nothing_in_four_evaluations():
+    def lines(*rates):
+        alarms, base = Alarms(NOISE), {"loss": 10.0, "mse": 0.01, "kl": 20.0, "active_units": 8}
+        return [alarms.check(base | {"rates": list(now)}, 10.0, latent_units=8) for now in rates]
+
+    idle, busy = (20.0, 0.0, 5.0, 0.009), (20.0, 0.02, 5.0, 0.009)
+    found = lines(idle, idle, idle, idle, idle)
+    assert [bool(line) for line in found] == [False, False, False, True, False]
+    assert "2 of 4 groups" in found[3][0]
+    assert "2, 4" in found[3][0]
+    assert "1 of 4 groups" in lines(idle, idle, busy, idle)[3][0]  # the second carried something meanwhile
+    assert not any(lines(*[(0.001,)] * 5))  # one group that carries nothing is a collapse
+
+
 def test_a_decoder_is_dead_where_its_error_no_longer_falls():
     def errors(*values):
         return alarms_of(*((10.0, value, 20.0, 8, 10.0) for value in values))

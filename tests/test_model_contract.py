@@ -4,7 +4,9 @@ One hierarchy is written here with nothing but `models.api`, so the trainer and 
 group [z] with the prior N(0, I), and below it a spatial group [h, w, c] whose prior the top group predicts.
 """
 
+import base64
 import dataclasses
+import io
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
@@ -12,12 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 from scipy import stats
 
 import facevae_jax
 from facevae_jax import models
 from facevae_jax.config import ObjectiveConfig, RunConfig, TrainConfig
-from facevae_jax.core import random
+from facevae_jax.core import pictures, random
 from facevae_jax.core.errors import UserError
 from facevae_jax.data.batches import row_keys
 from facevae_jax.generation import verbs
@@ -27,6 +30,7 @@ from facevae_jax.models import autoencoder, hierarchical
 from facevae_jax.models.api import Execution, Gaussian, LatentGroup, Output, to_pixels, to_unit
 from facevae_jax.models.convolution import depth_to_space, space_to_depth
 from facevae_jax.models.likelihoods import Decoded, GaussianLikelihood
+from facevae_jax.reporting.write import write_report
 from facevae_jax.trained.model import TrainedModel
 from facevae_jax.training.evaluation import Evaluator
 from facevae_jax.training.loop import train
@@ -255,6 +259,26 @@ def test_a_face_keeps_its_details_draws_them_or_has_their_mean(run, tmp_path):
     assert_nearly(np.load(to)["arr_0"], trained.decode(trained.sample_codes(3, prior="standard")))
     moved = made(verbs.traverse, "keep", dimensions=[0, 1], alpha=(0.0, 2.0))
     assert_nearly(moved[[0, 2]], of["keep"][[0, 0]])
+
+
+@with_details
+def test_the_page_shows_what_each_group_decides(run, tmp_path):
+    """A face, then its picture with none of its groups, its code, and all: what is not kept is drawn."""
+    trained, side = run.trained, run.trained.resolution
+    write_report(trained.folder, tmp_path / "page.html")
+    html = (tmp_path / "page.html").read_text()
+    section = html[html.index('<section id="groups"') :]
+    data = base64.b64decode(section[section.index("base64,") + 7 :].partition('"')[0])
+    sheet = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    images = trained.dataset.images(trained.dataset.evaluation_split)[:4]
+    code, details = trained.encode(images).mean, trained.details(images)
+    drawn = trained.sample_details(4, seed=run.config.train.seed)
+    expected = [images, None, trained.decode(code, drawn), trained.decode(code, details)]
+    step = side + pictures.GAP
+    for column, faces in enumerate(expected):
+        found = np.stack([sheet[row * step :][:side, column * step :][:, :side] for row in range(4)])
+        if faces is not None:
+            assert_nearly(found, faces)
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,7 @@ class Execution(NamedTuple):
 
     form: Form = "plain"
     axis: str | None = None  # mesh axis that cuts a training batch; None: this device has the whole batch
-    block_bytes: int = BLOCK_BYTES  # of patches at a time, in the form `matmul`
+    block_bytes: int = BLOCK_BYTES  # worked on at a time, in the form `matmul`; 0: the whole batch
     dtype: Dtype = "float32"  # of a config's `auto`
 
     def sum(self, tree: Any) -> Any:

@@ -2,8 +2,8 @@
 
 Both forms have the parameters of `nn.Conv` and `nn.ConvTranspose(transpose_kernel=True)` and the same results up to
 rounding, so a checkpoint moves between platforms. `plain` is XLA's own convolution. `matmul` exists because XLA on CPU
-lowers every dilated convolution (a transposed one, and the input gradient of a strided one) to a slow generic path: it
-leaves all arithmetic to matrix products, of patches that `blocks` keeps small enough for the cache.
+lowers every dilated convolution (a transposed one, and the input gradient of a strided one) and every kernel gradient
+to a slow generic path: it leaves these to matrix products, of patches that `blocks` keeps small enough for the cache.
 """
 
 import functools
@@ -31,8 +31,12 @@ def convolution(
 ) -> Float[Array, "b h2 w2 f"]:
     """Convolution with SAME padding, as `nn.Conv`: of stride 1 (k is odd), or 2 (h and w are even, k is at least 2)."""
     if form == "plain":
-        return lax.conv_general_dilated(x, kernel, (stride, stride), "SAME", dimension_numbers=_LAYOUT)
-    return _convolution(x, kernel, stride)
+        return _plain(x, kernel, stride)
+    return _strided(x, kernel) if stride == STRIDE else _same(x, kernel)
+
+
+def _plain(x: Float[Array, "b h w c"], kernel: Float[Array, "k k c f"], stride: int) -> Float[Array, "b h2 w2 f"]:
+    return lax.conv_general_dilated(x, kernel, (stride, stride), "SAME", dimension_numbers=_LAYOUT)
 
 
 def transposed_convolution(
@@ -93,9 +97,9 @@ _plain_transposed.defvjp(lambda x, kernel: (_plain_transposed(x, kernel), (x, ke
 # arrays in memory, added up.
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _convolution(x: Float[Array, "b h w c"], kernel: Float[Array, "k k c f"], stride: int) -> Float[Array, "b h2 w2 f"]:
-    return _patches(x, kernel.shape[0], stride) @ _matrix(kernel)
+@jax.custom_vjp
+def _strided(x: Float[Array, "b h w c"], kernel: Float[Array, "k k c f"]) -> Float[Array, "b h2 w2 f"]:
+    return _patches(x, kernel.shape[0]) @ _matrix(kernel)
 
 
 @jax.custom_vjp
@@ -103,22 +107,39 @@ def _transposed(x: Float[Array, "b h w c"], kernel: Float[Array, "k k f c"]) -> 
     return _overlap_add(x @ _matrix(kernel).T, kernel.shape[0])
 
 
-def _convolution_gradients(stride: int, residuals: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+def _strided_gradients(residuals: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     x, kernel = residuals
-    of_kernel = _kernel_gradient(_patches(x, kernel.shape[0], stride), gradient).reshape(kernel.shape)
-    if stride == STRIDE:
-        return _transposed(gradient, kernel), of_kernel
-    # The transpose of a convolution of stride 1 is one with the kernel turned around.
-    return _convolution(gradient, kernel[::-1, ::-1].swapaxes(2, 3), stride), of_kernel
+    of_kernel = _kernel_gradient(_patches(x, kernel.shape[0]), gradient)
+    return _transposed(gradient, kernel), of_kernel.reshape(kernel.shape)
 
 
 def _transposed_gradients(residuals: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     x, kernel = residuals
-    patches = _patches(gradient, kernel.shape[0], STRIDE)  # serve both gradients
+    patches = _patches(gradient, kernel.shape[0])  # serve both gradients
     return patches @ _matrix(kernel), _kernel_gradient(patches, x).reshape(kernel.shape)
 
 
-_convolution.defvjp(lambda x, kernel, stride: (_convolution(x, kernel, stride), (x, kernel)), _convolution_gradients)
+@jax.custom_vjp
+def _same(x: Float[Array, "b h w c"], kernel: Float[Array, "k k c f"]) -> Float[Array, "b h w f"]:
+    """Of stride 1: XLA's own but for the kernel's gradient, a matrix product for each tap."""
+    return x @ kernel[0, 0] if kernel.shape[0] == 1 else _plain(x, kernel, 1)
+
+
+def _same_gradients(residuals: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    x, kernel = residuals
+    size, (_, height, width, _) = kernel.shape[0], x.shape
+    padded = jnp.pad(x, ((0, 0), (size // 2, size // 2), (size // 2, size // 2), (0, 0)))
+    taps = [
+        _kernel_gradient(padded[:, row : row + height, column : column + width], gradient)
+        for row in range(size)
+        for column in range(size)
+    ]
+    # The transpose of a convolution of stride 1 is one with the kernel turned around.
+    return _same(gradient, kernel[::-1, ::-1].swapaxes(2, 3)), jnp.stack(taps).reshape(kernel.shape)
+
+
+_strided.defvjp(lambda x, kernel: (_strided(x, kernel), (x, kernel)), _strided_gradients)
+_same.defvjp(lambda x, kernel: (_same(x, kernel), (x, kernel)), _same_gradients)
 _transposed.defvjp(lambda x, kernel: (_transposed(x, kernel), (x, kernel)), _transposed_gradients)
 
 
@@ -132,14 +153,14 @@ def _kernel_gradient(patches: Float[Array, "b h w p"], y: Float[Array, "b h w f"
     return lax.dot_general(y, patches, (((0,), (0,)), ((), ()))).T
 
 
-def _patches(x: Float[Array, "b h w c"], size: int, stride: int) -> Float[Array, "b h2 w2 p"]:
-    """What each output of a convolution sees: rows, then columns, then channels, as in the kernel."""
+def _patches(x: Float[Array, "b h w c"], size: int) -> Float[Array, "b h2 w2 p"]:
+    """What each output of a strided convolution sees: rows, then columns, then channels, as in the kernel."""
     _, height, width, _ = x.shape
-    before = (size - stride) // 2  # of SAME's padding; one more row may come after
-    pad = (before, size - stride - before)
+    before = (size - STRIDE) // 2  # of SAME's padding; one more row may come after
+    pad = (before, size - STRIDE - before)
     padded = jnp.pad(x, ((0, 0), pad, pad, (0, 0)))
     taps = [
-        padded[:, row : row + height - stride + 1 : stride, column : column + width - stride + 1 : stride, :]
+        padded[:, row : row + height - 1 : STRIDE, column : column + width - 1 : STRIDE, :]
         for row in range(size)
         for column in range(size)
     ]

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Key, Shaped
 from facevae_jax.core import random
 from facevae_jax.core.settings import CHANNELS, check, check_all
 from facevae_jax.models.api import Execution, Gaussian, LatentGroup, Output, to_unit
-from facevae_jax.models.blocks import by_channel
+from facevae_jax.models.blocks import apply_layer, block_size, by_channel
 from facevae_jax.models.convolution import depth_to_space, space_to_depth
 from facevae_jax.models.layers import Features, Pending, SameConvolution, UpsampledConvolution
 from facevae_jax.models.likelihoods import Decoded, GaussianLikelihood
@@ -33,6 +33,7 @@ NO_NEIGHBORS = 2  # up to this resolution the blocks' convolutions are 1x1: ther
 MIN_SOFTPLUS = (
     -40.0
 )  # a deviation of e^-28, far below what `Gaussian.bounded` leaves; the logarithm of 0 has no gradient
+WITHIN = 4  # times the features that enter a block, it keeps that much in the cache
 HEAD_PATCH = 2  # by which the last layer doubles, where the network works on patches
 
 
@@ -201,6 +202,29 @@ class Part(nn.Module):
         )
         return module(Features(x, Pending(None, None) if active else None))[0].raw
 
+    @property
+    def in_blocks(self) -> bool:
+        """Whether `by_blocks` computes this part."""
+        whole = self.execution.form == "plain" or not self.execution.block_bytes
+        return not (whole or self.is_initializing())
+
+    def by_blocks(self, x: Float[Array, "b h w c"], *others: Float[Array, "b h w _"] | None) -> Any:
+        """What this part gives for a batch, a few images at a time, and again for the gradient.
+
+        On a CPU these blocks wait for memory: each convolution is small beside the activations that it reads.
+        """
+        part = self.clone(parent=None, execution=self.execution._replace(block_bytes=0))
+        arrays, limit = (x, *others), self.execution.block_bytes
+        y, _ = apply_layer(
+            lambda params, arrays, _: part.apply({"params": params}, *arrays),
+            self.variables["params"],
+            arrays,
+            None,
+            block=block_size(len(x), image_bytes=WITHIN * x[0].nbytes, limit=limit),
+            moments=False,
+        )
+        return y
+
 
 class Block(Part):
     """1x1, 3x3, 3x3, 1x1 convolutions, each of an activation; narrow between the first and the last."""
@@ -226,6 +250,8 @@ class BottomUpBlock(Part):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> tuple[Float[Array, "b h w c"], None]:  # noqa: D102
+        if self.in_blocks:
+            return self.by_blocks(x)
         initializer = fan_in_uniform(sum(level.blocks for level in self.config.encoder))
         return x + Block(self.config, self.execution, self.resolution, x.shape[-1], initializer)(x), None
 
@@ -257,9 +283,8 @@ class TopDownBlock(Part):
 
     resolution: int
 
-    def gaussian(self, raw: Float[Array, "b h w f"]) -> Gaussian:
-        """Of what a block gives: means before deviations."""
-        mean, deviation = jnp.split(raw, 2, axis=-1)
+    def gaussian(self, mean: Float[Array, "b h w z"], deviation: Float[Array, "b h w z"]) -> Gaussian:
+        """Of what a block gives."""
         if self.config.deviation == "softplus":  # with beta = ln 2: 1 at 0
             raised = jnp.maximum(deviation, MIN_SOFTPLUS) * math.log(2.0)
             deviation = jnp.log(jax.nn.softplus(raised) / math.log(2.0))
@@ -272,14 +297,18 @@ class TopDownBlock(Part):
         seen: Float[Array, "b h w c"] | None,
         noise: Float[Array, "b h w z"],
     ) -> tuple[Float[Array, "b h w c"], LatentGroup]:
+        if self.in_blocks:
+            return self.by_blocks(x, seen, noise)
         config, width, channels = self.config, x.shape[-1], self.config.latent_channels
         block = functools.partial(Block, config, self.execution, self.resolution)
         blocks = len(config.groups)
         predicted = block(2 * channels + width, nn.initializers.zeros, name="prior")(x)
-        posterior = prior = self.gaussian(predicted[..., : 2 * channels])
+        *of_prior, more = jnp.split(predicted, [channels, 2 * channels], axis=-1)
+        posterior = prior = self.gaussian(*of_prior)
         if seen is not None:
-            posterior = self.gaussian(block(2 * channels, name="posterior")(jnp.concatenate([x, seen], axis=-1)))
-        x = x + predicted[..., 2 * channels :]
+            of_posterior = block(2 * channels, name="posterior")(jnp.concatenate([x, seen], axis=-1))
+            posterior = self.gaussian(*jnp.split(of_posterior, 2, axis=-1))
+        x = x + more
         mean, log_variance = posterior
         value = mean + jnp.exp(0.5 * log_variance) * noise
         x = x + self.convolution(value, width, name="z_proj", active=False, initializer=fan_in_uniform(blocks))

@@ -184,7 +184,7 @@ class Convolution(nn.Module):
         normalized = self.hidden and self.config.normalization == "batch"
         positions = x.raw.shape[1] * x.raw.shape[2] // (1 if self.doubles else self.stride**2)
         block = 0
-        if self.execution.form == "matmul":
+        if self.execution.form == "matmul" and self.execution.block_bytes:
             patches = positions * self.patch(size, channels) * dtype.itemsize
             block = block_size(x.raw.shape[0], image_bytes=patches, limit=self.execution.block_bytes)
         affine, kept = x.pending or (None, None)

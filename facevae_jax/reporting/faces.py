@@ -1,6 +1,7 @@
 """Sheets of faces: reconstructions, samples, interpolation, morphing, traversal and edits."""
 
 import contextlib
+import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -27,6 +28,7 @@ CORNER_STEPS = 6  # from corner to corner of the square: 7 x 7 faces
 TRAVERSED = 7  # dimensions
 EDITED_ATTRIBUTES = 6
 EDITED_FACES = 2
+FIXED_FACES = 4  # whose groups of latents are fixed one after the other
 
 
 class Given(NamedTuple):
@@ -81,6 +83,26 @@ def samples(trained: TrainedModel, *, seed: int) -> list[Block]:
         *([drawn(FLOW, "the learned prior, a flow")] if FLOW in trained.available_priors() else []),
         *or_note(lambda: [drawn(GAUSSIAN, "the Gaussian fitted to the posteriors")]),
         drawn("standard", "the standard prior, N(0, I)"),
+    ]
+
+
+def groups(trained: TrainedModel, given: Given, *, seed: int) -> list[Block]:
+    """Faces as more of a hierarchy's groups are theirs, from the top down; the others are drawn from their priors."""
+    images, latents, details = (of[:FIXED_FACES] for of in given)
+    drawn = trained.sample_details(len(images), seed=seed)
+    codes = trained.sample_codes(len(images), prior=trained.available_priors()[-1], seed=seed)
+    shapes = trained.inference.detail_shapes
+    of_value = np.repeat([shape[0] for shape in shapes], [math.prod(shape) for shape in shapes])  # its resolution
+    columns, labels = [images, trained.decode(codes, drawn)], ["the face", "none"]
+    for resolution in [0, *np.unique(of_value)]:
+        columns.append(trained.decode(latents, np.where(of_value <= resolution, details, drawn)))
+        labels.append(f"to {resolution}x{resolution}" if resolution else "the code")
+    return [
+        sheet(
+            np.stack(columns, axis=1),
+            alt=f"{len(images)} faces in rows, of which more groups of latents are kept in each column",
+            scale=labels,
+        )
     ]
 
 

@@ -1,6 +1,7 @@
 """Writes the page about a run."""
 
 import contextlib
+import dataclasses
 import datetime
 import functools
 import importlib.metadata
@@ -88,6 +89,7 @@ def make_sections(trained: TrainedModel, runs: Sequence[Run]) -> dict[str, Seque
         "reconstructions": lambda: [faces.reconstructions(trained, given())],
         "interpolation": lambda: faces.interpolation(trained, given, seed=seed),
         "samples": lambda: faces.samples(trained, seed=seed),
+        **({"groups": lambda: faces.groups(trained, given(), seed=seed)} if trained.detail_size else {}),
         "morph": lambda: faces.morph(trained, given, seed=seed),
         "traversal": lambda: faces.traversal(trained),
         "scores": lambda: scores(trained, runs),
@@ -250,7 +252,8 @@ def shape_of(shape: Sequence[int]) -> str:
 
 def settings(config: RunConfig) -> list[Block]:
     """Every setting, a table for each part."""
-    defaults = flatten(RunConfig(model=config_class(config.model.kind)(kind=config.model.kind)).to_dict())
+    model = config_class(config.model.kind)(kind=config.model.kind)  # need not suit the data's default resolution
+    defaults = flatten(RunConfig().to_dict() | {"model": dataclasses.asdict(model)})
     tables: list[Block] = []
     for part, values in config.to_dict().items():
         rows = [

@@ -1,6 +1,7 @@
 """Checks for common failures of VAEs after each evaluation, each with its remedy, and once as long as it lasts."""
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -10,8 +11,10 @@ EXPLODED = 10.0  # times the KL of the evaluation before, and more nats than
 EXPLODED_NATS = 1_000.0
 ABSURD_NATS = 1_000.0  # for each latent dimension: far above any useful rate
 DEAD = 0.95  # of the error of the mean image, which a decoder that ignores its latents reaches
+SHOWN_GROUPS = 8
 TREND, FALLING = 4, 0.97  # evaluations, over which an error that falls is at most this part
 OVERFITTED = 0.05  # of the lowest validation loss so far, or of the way down to it, while the training loss fell
+IDLE_NATS = 0.01  # a group of a hierarchy with a smaller rate says nothing of an image
 SAMPLED = 1_024  # images for the mean one
 
 
@@ -21,21 +24,22 @@ class Alarms:
     def __init__(self, images: UInt8[np.ndarray, "n h w c"]) -> None:
         """`images` are those of the evaluations."""
         self._mean_image_error = _mean_image_error(images[:SAMPLED])
-        self._before: Mapping[str, float] | None = None  # the evaluation before
+        self._before: Mapping[str, Any] | None = None  # the evaluation before
         self._errors: list[float] = []  # of all evaluations
+        self._idle: Any = 0  # evaluations since each group of latents carried something
         self._first: float | None = None  # evaluation loss
         self._raised: set[str] = set()  # alarms of the evaluation before
         self._best: tuple[float, float] | None = None  # evaluation loss and the training loss of that time
 
     def check(
-        self, evaluation: Mapping[str, float], training_loss: float | None, *, latent_units: int, warming: bool = False
+        self, evaluation: Mapping[str, Any], training_loss: float | None, *, latent_units: int, warming: bool = False
     ) -> list[str]:
         """A line for each failure that the evaluation before did not have.
 
         Some need several evaluations, since training has only begun at the first.
 
         Args:
-          evaluation: `loss`, `mse`, `kl` and, of a model with a KL divergence, `active_units`.
+          evaluation: `loss`, `mse`, `kl` and, of a model with a KL divergence, `active_units`, and `rates` of groups.
           training_loss: of the last steps; None where none were logged yet.
           latent_units: latent dimensions of all groups.
           warming: the learning rate or the KL weight still grows: nothing is judged.
@@ -51,9 +55,10 @@ class Alarms:
         return new
 
     def _failures(
-        self, evaluation: Mapping[str, float], training_loss: float | None, *, latent_units: int
+        self, evaluation: Mapping[str, Any], training_loss: float | None, *, latent_units: int
     ) -> Iterator[str]:
         yield from self._overfitting(evaluation["loss"], training_loss)
+        yield from self._dead_groups(np.asarray(evaluation.get("rates", ())))
         before, self._before = self._before, evaluation
         self._errors.append(evaluation["mse"])
         if "active_units" in evaluation and (
@@ -81,6 +86,18 @@ class Alarms:
                 f"{self._mean_image_error:.4f}: the reconstructions hardly depend on the image; lower "
                 "--config.train.learning_rate or --config.objective.kl_weight."
             )
+
+    def _dead_groups(self, rates: np.ndarray) -> list[str]:
+        self._idle = np.where(rates < IDLE_NATS, self._idle + 1, 0)
+        dead = np.flatnonzero(self._idle >= TREND)
+        if len(rates) < 2 or not len(dead):
+            return []
+        numbers = ", ".join(f"{number + 1}" for number in dead[:SHOWN_GROUPS])
+        return [
+            f"dead groups: {len(dead)} of {len(rates)} groups of latents carry less than {IDLE_NATS} nats (from the "
+            f"top: {numbers}{', ...' if len(dead) > SHOWN_GROUPS else ''}): set --config.objective.free_bits=0.001 or "
+            "more --config.objective.kl_warmup_steps, or take these blocks out of --config.model.decoder_blocks."
+        ]
 
     def _overfitting(self, loss: float, training_loss: float | None) -> list[str]:
         if training_loss is None:
