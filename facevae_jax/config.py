@@ -60,9 +60,11 @@ class DataConfig:
 class ObjectiveConfig:
     """The loss: decoder likelihood plus weighted KL divergence."""
 
-    # mse: r_loss_factor x mean squared error (the paper); discretized_logistic: a probability of the 8-bit values
+    # mse: r_loss_factor x mean squared error (the paper); discretized_logistic: a probability of the 8-bit values, and
+    # color_logistic one that lets green depend on red, and blue on both
     likelihood: str = "mse"  # a name in models.likelihoods.LIKELIHOODS
-    mixture_components: int = 1  # of discretized_logistic
+    mixture_components: int = 1  # of discretized_logistic and color_logistic
+    bits: int = 8  # of each pixel value, the highest, that those two score; published figures for FFHQ-256 have 5
     variance: Literal["optimal", "learned"] = "optimal"  # of the gaussian likelihood (Rybkin et al. 2021)
     r_loss_factor: float = 10_000.0  # weight of the mean squared error over H, W, C; `mse` only
     kl_weight: float = 1.0  # beta
@@ -70,6 +72,7 @@ class ObjectiveConfig:
     free_bits: float = 0.0  # nats per latent dimension that cost nothing (Kingma et al. 2016, eq. 15)
 
     def __post_init__(self) -> None:
+        check(1 <= self.bits <= 8, "objective.bits", self.bits, "from 1 to 8")
         check(self.mixture_components > 0, "objective.mixture_components", self.mixture_components, "positive")
         check(self.r_loss_factor > 0, "objective.r_loss_factor", self.r_loss_factor, "positive")
         check_all(self, "objective", "kl_weight kl_warmup_steps free_bits", lambda x: x >= 0, "0 or positive")

@@ -8,6 +8,7 @@ PNG, JPEG and WebP files), each in a folder or in a .zip file that is not unpack
 images, as Hugging Face has them); `tfds` (a dataset such as lfw that TFDS has prepared under --data_dir).
 """
 
+import dataclasses
 import functools
 import inspect
 import os
@@ -34,6 +35,7 @@ from facevae_jax.data.layouts.tfds import tfds_layout
 from facevae_jax.data.layouts.types import TRAIN, VALIDATION, Layout
 from facevae_jax.data.prepared import builder, reading, verification
 from facevae_jax.data.prepared.locations import is_remote
+from facevae_jax.data.sources.images import RESIZES, Crop
 
 DEFAULT_DATA_DIR = DataConfig.data_dir
 RESERVED = (DataConfig.name, ARRAYS)  # of the drawn faces, and of images that a program gave
@@ -76,6 +78,8 @@ def define_flags() -> None:
     flags.DEFINE_enum("on_bad_image", "error", get_args(builder.Policy), policy)
     flags.DEFINE_bool("overwrite", False, "prepare a dataset again that exists already")
     flags.DEFINE_string("attributes", None, "your labels, a CSV or JSON file; for ffhq also the ffhq-features-dataset")
+    flags.DEFINE_string("crop", "", "LEFT,TOP,RIGHT,BOTTOM: a square in pixels; by default the layout's own crop")
+    flags.DEFINE_enum("resize", "lanczos", list(RESIZES), "the filter that resizes; see docs/data.md")
     flags.DEFINE_string("beam_options", None, "convert by Apache Beam with these options, maybe empty: docs/beam.md")
     flags.DEFINE_string("output", None, "for verify: where its report is written; by default in the dataset's folder")
 
@@ -136,6 +140,8 @@ def prepare(
     on_bad_image: builder.Policy = "error",
     overwrite: bool = False,
     workers: int | None = None,
+    crop: str = "",
+    resize: str = "lanczos",
     beam_options: str | None = None,
 ) -> AnyPath:
     """Makes a dataset from images, like `python -m facevae_jax.prepare`, and prints what it did.
@@ -153,6 +159,8 @@ def prepare(
         lists them in the dataset's bad_images.jsonl.
       overwrite: replace a dataset that exists already.
       workers: threads that convert images; one more than there are CPU cores by default.
+      crop: `LEFT,TOP,RIGHT,BOTTOM`, the square of pixels that is kept of each image; "" for the crop of the layout.
+      resize: the filter, `lanczos` or `bilinear`.
       beam_options: convert by Apache Beam with these options instead of threads; "" for Beam's defaults.
 
     Returns:
@@ -165,6 +173,7 @@ def prepare(
     attributes = None if attributes is None else os.fspath(attributes)
     check_choice(layout, tuple(LAYOUTS), name="--layout")
     check_choice(on_bad_image, get_args(builder.Policy), name="--on_bad_image")
+    check_choice(resize, tuple(RESIZES), name="--resize")
     if not source:
         raise UserError("--source is missing: give the folder or .zip file of the images, or the TFDS dataset's name.")
     if resolution & (resolution - 1) or not MIN_RESOLUTION <= resolution <= MAX_RESOLUTION:
@@ -186,17 +195,18 @@ def prepare(
         raise UserError(f"--data_dir={data_dir!r}: --layout=tfds reads its source there: choose a folder.")
 
     target = reading.dataset_directory(data_dir, name=name, resolution=resolution)
+    how: dict[str, Any] = {"attributes": attributes, "crop": crop, "resize": resize}
+    read = functools.partial(open_layout, layout, source, resolution=resolution, data_dir=data_dir, **how)
     if reading.is_published(target) and not overwrite:
         refuse_other_source(target, layout=layout, source=source)
         there = [given for given in (source, attributes) if given]
         if layout != "tfds" and all(_path(given).exists() for given in there):  # they may be gone since
-            found = open_layout(layout, source, resolution=resolution, data_dir=data_dir, attributes=attributes)
-            refuse_other_files(target, found)
+            refuse_other_files(target, read())
         counts = describe_counts(reading.split_sizes(target))
         again = "delete it to prepare it again" if is_remote(data_dir) else "--overwrite prepares it again"
         print(f"already prepared: {target} ({counts}); {again}.")
     else:
-        found = open_layout(layout, source, resolution=resolution, data_dir=data_dir, attributes=attributes)
+        found = read()
         if TRAIN not in found.splits:
             counts = describe_counts({split: len(images) for split, images in found.splits.items()})
             raise UserError(f"--source={source!r} has no images to train on ({counts}): add some of the split train.")
@@ -246,7 +256,7 @@ def refuse_other_source(target: AnyPath, *, layout: str, source: str) -> None:
 
 
 def refuse_other_files(target: AnyPath, layout: Layout) -> None:
-    """Raises a UserError if the dataset at `target` lacks labels that a layout has now, or is of other files."""
+    """Raises a UserError if the dataset at `target` lacks labels that a layout has now, or has other images."""
     metadata = reading.read_metadata(target)
     known = {attribute["name"] for attribute in metadata.get("attributes", ())}
     reason = ""
@@ -254,22 +264,44 @@ def refuse_other_files(target: AnyPath, layout: Layout) -> None:
         reason = f"without the labels {some(missing)}"
     elif metadata.get("files") not in (None, builder.hash_of_names(layout)):  # None of an earlier version
         reason = "from other files: some were added, removed or renamed, or are of another folder"
+    made = {"crop": layout.crop.description, "resize": RESIZES[layout.resize]}
+    for key, value in made.items():
+        if metadata.get(key, value) != value:
+            reason = f"with another {key} ({metadata[key]})"
     if reason:
         raise UserError(f"{target} was prepared {reason}: --overwrite prepares it again, --name=NAME another dataset.")
 
 
 def open_layout(
-    layout: str, source: str, *, resolution: int, data_dir: str = DEFAULT_DATA_DIR, attributes: str | None = None
+    layout: str,
+    source: str,
+    *,
+    resolution: int,
+    data_dir: str = DEFAULT_DATA_DIR,
+    attributes: str | None = None,
+    crop: str = "",
+    resize: str = "lanczos",
 ) -> Layout:
     """The images of `source`. The arguments are the flags.
 
-    Raises UserError: they are not what the layout expects, or the attributes cannot be read.
+    Raises UserError: they are not what the layout expects, or the attributes cannot be read, or no such square exists.
     """
+    square = _square(crop) if crop else None
     labels = _path(attributes, name="--attributes") if attributes else None
     joined = attributes is not None and attributes.lower().endswith(SUFFIXES)  # otherwise the ffhq-features-dataset
     options = Options(resolution, data_dir, features=None if joined else labels, labeled=joined)
-    found = LAYOUTS[layout](source, options)
+    found = dataclasses.replace(LAYOUTS[layout](source, options), resize=resize)
+    found = dataclasses.replace(found, crop=square) if square else found
     return join_table(found, labels) if labels and joined else found
+
+
+def _square(text: str) -> Crop:
+    """The crop that `--crop` means."""
+    found = re.fullmatch(r"(\d{1,5}),(\d{1,5}),(\d{1,5}),(\d{1,5})", text)
+    left, top, right, bottom = map(int, found.groups()) if found else (0, 0, 0, 0)
+    if not 0 < right - left == bottom - top:
+        raise UserError(f"--crop={text[:80]!r}: give LEFT,TOP,RIGHT,BOTTOM of a square, such as 15,40,163,188.")
+    return Crop(f"{right - left}x{right - left} pixels: left {left}, top {top}", box=(left, top, right, bottom))
 
 
 def _path(given: str, *, name: str = "--source") -> pathlib.Path:

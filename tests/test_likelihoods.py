@@ -1,5 +1,6 @@
 """The discretized logistic likelihood: a probability of 8-bit pixels, in training, scores and exported files."""
 
+import itertools
 import math
 
 import jax
@@ -17,11 +18,12 @@ from facevae_jax.training.telemetry import read_metrics
 from tests.conftest import change
 
 
-def probability_of(value, mean, scale):
+def probability_of(value, mean, scale, bits):
     """By scipy's distribution function, in float64; the ends take what lies outside."""
-    logistic = scipy.stats.logistic(mean, scale)
-    low = -np.inf if value == 0 else (value - 0.5) / 255
-    high = np.inf if value == 255 else (value + 0.5) / 255
+    logistic, step = scipy.stats.logistic(mean, scale), 2 ** (8 - bits)
+    value -= value % step
+    low = -np.inf if value == 0 else (value - 0.5 * step) / 255
+    high = np.inf if value == 256 - step else (value + 0.5 * step) / 255
     return logistic.cdf(high) - logistic.cdf(low)
 
 
@@ -32,24 +34,26 @@ def test_a_mixtures_probability_is_scipys():
     mixture = LogisticMixture(
         *(jnp.asarray(x, jnp.float32)[None, None] for x in (np.log(weights), means, np.log(scales)))
     )
-    for pixel in ((0, 255, 7), (255, 0, 128), (90, 31, 200)):
+    for pixel, bits in itertools.product(((0, 255, 7), (255, 0, 128), (90, 31, 200)), (8, 5)):
         of_components = [
-            math.prod(probability_of(v, m, s) for v, m, s in zip(pixel, *row, strict=True))
+            math.prod(probability_of(v, m, s, bits) for v, m, s in zip(pixel, *row, strict=True))
             for row in zip(means, scales, strict=True)
         ]
-        found = mixture.log_probability(jnp.asarray(pixel, jnp.float32)[None, None] / 255)
+        found = mixture.log_probability(jnp.asarray(pixel, jnp.float32)[None, None] / 255, bits=bits)
         assert float(found) == pytest.approx(math.log(weights @ of_components), rel=1e-3, abs=1e-4)
     np.testing.assert_allclose(mixture.mean()[0, 0], weights @ means, rtol=1e-6)
 
 
+@pytest.mark.parametrize("bits", [8, 5, 1])
 @pytest.mark.parametrize("log_scale", [-7.5, -5.0, -2.5, 1.0])
 @pytest.mark.parametrize("mean", [0.0, 0.4993, 1.0])
-def test_the_probabilities_of_all_values_are_one(mean, log_scale):
+def test_the_probabilities_of_all_values_are_one(mean, log_scale, bits):
     """However narrow or wide: not so where a difference of two sigmoids is rounded away."""
-    values = jnp.arange(256, dtype=jnp.float32)[:, None, None, None] / 255
-    one = LogisticMixture(jnp.zeros((256, 1, 1, 1)), *(jnp.full((256, 1, 1, 1, 1), x) for x in (mean, log_scale)))
-    assert float(jnp.sum(jnp.exp(one.log_probability(values)))) == pytest.approx(1.0, abs=1e-4)
-    gradient = jax.grad(lambda m: jnp.sum(one._replace(means=m).log_probability(values)))(one.means)
+    count = 2**bits
+    values = jnp.arange(0, 256, 256 // count, dtype=jnp.float32)[:, None, None, None] / 255
+    one = LogisticMixture(jnp.zeros((count, 1, 1, 1)), *(jnp.full((count, 1, 1, 1, 1), x) for x in (mean, log_scale)))
+    assert float(jnp.sum(jnp.exp(one.log_probability(values, bits=bits)))) == pytest.approx(1.0, abs=1e-4)
+    gradient = jax.grad(lambda m: jnp.sum(one._replace(means=m).log_probability(values, bits=bits)))(one.means)
     assert bool(jnp.isfinite(gradient).all())
 
 

@@ -78,6 +78,9 @@ def test_command_from_images_to_the_next_command(faces, tmp_path):
         ({"name": "../up"}, "name='../up'"),
         ({"name": "synthetic"}, "name='synthetic'"),
         ({"workers": 0}, "workers=0"),
+        *(({"crop": crop}, f"crop='{crop}'") for crop in ("1,2,3", "0,0,10,12", "9,9,5,5", "-1,0,9,10", "0,0,0,0")),
+        ({"crop": "100,0,150,50"}, "150, 50"),  # no image is so large
+        ({"resize": "nearest"}, "resize='nearest'.*lanczos, bilinear"),
         ({"attributes": "x"}, "attributes='x': give a file .csv, .json or .jsonl"),
     ],
 )
@@ -85,6 +88,23 @@ def test_impossible_flags(flags, message, faces, tmp_path):
     given = {"layout": "folder", "source": str(faces), "resolution": 32, "data_dir": str(tmp_path)}
     with pytest.raises(UserError, match=message):
         prepare(**(given | flags))
+
+
+def test_another_crop_and_filter(tmp_path):
+    """The pixels are Pillow's of that square and filter; a dataset of another crop is not taken for it."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (218, 178, 3), np.uint8))
+    (tmp_path / "people").mkdir()
+    image.save(tmp_path / "people" / "a.png")
+    flags = {"layout": "folder", "source": str(tmp_path / "people"), "resolution": 64, "data_dir": str(tmp_path)}
+    directory = prepare(**flags, crop="15,40,163,188", resize="bilinear")
+    (made,) = (image for split in reading.split_sizes(directory) for image in reading.read_images(directory, split))
+    expected = image.crop((15, 40, 163, 188)).resize((64, 64), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(made, expected)
+    assert reading.read_metadata(directory)["resize"] == "Pillow bilinear, antialiased"
+    prepare(**flags, crop="15,40,163,188", resize="bilinear")
+    for other in ({}, {"crop": "15,35,163,183", "resize": "bilinear"}, {"crop": "15,40,163,188"}):
+        with pytest.raises(UserError, match=r"with another (crop|resize).*overwrite"):
+            prepare(**flags, **other)
 
 
 def test_a_source_without_training_images(tmp_path):

@@ -20,7 +20,7 @@ from facevae_jax.metrics import images
 from facevae_jax.metrics.images import ImageScores
 from facevae_jax.metrics.likelihood import SEED, bound_once, check_draws, importance_bounds
 from facevae_jax.models.api import Gaussian, Model, to_unit
-from facevae_jax.models.likelihoods import GaussianLikelihood, PixelTerms
+from facevae_jax.models.likelihoods import GaussianLikelihood, LogisticLikelihood, PixelTerms
 from facevae_jax.objective import bits_per_dim, gaussian_kl, image_terms
 from facevae_jax.trained.model import TrainedModel
 from facevae_jax.training.evaluation import ACTIVE_VARIANCE
@@ -97,6 +97,7 @@ def evaluate(
         "split": split,
         "images": len(pixels),
         "resolution": model.resolution,
+        **model.dataset.preparation,
         "code_shape": list(model.code_shape),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(model.variables["params"])),
         "reconstruction": {
@@ -172,7 +173,8 @@ def _elbo(trained: TrainedModel, measured: Measured) -> dict[str, Any]:
         found["rates"] = rates.tolist()
     found["best_variance"] = error
     found["negative_elbo_at_best_variance"] = 0.5 * dimensions * (math.log(2 * math.pi * error) + 1) + rate
-    if trained.likelihood.discrete:
+    if isinstance(trained.likelihood, LogisticLikelihood):
+        found["bits"] = trained.likelihood.bits  # of each pixel value
         return found | {"bits_per_dim": bits_per_dim(distortion + rate, dimensions=dimensions, discrete=True)}
     return found | {"variance": trained.variance}
 
@@ -211,7 +213,7 @@ def figures(record: dict[str, Any]) -> list[tuple[str, str, str]]:
         nats = record["likelihood"]
         discrete = "bits_per_dim" in nats
         decoder = "discretized logistic" if discrete else f"Gaussian of variance {nats['variance']:.3g}"
-        of = "a probability of 8-bit pixels" if discrete else "a density over pixels from 0 to 1"
+        of = f"a probability of {nats['bits']}-bit pixels" if discrete else "a density over pixels from 0 to 1"
         rows += [
             ("Distortion", nats["distortion"], ",.1f", f"nats; {decoder}, one draw"),
             ("Rate", nats["rate"], ",.2f", "nats; KL(q(z|x) || p(z)), of all groups of latents"),

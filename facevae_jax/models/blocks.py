@@ -115,9 +115,7 @@ def _backward(
     of_y, of_moments = gradients
     smooth = all(jnp.issubdtype(a.dtype, jnp.inexact) for a in jax.tree.leaves(x))
 
-    def one(
-        sums: Any, x: Any, extras: Any, y: Array | None, weights: Array | None, of_y: Any
-    ) -> tuple[Any, list[Any]]:
+    def one(sums: Any, x: Any, extras: Any, y: Array | None, weights: Array | None, of_y: Any) -> tuple[Any, list[Any]]:
         if of_moments is not None and y is not None:  # what y gave to the moments
             total, square = (by_channel(gradient, y) for gradient in of_moments)
             of_moments_y = total + 2.0 * square * y

@@ -64,20 +64,27 @@ class LogisticMixture(NamedTuple):
         first, second, third = (self.coefficients[..., number] for number in range(3))
         return self.means + jnp.stack([jnp.zeros_like(first), first * red, second * red + third * green], axis=-1)
 
-    def log_probability(self, images: Float[Array, "*b h w c"]) -> Float[Array, "*b"]:
+    def log_probability(self, images: Float[Array, "*b h w c"], *, bits: int = 8) -> Float[Array, "*b"]:
         """Of images whose pixels are multiples of 1 / 255; nats, the sum over the pixels.
 
         A value's probability is that of its gray level's width; the first and the last level also get what lies
         outside. s(a) - s(b) = s(a) s(-b) (1 - e^(b - a)) with the sigmoid s has an exact logarithm, however narrow.
+
+        Args:
+          images: [..., h, w, c].
+          bits: that are scored of each value, the highest: with 5 of them 0 to 7 count as 0, and 248 to 255 as 248.
         """
-        x = images[..., None, :]
+        step = 2 ** (8 - bits)  # gray levels that count as one
+        if step > 1:
+            images = jnp.floor(jnp.round(images * LEVELS) / step) * (step / LEVELS)
+        x, half, last = images[..., None, :], 0.5 * step / LEVELS, (LEVELS + 1.0 - step) / LEVELS
         means, inverse_scales = self.means_given(x), jnp.exp(-self.log_scales)
-        above = (x + 0.5 / LEVELS - means) * inverse_scales
-        below = (x - 0.5 / LEVELS - means) * inverse_scales
-        to_the_left = jnp.where(x > 1.0 - 0.25 / LEVELS, 0.0, jax.nn.log_sigmoid(above))
-        to_the_right = jnp.where(x < 0.25 / LEVELS, 0.0, jax.nn.log_sigmoid(-below))
-        width = jnp.log(-jnp.expm1(-inverse_scales / LEVELS))
-        inside = (x > 0.25 / LEVELS) & (x < 1.0 - 0.25 / LEVELS)
+        above = (x + half - means) * inverse_scales
+        below = (x - half - means) * inverse_scales
+        to_the_left = jnp.where(x > last - 0.5 * half, 0.0, jax.nn.log_sigmoid(above))
+        to_the_right = jnp.where(x < 0.5 * half, 0.0, jax.nn.log_sigmoid(-below))
+        width = jnp.log(-jnp.expm1(-inverse_scales * step / LEVELS))
+        inside = (x > 0.5 * half) & (x < last - 0.5 * half)
         of_colors = to_the_left + to_the_right + jnp.where(inside, width, 0.0)
         of_pixels = jax.nn.logsumexp(self.log_weights + jnp.sum(of_colors, axis=-1), axis=-1)
         return jnp.sum(of_pixels, axis=(-2, -1))
@@ -104,7 +111,7 @@ class GaussianLikelihood:
     dimensions: int  # D, the number of pixel values of an image
     learned: bool = False  # the variance is a parameter; else the optimum of each batch
 
-    discrete: ClassVar[bool] = False  # whether it is a probability of 8-bit values, not a density
+    discrete: ClassVar[bool] = False  # whether it is a probability of whole values, not a density
     label: ClassVar[str] = "Gaussian"
 
     @classmethod
@@ -115,8 +122,9 @@ class GaussianLikelihood:
     @classmethod
     def check_run(cls, run: Any) -> None:
         """Raises a ValueError for settings that this likelihood cannot take."""
-        components = run.objective.mixture_components
+        components, bits = run.objective.mixture_components, run.objective.bits
         check(components == 1, "objective.mixture_components", components, "1 for a likelihood that is no mixture")
+        check(bits == 8, "objective.bits", bits, "8 for a likelihood that is no probability of whole numbers")
 
     @classmethod
     def describe(cls, objective: Any) -> str:
@@ -139,9 +147,7 @@ class GaussianLikelihood:
         """Per-image terms of images in [0, 1]."""
         axes = tuple(range(1, images.ndim))
         error = jnp.mean(jnp.square(images - decoded.mean), axis=axes)
-        distribution = decoded.distribution
-        nll = jnp.zeros_like(error) if distribution is None else -distribution.log_probability(images)
-        return PixelTerms(error, nll)
+        return PixelTerms(error, jnp.zeros_like(error))
 
     def batch_variance(self, mse: Float[Array, ""], params: Any) -> Float[Array, ""]:
         """The variance for a training batch: the parameter, or the optimum, which is the batch's error."""
@@ -205,13 +211,14 @@ class LogisticLikelihood(GaussianLikelihood):
     """`discretized_logistic`: a probability of the 8-bit values. The variance is for the log: the batch's optimum."""
 
     components: int = 1  # of the mixture for each pixel
+    bits: int = 8  # of each pixel value that are scored
 
     discrete: ClassVar[bool] = True
     label: ClassVar[str] = "discretized logistic"
 
     @classmethod
     def of(cls, objective: Any, dimensions: int) -> "LogisticLikelihood":  # noqa: D102
-        return cls(dimensions, components=objective.mixture_components)
+        return cls(dimensions, components=objective.mixture_components, bits=objective.bits)
 
     @classmethod
     def check_run(cls, run: Any) -> None:  # noqa: D102
@@ -220,7 +227,7 @@ class LogisticLikelihood(GaussianLikelihood):
 
     @classmethod
     def describe(cls, objective: Any) -> str:  # noqa: D102
-        return f"discretized logistic, {objective.mixture_components} to a pixel"
+        return f"discretized logistic, {objective.mixture_components} to a pixel{_of_bits(objective)}"
 
     def channels(self, colors: int) -> int:
         """Means and scales of each color, and the weights where there are several components."""
@@ -240,6 +247,11 @@ class LogisticLikelihood(GaussianLikelihood):
         )
         return Decoded(mixture.mean(), mixture)
 
+    def terms(self, images: Float[Array, "b ..."], decoded: Decoded) -> PixelTerms:  # noqa: D102
+        assert decoded.distribution is not None
+        nll = -decoded.distribution.log_probability(images, bits=self.bits)
+        return super().terms(images, decoded)._replace(nll=nll)
+
     def nll(self, means: PixelTerms, variance: Float[Array, ""]) -> Float[Array, ""]:
         """-log of the probability, nats; the variance does not matter."""
         return means.nll
@@ -256,7 +268,8 @@ class ColorLogisticLikelihood(LogisticLikelihood):
 
     @classmethod
     def describe(cls, objective: Any) -> str:  # noqa: D102
-        return f"discretized logistic of dependent colors, {objective.mixture_components} to a pixel"
+        of_colors = f"discretized logistic of dependent colors, {objective.mixture_components} to a pixel"
+        return f"{of_colors}{_of_bits(objective)}"
 
     def channels(self, colors: int) -> int:
         """A weight of each component; a mean, a scale and a coefficient of each component and color."""
@@ -274,6 +287,10 @@ class ColorLogisticLikelihood(LogisticLikelihood):
             coefficients=jnp.tanh(coefficients),
         )
         return Decoded(mixture.mean(), mixture)
+
+
+def _of_bits(objective: Any) -> str:
+    return "" if objective.bits == 8 else f", {objective.bits} bits"
 
 
 LIKELIHOODS: dict[str, type[GaussianLikelihood]] = {

@@ -68,6 +68,7 @@ class Layout:
     splits: Mapping[str, Sequence[SourceImage]]  # none is empty
     attributes: tuple[Attribute, ...] = ()
     crop: Crop = CENTER_SQUARE
+    resize: str = "lanczos"  # a key of `images.RESIZES`
     notes: tuple[str, ...] = ()  # for the user, one line each
 
 

@@ -72,7 +72,8 @@ def prepare_dataset(
     if remote and reading.is_published(target):
         raise UserError(f"{target} is prepared already, and others may read it: delete it first, or use --name=NAME.")
     made = target if remote else incomplete / target.name
-    task, attributes = images.Task(layout.crop, resolution), [attribute.name for attribute in layout.attributes]
+    task = images.Task(layout.crop, resolution, layout.resize)
+    attributes = [attribute.name for attribute in layout.attributes]
     job = Job(name, task, attributes, folder=made, manifests=incomplete / "manifests", threads=workers)
     # Each object store's library raises its own kinds; RuntimeError is array_record's.
     failures: tuple[type[Exception], ...] = (Exception,) if remote else (OSError, RuntimeError)
@@ -201,7 +202,7 @@ def _provenance(layout: Layout, resolution: int) -> dict[str, Any]:
         "files": hash_of_names(layout),
         "resolution": resolution,
         "crop": layout.crop.description,
-        "resize": images.RESIZE,
+        "resize": images.RESIZES[layout.resize],
         "colour": "8-bit RGB, transparency over white, EXIF orientation applied, ICC profiles converted to sRGB",
         "attributes": [
             {key: value for key, value in attribute._asdict().items() if value} for attribute in layout.attributes

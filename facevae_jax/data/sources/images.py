@@ -21,8 +21,13 @@ from facevae_jax.data.sources.names import PNG_START
 from facevae_jax.data.sources.opening import File, read_file
 
 FORMATS = ("PNG", "JPEG", "WEBP")  # the only decoders that untrusted files reach
-RESIZE = "Pillow Lanczos, antialiased; images of four or more times the resolution first reduced to at least twice it"
-REDUCING_GAP = 2.0  # see RESIZE; within 50 dB of Lanczos alone, in a sixth of its time for 1024 to 128 pixels
+# By name of the filter. The descriptions are in the metadata of prepared datasets.
+RESIZES = {
+    "lanczos": "Pillow Lanczos, antialiased; "
+    "images of four or more times the resolution first reduced to at least twice it",
+    "bilinear": "Pillow bilinear, antialiased",  # torchvision's, which published figures for CelebA-64 have
+}
+REDUCING_GAP = 2.0  # of lanczos; within 50 dB of Lanczos alone, in a sixth of its time for 1024 to 128 pixels
 # Run-length and Huffman coding: for filtered faces as small as a search for matches.
 # ISA-L takes a third of the time, but in 4 of 60 processes that wrote the same 2,000 faces the bytes of a PNG differed.
 PNG_STRATEGY = zlib.Z_RLE
@@ -77,6 +82,7 @@ class Task(NamedTuple):
 
     crop: Crop
     resolution: int  # pixels along one side
+    resize: str = "lanczos"  # a key of `RESIZES`
 
 
 class Converted(NamedTuple):
@@ -88,7 +94,7 @@ class Converted(NamedTuple):
 
 
 def convert(file: File, task: Task) -> Converted:
-    """Decodes, turns upright (EXIF), converts to RGB, crops, resizes (see `RESIZE`) and encodes one image."""
+    """Decodes, turns upright (EXIF), converts to RGB, crops, resizes (see `RESIZES`) and encodes one image."""
     try:
         image, enlarged = load(read_file(file) if isinstance(file, pathlib.Path) else file.read(), task)
         return Converted(encode_png(np.asarray(image)), enlarged=enlarged)
@@ -103,13 +109,15 @@ def load(data: bytes, task: Task) -> tuple[Image.Image, bool]:
     """
     with open_image(data) as image:
         check_size(image)
-        if task.crop.size is None and task.crop.box is None:
+        fast = task.resize == "lanczos"
+        if fast and task.crop.size is None and task.crop.box is None:
             # A JPEG is decoded at a half, a quarter or an eighth of its size if that is large enough.
             image.draft(None, (int(REDUCING_GAP * task.resolution),) * 2)
         image = upright(image)
         cropped = crop_image(to_rgb(image), task.crop)
         size = (task.resolution, task.resolution)
-        resized = cropped.resize(size, Image.Resampling.LANCZOS, reducing_gap=REDUCING_GAP)
+        resample = Image.Resampling[task.resize.upper()]
+        resized = cropped.resize(size, resample, reducing_gap=REDUCING_GAP if fast else None)
         return resized, cropped.width < task.resolution
 
 
@@ -250,6 +258,8 @@ def crop_image(image: Image.Image, crop: Crop) -> Image.Image:
     if crop.size is not None and image.size != crop.size:
         raise ValueError(f"{image.width}x{image.height} pixels where {crop.size[0]}x{crop.size[1]} are expected")
     if crop.box is not None:
+        if image.width < crop.box[2] or image.height < crop.box[3]:
+            raise ValueError(f"{image.width}x{image.height} pixels do not contain the crop to {crop.box[2:]}")
         return image.crop(crop.box)
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
