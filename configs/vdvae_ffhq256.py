@@ -1,8 +1,8 @@
 """FFHQ at 256x256 by a Very Deep VAE.
 
 The network and its optimizer as published by Child 2021 ("Very deep VAEs generalize autoregressive models and can
-outperform them on images"), in 114,874,852 parameters, for images of 5 bits a color as there. Updates are skipped by the
-running norm of the gradient, not by a fixed one.
+outperform them on images"), in 114,874,852 parameters, for images of 5 bits a color as there. Updates are skipped by
+the running norm of the gradient, not by a fixed one.
 
 Command: python -m facevae_jax.main --config=configs/vdvae_ffhq256.py --workdir=/tmp/vdvae_ffhq256
 Hardware, time and score: not yet measured. Published: 32 V100 for 2.5 weeks: 0.61 bits/dim at 5 bits.
