@@ -29,6 +29,7 @@ SMALL = hierarchical.Config(
     decoder_blocks="1x2,4m1,4x1,8m4,16m8,32m16",
     width=8,
     widths="8:12,4:12,1:16",
+    bottleneck_widths="16:5",
     latent_channels=3,
     bias_up_to=8,
     pixel_mean=112.9,
@@ -68,10 +69,16 @@ class Published:
         return (kernel.reshape(features, -1) @ columns).reshape(len(x), features, height, width) + bias[:, None, None]
 
     def block(self, name, x, resolution, features):
-        size, inside = (3 if resolution > 2 else 1), int(self.config.width_of(resolution) * self.config.bottleneck)
+        size, inside = (3 if resolution > 2 else 1), {8: 3, 4: 3, 1: 4, 16: 5}.get(resolution, 2)
+        active = {"gelu": scipy.stats.norm.cdf, "silu": scipy.special.expit}[self.config.activation]
         for number, (width, side) in enumerate(((inside, 1), (inside, size), (inside, size), (features, 1)), start=1):
-            x = self.conv(f"{name}.c{number}", x * scipy.stats.norm.cdf(x), width, side)
+            x = self.conv(f"{name}.c{number}", x * active(x), width, side)
         return x
+
+    def log_deviation(self, raw):
+        if self.config.deviation == "exp":
+            return raw
+        return np.log(np.logaddexp(0.0, math.log(2.0) * raw) / math.log(2.0))  # Hazami et al. 2022, with beta = ln 2
 
     def bias_of(self, name, shape):
         return self.tensors.setdefault(name, self.random.normal(0, 0.3, shape))
@@ -104,8 +111,9 @@ class Published:
             both = np.concatenate([x, seen[resolution]], axis=1)
             mean, deviation = np.split(self.block(f"{name}.enc", both, resolution, 2 * z), 2, axis=1)
             of_prior = self.block(f"{name}.prior", x, resolution, 2 * z + width)
+            deviation, prior_deviation = (self.log_deviation(of) for of in (deviation, of_prior[:, z : 2 * z]))
             value = mean + np.exp(deviation) * noise[number]
-            groups.append((value, mean, deviation, of_prior[:, :z], of_prior[:, z : 2 * z]))
+            groups.append((value, mean, deviation, of_prior[:, :z], prior_deviation))
             x = x + of_prior[:, 2 * z :] + self.conv(f"{name}.z_proj", value, width)
             states[resolution] = x + self.block(f"{name}.resnet", x, resolution, width)
         x = states[blocks[-1][0]]
@@ -123,10 +131,9 @@ def likelihood():
     return ColorLogisticLikelihood(SIDE * SIDE * 3, components=10)
 
 
-@pytest.fixture(scope="module")
-def published(likelihood):
-    """Images, noise, the published network's raw output and groups, and its parameters here."""
-    random, network = np.random.default_rng(1), Published(SMALL)
+def run_published(config):
+    """Images, noise, the published network's raw output and groups, and its parameters."""
+    random, network = np.random.default_rng(1), Published(config)
     images = random.integers(0, 256, (2, SIDE, SIDE, 3), np.uint8)
     noise = [random.normal(size=(2, shape[2], shape[0], shape[1])) for shape in SMALL.groups]
     raw, groups = network.decode(network.encode(images), noise)
@@ -134,14 +141,21 @@ def published(likelihood):
     return jnp.asarray(images), noise, raw, groups, tensors
 
 
+@pytest.fixture(scope="module")
+def published(likelihood):
+    return run_published(SMALL)
+
+
 def parameters_of(tensors):
     return jax.tree.map(jnp.asarray, {"params": vdvae_parameters(tensors, SMALL)})
 
 
+@pytest.mark.parametrize("of_hazami", [False, True])
 @pytest.mark.parametrize("form", ["plain", "matmul"])
-def test_the_network_is_the_published_one(published, likelihood, form):
-    images, noise, raw, groups, tensors = published
-    model = Probe(SMALL, SIDE, likelihood, Execution(form))
+def test_the_network_is_the_published_one(published, likelihood, form, of_hazami):
+    config = dataclasses.replace(SMALL, **({"activation": "silu", "deviation": "softplus"} if of_hazami else {}))
+    images, noise, raw, groups, tensors = run_published(config) if of_hazami else published
+    model = Probe(config, SIDE, likelihood, Execution(form))
     variables = parameters_of(tensors)
     of_init = jax.eval_shape(
         lambda: model.init(jax.random.key(0), images, image_keys(jax.random.key(0), 2), train=False)
@@ -155,6 +169,22 @@ def test_the_network_is_the_published_one(published, likelihood, form):
         variance, prior_variance = np.exp(2 * deviation), np.exp(2 * prior_deviation)
         kl = 0.5 * ((variance + (mean - prior_mean) ** 2) / prior_variance - 1) + prior_deviation - deviation
         np.testing.assert_allclose(gaussian_kl(group.posterior, group.prior), kl.transpose(0, 2, 3, 1), atol=1e-5)
+
+
+def test_gradients_of_a_few_images_at_a_time_are_those_of_all(published, likelihood):
+    """On a CPU each block is computed for one image after the other, and again for its gradient."""
+    images, noise, *_, tensors = published
+    given = [jnp.asarray(x.transpose(0, 2, 3, 1), jnp.float32) for x in noise]
+
+    def gradients(execution):
+        def loss(variables):
+            raw, groups = Probe(SMALL, SIDE, likelihood, execution).apply(variables, images, given, method="with_noise")
+            return jnp.sum(jnp.sin(raw)) + sum(jnp.sum(gaussian_kl(group.posterior, group.prior)) for group in groups)
+
+        return jax.jit(jax.grad(loss))(parameters_of(tensors))
+
+    whole, cut = gradients(Execution("plain")), gradients(Execution("matmul", block_bytes=1))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, rtol=1e-3, atol=1e-5 * np.abs(a).max()), whole, cut)
 
 
 def test_a_missing_and_a_strange_tensor_are_refused(published):
@@ -230,6 +260,8 @@ def test_a_code_and_its_details_are_all_groups(published, likelihood, variables)
         ({"widths": "32:12,16:8"}, "model.widths"),
         ({"widths": "32=12"}, "model.widths"),
         ({"widths": "33:96"}, "model.widths"),
+        ({"bottleneck_widths": "33:4"}, "model.bottleneck_widths"),
+        ({"bottleneck_widths": "32:0"}, "model.bottleneck_widths"),
         ({"decoder_blocks": "1x1,32x2"}, "model.decoder_blocks"),
         ({"decoder_blocks": "32x1,32m32"}, "model.decoder_blocks"),
         ({"widths": "32:2,16:8"}, "model.bottleneck"),

@@ -58,6 +58,7 @@ class Config:
     width: int = 128  # features of the blocks
     widths: str = ""  # of single resolutions, such as 64:96,32:192; none of a coarser one may be smaller
     bottleneck: float = 0.25  # width inside of a block, as a part of the width outside
+    bottleneck_widths: str = ""  # widths inside of blocks of single resolutions, such as 64:32
     latent_channels: int = 16  # numbers of a group at each place
     patch: Literal[1, 2, 4] = 1  # side of the squares of pixels that the network works on
     activation: Literal["gelu", "silu"] = "gelu"
@@ -74,6 +75,7 @@ class Config:
     def __post_init__(self) -> None:
         check_all(self, "model", "width latent_channels pixel_deviation bottleneck", lambda x: x > 0, "positive")
         _ = self.encoder, self.decoder  # each checks its setting
+        _ = self._inside
         narrow = min([self.width, *self._widths.values()]) * self.bottleneck
         check(narrow >= 1, "model.bottleneck", self.bottleneck, "at least 1 divided by the smallest width")
 
@@ -97,6 +99,7 @@ class Config:
             check(joined, "model.decoder_blocks", self.decoder_blocks, allowed)
             started.add(level.resolution)
         check(set(self._widths) <= set(seen), "model.widths", self.widths, of_encoder)
+        check(set(self._inside) <= set(seen), "model.bottleneck_widths", self.bottleneck_widths, of_encoder)
         widths = [self.width_of(resolution) for resolution in resolutions]
         check(widths == sorted(widths, reverse=True), "model.widths", self.widths, "no smaller at coarser resolutions")
         size = sum(math.prod(shape) for shape in self.code_groups)
@@ -132,11 +135,23 @@ class Config:
         """Features at a resolution."""
         return self._widths.get(resolution, self.width)
 
+    def inside(self, resolution: int) -> int:
+        """Features inside of a block at a resolution."""
+        return self._inside.get(resolution, int(self.width_of(resolution) * self.bottleneck))
+
     @functools.cached_property
     def _widths(self) -> dict[int, int]:
-        pairs = [re.fullmatch(r"([1-9]\d{0,3}):([1-9]\d{0,4})", part) for part in self.widths.split(",") if part]
-        check(None not in pairs, "model.widths", self.widths, "empty, or pairs such as 64:96,32:192")
-        return {int(pair[1]): int(pair[2]) for pair in pairs if pair}
+        return _by_resolution(self.widths, "model.widths")
+
+    @functools.cached_property
+    def _inside(self) -> dict[int, int]:
+        return _by_resolution(self.bottleneck_widths, "model.bottleneck_widths")
+
+
+def _by_resolution(text: str, key: str) -> dict[int, int]:
+    pairs = [re.fullmatch(r"([1-9]\d{0,3}):([1-9]\d{0,4})", part) for part in text.split(",") if part]
+    check(None not in pairs, key, text, "empty, or pairs such as 64:96,32:192")
+    return {int(pair[1]): int(pair[2]) for pair in pairs if pair}
 
 
 def _levels(text: str, key: str, *, joint: Literal["d", "m"]) -> tuple[Level, ...]:
@@ -235,7 +250,7 @@ class Block(Part):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w f"]:  # noqa: D102
-        inside = int(self.config.width_of(self.resolution) * self.config.bottleneck)
+        inside = self.config.inside(self.resolution)
         kernel_size = 1 if self.resolution <= NO_NEIGHBORS else 3
         x = self.convolution(x, inside, name="c1")
         x = self.convolution(x, inside, name="c2", kernel_size=kernel_size)
