@@ -186,6 +186,20 @@ def test_evaluation_is_exact_for_a_ragged_split(run):
     np.testing.assert_allclose(loss.nll, nll, rtol=1e-5)
 
 
+@pytest.mark.slow
+def test_a_learning_rate_that_is_far_too_large_neither_ends_in_nan_nor_stands_still(tiny_config, tmp_path):
+    """Thirty times the rate: large updates are skipped, and the run still learns from most batches."""
+    settings = {"batch_size": 16, "steps": 80, "warmup_steps": 0, "log_every_steps": 20, "skip_factor": 4.0}
+    rate = TrainConfig(optimizer="adamax", learning_rate=30 * 2e-3, **settings)
+    objective = ObjectiveConfig(likelihood="color_logistic", mixture_components=2)
+    config = RunConfig(data=tiny_config.data, model=MODELS["deep"], objective=objective, train=rate)
+    state = train(config, tmp_path)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(state.params)))
+    records = [record for record in read_metrics(tmp_path) if record["kind"] == "train"]
+    assert all(record.get("too_large", 0) < 15 for record in records)  # of 20 steps
+    assert records[-1]["loss"] < records[0]["loss"]
+
+
 @only_levels
 def test_the_trainer_logs_the_rate_of_each_group(run):
     records = read_metrics(run.trained.folder)
