@@ -1,10 +1,11 @@
 """CelebA at 64x64 by the compact network of Efficient-VDVAE.
 
-Depths, widths, bottlenecks, latents, likelihood and optimizer as published by Hazami et al. 2022 ("Efficient-VDVAE: less is
-more"), celebA64_compact. Connections are those of Child 2021: blocks of a resolution see the same activations of the
-encoder, where there each sees its own through a 1x1 convolution, and features of other widths are cut or padded with zeros.
+Depths, widths, latents, likelihood and optimizer as published by Hazami et al. 2022 ("Efficient-VDVAE: less is more"),
+celebA64_compact. Connections are those of Child 2021: blocks of a resolution see the same activations of the encoder,
+where there each sees its own through a 1x1 convolution; features of other widths are cut, or padded with zeros.
 
-Prepared by `python -m facevae_jax.prepare --layout=celeba --crop=15,40,163,188 --resize=bilinear --resolution=64 --source=DIR`.
+Prepared by
+`python -m facevae_jax.prepare --layout=celeba --crop=15,40,163,188 --resize=bilinear --resolution=64 --source=DIR`.
 
 Command: python -m facevae_jax.main --config=configs/evdvae_celeba64_compact.py --workdir=/tmp/evdvae_celeba64_compact
 Hardware, time and score: not yet measured.

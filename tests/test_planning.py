@@ -16,7 +16,7 @@ from facevae_jax.data.batches import batch_reader
 from facevae_jax.data.feed import FeedSpec
 from facevae_jax.data.plan import BatchPlan
 from facevae_jax.planning import programs
-from facevae_jax.planning.plans import plan
+from facevae_jax.planning.plans import _flops, plan
 from facevae_jax.planning.topologies import topology_of
 from facevae_jax.training.feeds import feed_spec
 from facevae_jax.training.setup import TrainSetup, abstract_state, make_mesh
@@ -55,6 +55,49 @@ def needs(topology: str):
             pytest.mark.skipif(importlib.util.find_spec(module) is None, reason=f"{module} is not installed"),
         ],
     )
+
+
+BLOCKS = """
+HloModule jit_train_steps, is_scheduled=true
+
+%below.1 (p: (s32[])) -> pred[] {
+  %p.1 = (s32[]) parameter(0)
+  %i.1 = s32[]{:T(128)} get-tuple-element(%p.1), index=0
+  %five.1 = s32[]{:T(128)} constant(5)
+  ROOT %lt.1 = pred[] compare(%i.1, %five.1), direction=LT
+}
+
+%block.1 (p: (s32[])) -> (s32[]) {
+  %f.1 = f32[8]{0} fusion(), kind=kLoop, backend_config={"estimated_cycles":"100"}
+}
+
+%step.1 (p: (s32[])) -> (s32[]) {
+  %w.1 = (s32[]) while(%p), condition=%below.1, body=%block.1
+  %w.2 = (s32[]) while(%p), condition=%other, body=%block.1, backend_config={"known_trip_count":{"n":"3"}}
+  %f.2 = f32[8]{0} fusion(), kind=kLoop, backend_config={"estimated_cycles":"1"}
+}
+
+ENTRY %main (a: f32[8]) -> f32[8] {
+  %w = (s32[]) while(%a), condition=%cond, body=%step.1
+}
+"""
+
+
+def test_a_loop_over_blocks_counts_as_often_as_it_turns():
+    program = programs.parse(BLOCKS)
+    assert programs.cycles(program) == (801, 0)
+    assert programs.launches(program) == 9
+
+
+def test_operations_of_a_loop_are_counted_as_often_as_it_turns():
+    """XLA counts a loop's body once."""
+
+    def function(x, weights):
+        return jax.lax.scan(lambda y, w: (jnp.sin(jax.jit(jnp.matmul)(y, w)), None), x, weights)[0]
+
+    x, weights = jnp.ones((16, 16)), jnp.ones((7, 16, 16))
+    found = _flops(jax.make_jaxpr(jax.grad(lambda x, weights: jnp.sum(function(x, weights))))(x, weights))
+    assert found == pytest.approx(7 * 4 * 16**3, rel=0.1)  # products of the values and of the gradient
 
 
 V5E, H100 = needs("v5e-4"), needs("8xh100")

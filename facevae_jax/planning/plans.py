@@ -7,10 +7,12 @@ import pathlib
 import re
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, jaxpr_as_fun
 
 from facevae_jax.config import RunConfig
 from facevae_jax.core.errors import UserError
@@ -118,10 +120,10 @@ def plan(config: RunConfig, topology: Topology, *, images: int, dump: pathlib.Pa
         (dump / f"{topology.name}.txt").write_text(compiled.text)
     program, pixels = programs.parse(compiled.text), compiled.spec.abstract_chunk().pixels
     split = () if isinstance(pixels, tuple) else pixels.sharding.shard_shape(pixels.shape)
-    parts, flops = config.train.accumulation, step_flops(config, devices=mesh.size)
-    traffic = programs.traffic(program, split=split, parts=parts)
-    cycles, once = programs.cycles(program, parts=parts)
-    launches = 0 if cycles else programs.launches(program, parts=parts)
+    flops = step_flops(config, devices=mesh.size)
+    traffic = programs.traffic(program, split=split)
+    cycles, once = programs.cycles(program)
+    launches = 0 if cycles else programs.launches(program)
     if cycles:
         seconds = (cycles + once / compiled.spec.capacity) / topology.chip.clock
         estimate = "the compiler's cycles; without exchanges and without waiting for memory"
@@ -140,7 +142,7 @@ def plan(config: RunConfig, topology: Topology, *, images: int, dump: pathlib.Pa
         argument_bytes=compiled.argument_bytes,
         temporary_bytes=compiled.temporary_bytes,
         memory_bytes=int(topology.chip.memory),
-        exchanges=programs.exchanges(program, parts=parts),
+        exchanges=programs.exchanges(program),
         flops=flops,
         memory_traffic_bytes=traffic,
         cycles=cycles,
@@ -220,8 +222,28 @@ def step_flops(config: RunConfig, *, devices: int) -> float:
         cast(Any, jax.ShapeDtypeStruct((share, *setup.model.image_shape), jnp.uint8)),
         cast(Any, jax.ShapeDtypeStruct((share,), jnp.int32)),
     )
-    lowered = jax.jit(functools.partial(train_step, setup=setup)).lower(abstract_state(setup), batch)
-    return float((lowered.cost_analysis() or {}).get("flops", 0.0))
+    step = jax.make_jaxpr(functools.partial(train_step, setup=setup))(abstract_state(setup), batch)
+    return _flops(step)
+
+
+def _flops(program: ClosedJaxpr) -> float:
+    """XLA counts the body of a loop once, whatever the number of its turns."""
+    arguments = [jax.ShapeDtypeStruct(variable.aval.shape, variable.aval.dtype) for variable in program.jaxpr.invars]
+    found = float((jax.jit(jaxpr_as_fun(program)).lower(*arguments).cost_analysis() or {}).get("flops", 0.0))
+    for equation in _loops(program.jaxpr):
+        found += (equation.params["length"] - 1) * _flops(equation.params["jaxpr"])
+    return found
+
+
+def _loops(program: Jaxpr) -> Iterator[JaxprEqn]:
+    """The scans of a program that are within no other scan."""
+    for equation in program.eqns:
+        if equation.primitive.name == "scan":
+            yield equation
+        else:
+            for inner in jax.tree.leaves(list(equation.params.values())):
+                if isinstance(inner, Jaxpr | ClosedJaxpr):
+                    yield from _loops(inner if isinstance(inner, Jaxpr) else inner.jaxpr)
 
 
 def advice(config: RunConfig, topology: Topology, plan: Plan) -> tuple[str, ...]:

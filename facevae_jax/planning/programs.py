@@ -1,7 +1,4 @@
-"""Reads the text of a compiled program (XLA's HLO): what one step sends, reads, writes and takes by its compiler.
-
-`parts` is the number of turns of a loop within a step: the parts in which a batch is computed.
-"""
+"""Reads the text of a compiled program (XLA's HLO): what one step sends, reads, writes and takes by its compiler."""
 
 import math
 import re
@@ -31,7 +28,7 @@ class Instruction(NamedTuple):
     shape: str
     op: str
     operands: tuple[str, ...]
-    attributes: str
+    attributes: str  # of a constant its value
 
     @property
     def cycles(self) -> int:
@@ -69,17 +66,18 @@ def parse(text: str) -> Program:
         elif found := _INSTRUCTION.match(line):
             name, shape, op, rest = found.groups()
             inside, attributes = _split_at_closing(rest)
+            attributes = inside if op == "constant" else attributes
             lines.append(Instruction(name, shape, op, tuple(re.findall(r"%([\w.\-]+)", inside)), attributes))
     return Program(computations, entry)
 
 
-def exchanges(program: Program, *, parts: int = 1) -> dict[str, tuple[int, int]]:
+def exchanges(program: Program) -> dict[str, tuple[int, int]]:
     """What a device sends in a step by kind: how often, and the bytes of the operands.
 
     Of an asynchronous exchange the start is counted, whose shape holds the result too: its operands are read instead.
     """
     times, sizes, shapes = Counter[str](), Counter[str](), program.shapes
-    for each in _unrolled(program, program.step, parts):
+    for each in _unrolled(program, program.step):
         kind = each.op.removesuffix("-start")
         if kind in EXCHANGES:
             operands = each.operands[:1] if kind == "ragged-all-to-all" else each.operands
@@ -88,19 +86,19 @@ def exchanges(program: Program, *, parts: int = 1) -> dict[str, tuple[int, int]]
     return {kind: (times[kind], sizes[kind]) for kind in sorted(times)}
 
 
-def launches(program: Program, *, parts: int = 1) -> int:
+def launches(program: Program) -> int:
     """Kernels, library calls, copies and exchanges of a step on a GPU."""
-    return sum(_works(each) for each in _unrolled(program, program.step, parts))
+    return sum(_works(each) for each in _unrolled(program, program.step))
 
 
-def traffic(program: Program, *, split: tuple[int, ...] = (), parts: int = 1) -> int:
+def traffic(program: Program, *, split: tuple[int, ...] = ()) -> int:
     """Bytes that a step reads and writes in a device's memory: operands and results, but those in a TPU's own (S(1)).
 
     The images are in an operand of the shape `split`, of which only some rows are read: it does not count.
     """
     images = f"u8[{','.join(map(str, split))}]"
     total, shapes = 0, program.shapes
-    for each in _unrolled(program, program.step, parts):
+    for each in _unrolled(program, program.step):
         if _works(each):
             operands = [shapes.get(name, "") for name in each.operands]
             total += sum(array_bytes(shape, outside=True) for shape in operands if not shape.startswith(images))
@@ -108,9 +106,9 @@ def traffic(program: Program, *, split: tuple[int, ...] = (), parts: int = 1) ->
     return total
 
 
-def cycles(program: Program, *, parts: int = 1) -> tuple[int, int]:
+def cycles(program: Program) -> tuple[int, int]:
     """The TPU compiler's estimates: of a step without its exchanges, and of what a dispatch does beside its steps."""
-    step = sum(each.cycles for each in _unrolled(program, program.step, parts))
+    step = sum(each.cycles for each in _unrolled(program, program.step))
     return step, sum(each.cycles for each in program.computations[program.entry])
 
 
@@ -132,15 +130,25 @@ def _body(loop: Instruction) -> str:
     return re.search(r"body=%?([\w.\-]+)", loop.attributes)[1]  # type: ignore[index]
 
 
-def _unrolled(program: Program, lines: list[Instruction], parts: int) -> list[Instruction]:
-    """With what calls, command buffers and the loop over the parts of a batch hold in their place."""
+def _turns(program: Program, loop: Instruction) -> int:
+    """Of a loop within a step, over the parts of a batch or the blocks of a network."""
+    known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
+    if known:
+        return int(known[1])
+    condition = re.search(r"condition=%?([\w.\-]+)", loop.attributes)[1]  # type: ignore[index]
+    limits = [each.attributes for each in program.computations[condition] if each.op == "constant"]
+    return int(limits[0]) if len(limits) == 1 and limits[0].isdigit() else 1
+
+
+def _unrolled(program: Program, lines: list[Instruction]) -> list[Instruction]:
+    """With what calls, command buffers and loops hold in their place."""
     found: list[Instruction] = []
     for each in lines:
         called = re.search(r"to_apply=%?([\w.\-]+)", each.attributes) if each.op == "call" else None
         if called:
-            found += _unrolled(program, program.computations[called[1]], parts)
+            found += _unrolled(program, program.computations[called[1]])
         elif each.op == "while":
-            found += parts * _unrolled(program, program.computations[_body(each)], parts)
+            found += _turns(program, each) * _unrolled(program, program.computations[_body(each)])
         else:
             found.append(each)
     return found
