@@ -15,8 +15,10 @@ from benchmarks.peers.case import Case, by_epochs
 from benchmarks.peers.worker import PEERS, Peer, Worker, WorkerError
 from benchmarks.suites import peers
 from configs import gdl128
-from facevae_jax.config import DataConfig, RunConfig, TrainConfig
-from facevae_jax.models import vae
+from facevae_jax.config import DataConfig, ObjectiveConfig, RunConfig, TrainConfig
+from facevae_jax.exporting.published import vdvae_parameters
+from facevae_jax.models import hierarchical, vae
+from facevae_jax.objective import image_terms
 from facevae_jax.training.setup import TrainSetup, abstract_state, make_mesh, make_model
 
 PAPER = RunConfig.from_config_dict(gdl128.get_config())
@@ -57,6 +59,44 @@ def test_a_rotated_torch_network_is_ours():
         np.testing.assert_allclose(found, wanted.numpy(), atol=1e-5)
     assert decoded.std() > 0.01
     np.testing.assert_allclose(model.apply(variables, jnp.asarray(codes), method="decode").mean, decoded, atol=1e-5)
+
+
+@pytest.mark.parametrize("of_hazami", [False, True])
+def test_torch_s_hierarchy_is_ours(of_hazami, monkeypatch):
+    """The negative ELBO of both at the means of all groups, from the same weights."""
+    torch = pytest.importorskip("torch")
+    from benchmarks.peers import torch_hierarchy
+
+    model = hierarchical.Config(
+        encoder_blocks="32x1,32d2,16d4,4d4,1x1",
+        decoder_blocks="1x1,4m1,4x1,16m4,32m16",
+        width=12,
+        widths="32:8",
+        bottleneck_widths="16:5",
+        latent_channels=3,
+        **({"activation": "silu", "deviation": "softplus"} if of_hazami else {}),
+    )
+    objective = ObjectiveConfig(likelihood="color_logistic", mixture_components=2)
+    config = RunConfig(data=DataConfig(resolution=32), model=model, objective=objective)
+    torch.manual_seed(0)
+    network = torch_hierarchy.Network(config)
+    for parameter in network.parameters():  # away from a new network's zeros
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    tensors = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
+    variables = jax.tree.map(jnp.asarray, {"params": vdvae_parameters(tensors, model)})
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    images[0, :2] = [[[0]], [[255]]]
+    ours, likelihood = make_model(config)
+    terms = image_terms(
+        jnp.asarray(images / 255.0, jnp.float32),
+        ours.apply(variables, jnp.asarray(images), None, train=False),
+        likelihood,
+    )
+    expected = np.mean(terms.pixels.nll + sum(kl.reshape(2, -1).sum(axis=1) for kl in terms.kl))
+    monkeypatch.setattr(torch, "randn_like", torch.zeros_like)
+    with torch.no_grad():
+        found = network.negative_elbo(torch.from_numpy(images).permute(0, 3, 1, 2).float())
+    assert float(found) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_keras_network_has_our_parameters():

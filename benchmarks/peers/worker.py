@@ -42,6 +42,11 @@ PEERS = {
     "keras fit (torch)": Peer(KERAS, "torch", (("KERAS_BACKEND", "torch"),)),
     "pythae": Peer("benchmarks.peers.pythae_vae", environment=(("TQDM_DISABLE", "1"),)),  # no progress bar
 }
+HIERARCHY_PEERS = {  # of a config with a hierarchy
+    name: peer._replace(module="benchmarks.peers.torch_hierarchy") if peer.module == TORCH else peer
+    for name, peer in PEERS.items()
+    if name == "ours" or peer.module == TORCH
+}
 
 
 class WorkerError(Exception):

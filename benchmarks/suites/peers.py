@@ -1,5 +1,7 @@
 """Training speed beside PyTorch, Keras and pythae, in one run: the paper's model without dropout on one fixed batch.
 
+Of a config with a hierarchy it is that hierarchy, beside PyTorch.
+
 Every case is a process of its own, and they take turns, so that a change of the machine's load affects all of them.
 """
 
@@ -7,7 +9,7 @@ import dataclasses
 import os
 from typing import Any
 
-from benchmarks.peers.worker import PEERS, Worker, WorkerError
+from benchmarks.peers.worker import HIERARCHY_PEERS, PEERS, Worker, WorkerError
 from benchmarks.suites.timing import Options, medians
 from configs import gdl128
 from facevae_jax.config import RunConfig
@@ -19,13 +21,14 @@ TURN_FACTOR, TURN_SECONDS = 20.0, 120.0  # a turn may last TURN_FACTOR x as long
 
 def run(options: Options) -> dict[str, Any]:
     """Times every peer that runs here; `options.config` sets resolution, batch and latent dimensions."""
-    config = peer_config(options.config)
+    hierarchy = options.config.model.kind == "hierarchical"
+    config = options.config if hierarchy else peer_config(options.config)
     workers: dict[str, Worker] = {}
     skipped: dict[str, str] = {}
     rates: dict[str, list[float]] = {}
     limit = TURN_FACTOR * options.seconds + TURN_SECONDS
     try:
-        for name, peer in PEERS.items():
+        for name, peer in (HIERARCHY_PEERS if hierarchy else PEERS).items():
             try:
                 workers[name] = Worker(peer, config, time_limit=START_SECONDS)
                 rates[name] = []
@@ -45,11 +48,12 @@ def run(options: Options) -> dict[str, Any]:
     huge = "ours asks for huge pages, as its command does, and the others run as they come"
     if startup.HUGE_PAGES in os.environ.get(startup.TUNABLES, ""):
         huge = "all with huge pages"
+    network = f"gdl128 without dropout, latent dimensions {getattr(config.model, 'latent_dim', 0)}"
+    network = f"the hierarchy {config.model.decoder_blocks}" if hierarchy else network
     ready = {name: worker.ready for name, worker in workers.items()}
     return {
-        "what": f"training steps of gdl128 without dropout, ours in float32, {config.data.resolution}x"
-        f"{config.data.resolution}, batch {config.train.batch_size}, latent dimensions {config.model.latent_dim}, on "
-        f"one fixed batch; {huge}; images per second",
+        "what": f"training steps of {network}, ours in float32, {config.data.resolution}x{config.data.resolution}, "
+        f"batch {config.train.batch_size}, on one fixed batch; {huge}; images per second",
         "median": medians(rates),
         "all": rates,
         "skipped": skipped,
