@@ -68,7 +68,7 @@ HloModule jit_train_steps, is_scheduled=true
 }
 
 %block.1 (p: (s32[])) -> (s32[]) {
-  %f.1 = f32[8]{0} fusion(), kind=kLoop, backend_config={"estimated_cycles":"100"}
+  %f.1 = f32[8]{0} fusion(%stack.1), kind=kLoop, backend_config={"estimated_cycles":"100"}
 }
 
 %step.1 (p: (s32[])) -> (s32[]) {
@@ -78,6 +78,7 @@ HloModule jit_train_steps, is_scheduled=true
 }
 
 ENTRY %main (a: f32[8]) -> f32[8] {
+  %stack.1 = f32[5,16]{1,0} parameter(0)
   %w = (s32[]) while(%a), condition=%cond, body=%step.1
 }
 """
@@ -87,6 +88,8 @@ def test_a_loop_over_blocks_counts_as_often_as_it_turns():
     program = programs.parse(BLOCKS)
     assert programs.cycles(program) == (801, 0)
     assert programs.launches(program) == 9
+    one, all_rows = 4 * (16 + 8), 4 * (5 * 16 + 8)  # read and written; a turn of the first loop reads one of five rows
+    assert programs.traffic(program) == 5 * one + 3 * all_rows + 4 * 8
 
 
 def test_operations_of_a_loop_are_counted_as_often_as_it_turns():

@@ -77,7 +77,7 @@ def exchanges(program: Program) -> dict[str, tuple[int, int]]:
     Of an asynchronous exchange the start is counted, whose shape holds the result too: its operands are read instead.
     """
     times, sizes, shapes = Counter[str](), Counter[str](), program.shapes
-    for each in _unrolled(program, program.step):
+    for each, _ in _unrolled(program, program.step):
         kind = each.op.removesuffix("-start")
         if kind in EXCHANGES:
             operands = each.operands[:1] if kind == "ragged-all-to-all" else each.operands
@@ -88,37 +88,46 @@ def exchanges(program: Program) -> dict[str, tuple[int, int]]:
 
 def launches(program: Program) -> int:
     """Kernels, library calls, copies and exchanges of a step on a GPU."""
-    return sum(_works(each) for each in _unrolled(program, program.step))
+    return sum(_works(each) for each, _ in _unrolled(program, program.step))
 
 
 def traffic(program: Program, *, split: tuple[int, ...] = ()) -> int:
     """Bytes that a step reads and writes in a device's memory: operands and results, but those in a TPU's own (S(1)).
 
-    The images are in an operand of the shape `split`, of which only some rows are read: it does not count.
+    The images are in an operand of the shape `split`, of which only some rows are read: it does not count. In a loop of
+    n turns each reads or writes one row of an array [n, ...].
     """
     images = f"u8[{','.join(map(str, split))}]"
     total, shapes = 0, program.shapes
-    for each in _unrolled(program, program.step):
+    for each, turns in _unrolled(program, program.step):
         if _works(each):
-            operands = [shapes.get(name, "") for name in each.operands]
-            total += sum(array_bytes(shape, outside=True) for shape in operands if not shape.startswith(images))
-            total += array_bytes(each.shape, outside=True)
+            arrays = [shapes.get(name, "") for name in each.operands] + [each.shape]
+            found = [array_bytes(shape, outside=True, rows=turns) for shape in arrays if not shape.startswith(images)]
+            total += sum(found)
     return total
 
 
 def cycles(program: Program) -> tuple[int, int]:
     """The TPU compiler's estimates: of a step without its exchanges, and of what a dispatch does beside its steps."""
-    step = sum(each.cycles for each in _unrolled(program, program.step))
+    step = sum(each.cycles for each, _ in _unrolled(program, program.step))
     return step, sum(each.cycles for each in program.computations[program.entry])
 
 
-def array_bytes(shape: str, *, outside: bool = False) -> int:
-    """Of the arrays in a shape, without padding; with `outside`, only of those in a device's main memory."""
+def array_bytes(shape: str, *, outside: bool = False, rows: int = 1) -> int:
+    """Of the arrays in a shape, without padding.
+
+    Args:
+      shape: the text.
+      outside: only of those in a device's main memory.
+      rows: of an array that has so many, one is counted.
+    """
     total = 0
     for dtype, sizes, layout in _ARRAY.findall(shape):
         if not (outside and "S(1)" in layout):
             bits = 8 if dtype == "pred" else int(re.search(r"\d+", dtype)[0])  # type: ignore[index]
-            total += math.prod(int(size) for size in sizes.split(",") if size) * bits // 8
+            counted = [int(size) for size in sizes.split(",") if size]
+            counted = counted[1:] if rows > 1 and counted[:1] == [rows] else counted
+            total += math.prod(counted) * bits // 8
     return total
 
 
@@ -140,17 +149,18 @@ def _turns(program: Program, loop: Instruction) -> int:
     return int(limits[0]) if len(limits) == 1 and limits[0].isdigit() else 1
 
 
-def _unrolled(program: Program, lines: list[Instruction]) -> list[Instruction]:
-    """With what calls, command buffers and loops hold in their place."""
-    found: list[Instruction] = []
+def _unrolled(program: Program, lines: list[Instruction], turns: int = 1) -> list[tuple[Instruction, int]]:
+    """With what calls, command buffers and loops hold in their place, and the turns of the loop that each is in."""
+    found: list[tuple[Instruction, int]] = []
     for each in lines:
         called = re.search(r"to_apply=%?([\w.\-]+)", each.attributes) if each.op == "call" else None
         if called:
-            found += _unrolled(program, program.computations[called[1]])
+            found += _unrolled(program, program.computations[called[1]], turns)
         elif each.op == "while":
-            found += _turns(program, each) * _unrolled(program, program.computations[_body(each)])
+            inner = _turns(program, each)
+            found += inner * _unrolled(program, program.computations[_body(each)], inner)
         else:
-            found.append(each)
+            found.append((each, turns))
     return found
 
 
