@@ -1,15 +1,17 @@
 """Plans of the project's configs for accelerators that are not here, as JSON and as the table of docs/accelerators.md.
 
 PYTHONPATH=COMPILERS python -m benchmarks.plan_table --topologies=1xh100,8xh100,2x8xh100
+PYTHONPATH=COMPILERS python -m benchmarks.plan_table --table=hierarchies
 
 COMPILERS is a folder into which the compilers were installed (`pip install --no-deps --target=COMPILERS ...`, see the
 page). What the JSON has of this commit is not compiled again, so the same command finishes an interrupted table.
 """
 
 import json
+import pathlib
 import subprocess
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import flags
 
@@ -17,44 +19,67 @@ from benchmarks.environment import REPOSITORY, environment
 from facevae_jax.core import command_line
 from facevae_jax.core.files import write_json
 
-CONFIGS = {  # with the number of training images of the published datasets
-    "gdl128": 162_770,
-    "ffhq64": 60_000,
-    "ffhq128": 60_000,
-    "ffhq256": 60_000,
-    "celeba64": 162_770,
-    "celeba64_spatial": 162_770,
-}
-TOPOLOGIES = ("v5e-1", "v5e-4", "v5e-16", "v6e-4", "v5p-8", "1xh100", "8xh100", "2x8xh100")
-# And with a batch of 128 images a device, which fills a TPU's lanes: config, topology, images in the batch.
-LARGE = (("gdl128", "v5e-1", 128), ("ffhq128", "v5e-4", 512), ("ffhq128", "8xh100", 1024))
-RESULTS, PAGE = REPOSITORY / "benchmarks/results/plans.json", REPOSITORY / "docs/accelerators.md"
-START, END = "<!-- plans -->\n", "<!-- end of plans -->\n"
+PAGE = REPOSITORY / "docs/accelerators.md"
 
-_TOPOLOGIES = flags.DEFINE_list("topologies", list(TOPOLOGIES), "What to compile for.")
-_CONFIGS = flags.DEFINE_list("configs", list(CONFIGS), "What to compile.")
+
+class Table(NamedTuple):
+    """What a table has; its place in the page is between two comments with its name."""
+
+    configs: dict[str, int]  # with the number of training images of the published datasets
+    topologies: tuple[str, ...]
+    results: pathlib.Path
+    # And with a batch of 128 images a device, which fills a TPU's lanes: config, topology, images in the batch.
+    large: tuple[tuple[str, str, int], ...] = ()
+
+
+TABLES = {
+    "plans": Table(
+        {
+            "gdl128": 162_770,
+            "ffhq64": 60_000,
+            "ffhq128": 60_000,
+            "ffhq256": 60_000,
+            "celeba64": 162_770,
+            "celeba64_spatial": 162_770,
+        },
+        ("v5e-1", "v5e-4", "v5e-16", "v6e-4", "v5p-8", "1xh100", "8xh100", "2x8xh100"),
+        REPOSITORY / "benchmarks/results/plans.json",
+        (("gdl128", "v5e-1", 128), ("ffhq128", "v5e-4", 512), ("ffhq128", "8xh100", 1024)),
+    ),
+    "hierarchies": Table(
+        {"ffhq128_deep": 60_000, "ffhq256_deep": 60_000, "vdvae_ffhq256": 60_000},
+        ("8xh100", "v6e-4", "v5e-16"),
+        REPOSITORY / "benchmarks/results/plans_hierarchies.json",
+    ),
+}
+GOAL = 10_000_000  # images, whose hours the table of hierarchies has
+
+_TABLE = flags.DEFINE_enum("table", "plans", list(TABLES), "Which one.")
+_TOPOLOGIES = flags.DEFINE_list("topologies", None, "What to compile for, of those of the table.")
+_CONFIGS = flags.DEFINE_list("configs", None, "What to compile, of the table's.")
 
 
 def main(arguments: list[str]) -> None:
     """Compiles what is missing, one program after the other."""
-    found, record = environment(), json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    name, of = _TABLE.value, TABLES[_TABLE.value]
+    configs, topologies = _CONFIGS.value or list(of.configs), _TOPOLOGIES.value or of.topologies
+    found, record = environment(), json.loads(of.results.read_text()) if of.results.exists() else {}
     if record.get("commit") != found["commit"]:
         record = {"plans": {}}
-    wanted = [(config, topology, 0) for config in _CONFIGS.value for topology in _TOPOLOGIES.value]
-    wanted += [each for each in LARGE if each[0] in _CONFIGS.value and each[1] in _TOPOLOGIES.value]
+    wanted = [(config, topology, 0) for topology in topologies for config in configs]
+    wanted += [each for each in of.large if each[0] in configs and each[1] in topologies]
     for config, topology, batch in wanted:
         label = f"{config}, batch {batch}" if batch else config
         if topology not in record["plans"].setdefault(label, {}):
-            record["plans"][label][topology] = plan_of(config, topology, batch=batch)
-            write_json(RESULTS, {"command": "python -m benchmarks.plan_table", **record, **found})
-    text = PAGE.read_text()
-    head, tail = text.split(START)[0], text.split(END)[1]
-    PAGE.write_text(head + START + table(record["plans"]) + END + tail)
+            record["plans"][label][topology] = plan_of(config, topology, images=of.configs[config], batch=batch)
+            write_json(of.results, {"command": f"python -m benchmarks.plan_table --table={name}", **record, **found})
+    start, end, text = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n", PAGE.read_text()
+    PAGE.write_text(text.split(start)[0] + start + table(record["plans"], of) + end + text.split(end)[1])
 
 
-def plan_of(config: str, topology: str, *, batch: int) -> dict[str, Any]:
+def plan_of(config: str, topology: str, *, images: int, batch: int) -> dict[str, Any]:
     """The plan as a dictionary; what does not fit is an `error`."""
-    flags_of = [f"--config={config}", f"--topology={topology}", f"--images={CONFIGS[config]}", "--json"]
+    flags_of = [f"--config={config}", f"--topology={topology}", f"--images={images}", "--json"]
     if batch:
         flags_of.append(f"--config.train.batch_size={batch}")
     command = [sys.executable, "-m", "facevae_jax.plan", *flags_of]
@@ -65,10 +90,12 @@ def plan_of(config: str, topology: str, *, batch: int) -> dict[str, Any]:
     return json.loads(result.stdout)[0] if not result.returncode else {"error": result.stderr.strip().splitlines()[-1]}
 
 
-def table(plans: dict[str, Any]) -> str:
+def table(plans: dict[str, Any], of: Table) -> str:
     """Markdown: a line for each config and topology."""
+    long = of is TABLES["hierarchies"]
+    time_of = "hours for 10 M images" if long else "minutes"
     lines = [
-        "| config | topology | images each | feed | memory, GiB | sent, MB a step | step | ms | images/s | minutes |",
+        f"| config | topology | images each | feed | memory, GiB | sent, MB a step | step | ms | images/s | {time_of} |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for config, by_topology in plans.items():
@@ -77,8 +104,9 @@ def table(plans: dict[str, Any]) -> str:
                 lines.append(f"| {config} | {topology} | | | does not fit | | | | | |")
                 continue
             sent = sum(size for _, size in plan["exchanges"].values()) / 1e6
-            milliseconds, minutes = 1e3 * plan["estimated_step_seconds"], 60 * plan["hours"]
-            time = f"{milliseconds:.2f} | {plan['images_per_second']:,.0f} | {minutes:.1f}"
+            milliseconds = 1e3 * plan["estimated_step_seconds"]
+            lasts = GOAL / plan["images_per_second"] / 3600 if long else 60 * plan["hours"]
+            time = f"{milliseconds:.2f} | {plan['images_per_second']:,.0f} | {lasts:.1f}"
             work = f"{plan['cycles'] / 1e6:.2f} M cycles" if plan["cycles"] else f"{plan['launches']} launches"
             lines.append(
                 f"| {config} | {topology} | {plan['images_per_device']:g} | {plan['feed'].partition(':')[0]} "
