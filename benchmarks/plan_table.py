@@ -93,9 +93,9 @@ def plan_of(config: str, topology: str, *, images: int, batch: int) -> dict[str,
 def table(plans: dict[str, Any], of: Table) -> str:
     """Markdown: a line for each config and topology."""
     long = of is TABLES["hierarchies"]
-    time_of = "hours for 10 M images" if long else "minutes"
+    last = "hours for 10 M images" if long else "minutes"
     lines = [
-        f"| config | topology | images each | feed | memory, GiB | sent, MB a step | step | ms | images/s | {time_of} |",
+        f"| config | topology | images each | feed | memory, GiB | sent, MB a step | step | ms | images/s | {last} |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for config, by_topology in plans.items():

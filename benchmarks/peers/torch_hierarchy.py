@@ -140,15 +140,15 @@ class Network(nn.Module):
         self.components = config.objective.mixture_components
         self.encoder, self.decoder = Encoder(config.model), Decoder(config.model, 10 * self.components)
 
-    def negative_elbo(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Nats, the mean over images [b, 3, r, r] with pixels from 0 to 255."""
+    def negative_elbo(self, pixels: torch.Tensor, kl_weight: float = 1.0) -> torch.Tensor:
+        """Nats, the mean over images [b, 3, r, r] with pixels from 0 to 255; of another objective with a weight."""
         raw, groups = self.decoder(self.encoder(pixels))
         kl: torch.Tensor = torch.zeros(())
         for mean, deviation, prior_mean, prior_deviation in groups:
             squares = torch.exp(2 * deviation) + (mean - prior_mean).square()
             each = prior_deviation - deviation - 0.5 + 0.5 * squares / torch.exp(2 * prior_deviation)
             kl = kl + each.flatten(1).sum(1)
-        return (kl - self.log_probability(pixels / 127.5 - 1.0, raw)).mean()
+        return (kl_weight * kl - self.log_probability(pixels / 127.5 - 1.0, raw)).mean()
 
     def log_probability(self, x: torch.Tensor, raw: torch.Tensor) -> torch.Tensor:
         """Of pixels from -1 to 1 under a mixture of discretized logistics (Salimans et al. 2017, eq. 2 and 3)."""
