@@ -2,8 +2,8 @@
 
     pip install -e ".[bench]"
     python -m benchmarks.torch_hierarchy_run --config=configs/evdvae_celeba64_compact.py --minutes=120 --output=/tmp/t
-    python -m facevae_jax.convert --from=vdvae --config=evdvae_celeba64_compact --checkpoint=/tmp/t/ema.th --output=/tmp/x
-    python -m facevae_jax.evaluate --workdir=/tmp/x
+    facevae-convert --from=vdvae --config=evdvae_celeba64_compact --checkpoint=/tmp/t/ema.th --output=/tmp/x
+    facevae-evaluate --workdir=/tmp/x
 
 The network is `benchmarks.peers.torch_hierarchy`, the optimizer Adamax with a cosine over the minutes, which a run that
 was interrupted goes on with. The fastest layout of PyTorch is a flag, since it depends on the machine.

@@ -150,6 +150,8 @@ def _matrix(kernel: Float[Array, "k k c f"]) -> Float[Array, "k*k*c f"]:
 def _kernel_gradient(patches: Float[Array, "b h w p"], y: Float[Array, "b h w f"]) -> Float[Array, "p f"]:
     """Sum over b, h and w of the outer products; the narrow operand is the one that XLA has to transpose."""
     y, patches = (a.reshape(-1, a.shape[-1]) for a in (y, patches))
+    if y.shape[1] > patches.shape[1]:
+        return lax.dot_general(patches, y, (((0,), (0,)), ((), ())))
     return lax.dot_general(y, patches, (((0,), (0,)), ((), ()))).T
 
 

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
@@ -223,7 +223,12 @@ class Part(nn.Module):
         whole = self.execution.form == "plain" or not self.execution.block_bytes
         return not (whole or self.is_initializing())
 
-    def by_blocks(self, x: Float[Array, "b h w c"], *others: Float[Array, "b h w _"] | None) -> Any:
+    def by_blocks(
+        self,
+        x: Float[Array, "b h w c"],
+        *others: Float[Array, "b h w _"] | None,
+        keep: Callable[[Any], Any] = lambda result: result,
+    ) -> Any:
         """What this part gives for a batch, a few images at a time, and again for the gradient.
 
         On a CPU these blocks wait for memory: each convolution is small beside the activations that it reads.
@@ -231,7 +236,7 @@ class Part(nn.Module):
         part = self.clone(parent=None, execution=self.execution._replace(block_bytes=0))
         arrays, limit = (x, *others), self.execution.block_bytes
         y, _ = apply_layer(
-            lambda params, arrays, _: part.apply({"params": params}, *arrays),
+            lambda params, arrays, _: keep(part.apply({"params": params}, *arrays)),
             self.variables["params"],
             arrays,
             None,
@@ -312,8 +317,9 @@ class TopDownBlock(Part):
         seen: Float[Array, "b h w c"] | None,
         noise: Float[Array, "b h w z"],
     ) -> tuple[Float[Array, "b h w c"], LatentGroup]:
-        if self.in_blocks:
-            return self.by_blocks(x, seen, noise)
+        if self.in_blocks:  # the value, which training does not read, is not kept
+            x, group = self.by_blocks(x, seen, noise, keep=lambda result: (result[0], result[1]._replace(value=None)))
+            return x, group._replace(value=drawn(group.posterior, noise))
         config, width, channels = self.config, x.shape[-1], self.config.latent_channels
         block = functools.partial(Block, config, self.execution, self.resolution)
         blocks = len(config.groups)
@@ -324,11 +330,15 @@ class TopDownBlock(Part):
             of_posterior = block(2 * channels, name="posterior")(jnp.concatenate([x, seen], axis=-1))
             posterior = self.gaussian(*jnp.split(of_posterior, 2, axis=-1))
         x = x + more
-        mean, log_variance = posterior
-        value = mean + jnp.exp(0.5 * log_variance) * noise
+        value = drawn(posterior, noise)
         x = x + self.convolution(value, width, name="z_proj", active=False, initializer=fan_in_uniform(blocks))
         x = x + block(width, fan_in_uniform(blocks), name="residual")(x)
         return x.astype(jnp.float32), LatentGroup(value, posterior, prior)
+
+
+def drawn(posterior: Gaussian, noise: Float[Array, "b h w z"]) -> Float[Array, "b h w z"]:
+    """A value of a posterior."""
+    return posterior.mean + jnp.exp(0.5 * posterior.log_variance) * noise
 
 
 def repeated(block: type[nn.Module], config: Config, count: int, in_axes: Sequence[Any] = ()) -> Any:

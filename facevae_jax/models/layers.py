@@ -31,7 +31,8 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": nn.relu,
     "silu": nn.silu,
     "gelu": nn.gelu,  # by tanh
-    "exact_gelu": functools.partial(nn.gelu, approximate=False),
+    # As PyTorch computes it. That of JAX, by the complement, is more exact below zero and takes three times as long.
+    "exact_gelu": lambda x: 0.5 * x * (1.0 + lax.erf(x * math.sqrt(0.5))),
 }
 
 

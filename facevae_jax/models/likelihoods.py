@@ -6,6 +6,7 @@ more than its mean squared error.
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -36,10 +37,10 @@ class LogisticMixture(NamedTuple):
     """
 
     log_weights: Float[Array, "*b h w k"]
-    means: Float[Array, "*b h w k c"]  # in [0, 1]
-    log_scales: Float[Array, "*b h w k c"]  # in units of [0, 1]
+    means: Float[Array, "*b h w c k"]  # in [0, 1]
+    log_scales: Float[Array, "*b h w c k"]  # in units of [0, 1]
     # Of red in the mean of green, of red and of green in that of blue (Salimans et al. 2017, eq. 3); None: all 0
-    coefficients: Float[Array, "*b h w k 3"] | None = None
+    coefficients: Float[Array, "*b h w 3 k"] | None = None
 
     def mean(self) -> Float[Array, "*b h w c"]:
         """The means of the components, by their weights: the picture.
@@ -48,21 +49,22 @@ class LogisticMixture(NamedTuple):
         the scale of a new network, by 0.01 with one of e^-3.5.
         """
         if self.coefficients is None:
-            return jnp.sum(jnp.exp(self.log_weights)[..., None] * self.means, axis=-2)
-        red, green, blue = (self.means[..., color] for color in range(3))
+            return jnp.sum(jnp.exp(self.log_weights)[..., None, :] * self.means, axis=-1)
+        red, green, blue = (self.means[..., color, :] for color in range(3))
+        first, second, third = (self.coefficients[..., number, :] for number in range(3))
         red = jnp.clip(red, 0.0, 1.0)
-        green = jnp.clip(green + self.coefficients[..., 0] * (red - 0.5), 0.0, 1.0)
-        blue += self.coefficients[..., 1] * (red - 0.5) + self.coefficients[..., 2] * (green - 0.5)
-        colors = jnp.stack([red, green, jnp.clip(blue, 0.0, 1.0)], axis=-1)
-        return jnp.sum(jnp.exp(self.log_weights)[..., None] * colors, axis=-2)
+        green = jnp.clip(green + first * (red - 0.5), 0.0, 1.0)
+        blue += second * (red - 0.5) + third * (green - 0.5)
+        colors = jnp.stack([red, green, jnp.clip(blue, 0.0, 1.0)], axis=-2)
+        return jnp.sum(jnp.exp(self.log_weights)[..., None, :] * colors, axis=-1)
 
-    def means_given(self, images: Float[Array, "*b h w 1 c"]) -> Float[Array, "*b h w k c"]:
+    def means_given(self, images: Float[Array, "*b h w c 1"]) -> Float[Array, "*b h w c k"]:
         """The means of each color, given those before it."""
         if self.coefficients is None:
             return self.means
-        red, green = images[..., 0] - 0.5, images[..., 1] - 0.5
-        first, second, third = (self.coefficients[..., number] for number in range(3))
-        return self.means + jnp.stack([jnp.zeros_like(first), first * red, second * red + third * green], axis=-1)
+        red, green = images[..., 0, :] - 0.5, images[..., 1, :] - 0.5
+        first, second, third = (self.coefficients[..., number, :] for number in range(3))
+        return self.means + jnp.stack([jnp.zeros_like(first), first * red, second * red + third * green], axis=-2)
 
     def log_probability(self, images: Float[Array, "*b h w c"], *, bits: int = 8) -> Float[Array, "*b"]:
         """Of images whose pixels are multiples of 1 / 255; nats, the sum over the pixels.
@@ -77,17 +79,22 @@ class LogisticMixture(NamedTuple):
         step = 2 ** (8 - bits)  # gray levels that count as one
         if step > 1:
             images = jnp.floor(jnp.round(images * LEVELS) / step) * (step / LEVELS)
-        x, half, last = images[..., None, :], 0.5 * step / LEVELS, (LEVELS + 1.0 - step) / LEVELS
+        x, half, last = images[..., None], 0.5 * step / LEVELS, (LEVELS + 1.0 - step) / LEVELS
         means, inverse_scales = self.means_given(x), jnp.exp(-self.log_scales)
         above = (x + half - means) * inverse_scales
         below = (x - half - means) * inverse_scales
-        to_the_left = jnp.where(x > last - 0.5 * half, 0.0, jax.nn.log_sigmoid(above))
-        to_the_right = jnp.where(x < 0.5 * half, 0.0, jax.nn.log_sigmoid(-below))
-        width = jnp.log(-jnp.expm1(-inverse_scales * step / LEVELS))
+        to_the_left = jnp.where(x > last - 0.5 * half, 0.0, _by_number(jax.nn.log_sigmoid, above))
+        to_the_right = jnp.where(x < 0.5 * half, 0.0, _by_number(jax.nn.log_sigmoid, -below))
+        width = _by_number(lambda x: jnp.log(-jnp.expm1(-x)), inverse_scales * step / LEVELS)
         inside = (x > 0.5 * half) & (x < last - 0.5 * half)
         of_colors = to_the_left + to_the_right + jnp.where(inside, width, 0.0)
-        of_pixels = jax.nn.logsumexp(self.log_weights + jnp.sum(of_colors, axis=-1), axis=-1)
+        of_pixels = jax.nn.logsumexp(self.log_weights + jnp.sum(of_colors, axis=-2), axis=-1)
         return jnp.sum(of_pixels, axis=(-2, -1))
+
+
+def _by_number(function: Callable[[Array], Array], x: Array) -> Array:
+    """A function of each number: of one long vector, since rows of a few components do not fill a CPU's vectors."""
+    return function(x.reshape(-1)).reshape(x.shape)
 
 
 class Decoded(NamedTuple):
@@ -238,7 +245,8 @@ class LogisticLikelihood(GaussianLikelihood):
         colors = (raw.shape[-1] // self.components) // 2
         size = self.components * colors
         means, log_scales, logits = jnp.split(raw, [size, 2 * size], -1)
-        means, log_scales = (part.reshape(*raw.shape[:-1], self.components, colors) for part in (means, log_scales))
+        shape = (*raw.shape[:-1], self.components, colors)
+        means, log_scales = (part.reshape(shape).swapaxes(-1, -2) for part in (means, log_scales))
         logits = logits if self.components > 1 else jnp.zeros((*raw.shape[:-1], 1))
         mixture = LogisticMixture(
             log_weights=jax.nn.log_softmax(logits),
@@ -278,7 +286,7 @@ class ColorLogisticLikelihood(LogisticLikelihood):
     def decode(self, raw: Float[Array, "*b h w f"]) -> Decoded:
         """The mixture that the last layer describes: weights, then means, scales and coefficients of each color."""
         logits, rest = raw[..., : self.components], raw[..., self.components :]
-        rest = rest.reshape(*raw.shape[:-1], -1, 3, self.components).swapaxes(-1, -3)  # component, kind, color
+        rest = rest.reshape(*raw.shape[:-1], -1, 3, self.components)  # color, kind, component
         means, log_scales, coefficients = (rest[..., kind, :] for kind in range(3))
         mixture = LogisticMixture(
             log_weights=jax.nn.log_softmax(logits),
