@@ -282,7 +282,7 @@ def test_colors_depend_on_each_other_as_published():
     random = np.random.default_rng(0)
     means, scales = random.uniform(0.2, 0.8, (2, 3)), random.uniform(0.05, 0.2, (2, 3))
     coefficients, weights = random.uniform(-0.5, 0.5, (2, 3)), np.array([0.4, 0.6])
-    parts = (np.log(weights), means, np.log(scales), coefficients)
+    parts = (np.log(weights), means.T, np.log(scales).T, coefficients.T)
     mixture = LogisticMixture(*(jnp.asarray(part, jnp.float32)[None, None] for part in parts))
     for pixel in ((0, 255, 7), (255, 0, 128), (90, 31, 200)):
         red, green, _ = (2 * value / 255 - 1 for value in pixel)

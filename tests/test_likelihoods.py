@@ -32,7 +32,7 @@ def test_a_mixtures_probability_is_scipys():
     weights, means = np.array([0.3, 0.7]), generator.uniform(size=(2, 3))
     scales = np.array([[0.2, 0.05, 0.01], [0.1, 0.3, 0.02]])
     mixture = LogisticMixture(
-        *(jnp.asarray(x, jnp.float32)[None, None] for x in (np.log(weights), means, np.log(scales)))
+        *(jnp.asarray(x, jnp.float32)[None, None] for x in (np.log(weights), means.T, np.log(scales).T))
     )
     for pixel, bits in itertools.product(((0, 255, 7), (255, 0, 128), (90, 31, 200)), (8, 5)):
         of_components = [
@@ -64,7 +64,7 @@ def test_a_layers_outputs_are_means_scales_and_weights(components, channels):
     raw = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 4, channels)), jnp.float32)
     mean, mixture = likelihood.decode(raw)
     np.testing.assert_allclose(jnp.sum(jnp.exp(mixture.log_weights), axis=-1), 1.0, rtol=1e-5)
-    np.testing.assert_allclose(mixture.means[..., -1, 1], jax.nn.sigmoid(raw[..., 3 * components - 2]), rtol=1e-6)
+    np.testing.assert_allclose(mixture.means[..., 1, -1], jax.nn.sigmoid(raw[..., 3 * components - 2]), rtol=1e-6)
     np.testing.assert_allclose(mixture.log_scales[..., 0, 0], raw[..., 3 * components] - 2.5, rtol=1e-5)
     np.testing.assert_array_equal(mean, mixture.mean())
     assert mean.shape == (2, 4, 4, 3)
