@@ -5,8 +5,8 @@
     facevae-convert --from=vdvae --config=evdvae_celeba64_compact --checkpoint=/tmp/t/ema.th --output=/tmp/x
     facevae-evaluate --workdir=/tmp/x
 
-The network is `benchmarks.peers.torch_hierarchy`, the optimizer Adamax with a cosine over the minutes, which a run that
-was interrupted goes on with. The fastest layout of PyTorch is a flag, since it depends on the machine.
+The network is `benchmarks.peers.torch_hierarchy`, the optimizer Adamax with a cosine over the minutes. The same command
+resumes an interrupted run. `--channels_last` is PyTorch's other layout of images, which is faster on some machines.
 """
 
 import json
@@ -54,8 +54,10 @@ def main(arguments: list[str]) -> None:
     images, budget, spent = open_dataset(config.data).images("train"), 60.0 * values.minutes, counts["seconds"]
     started = saved_at = time.perf_counter()
     while counts["seconds"] < budget:
-        rows = np.random.default_rng([0, counts["steps"]]).integers(0, len(images), config.train.batch_size)
-        batch = np.stack([images[row][:, ::-1] if row % 2 else images[row] for row in rows])
+        drawn = np.random.default_rng([0, counts["steps"]])
+        rows, mirrored = (drawn.integers(0, high, config.train.batch_size) for high in (len(images), 2))
+        pairs = zip(rows, mirrored, strict=True)
+        batch = np.stack([images[row][:, ::-1] if mirror else images[row] for row, mirror in pairs])
         pixels = torch.from_numpy(batch).permute(0, 3, 1, 2).float().contiguous(memory_format=layout)
         for group in optimizer.param_groups:
             group["lr"] = config.train.learning_rate * rate_factor(config, counts, budget)

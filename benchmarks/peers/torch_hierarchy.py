@@ -5,14 +5,13 @@ The network of `models.hierarchical` without patches, by the published names of 
 """
 
 import math
-import time
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 from benchmarks.peers import case
-from benchmarks.peers.torch_vae import device_name, trainable_parameters
+from benchmarks.peers.torch_vae import trained_case
 from facevae_jax.config import RunConfig
 from facevae_jax.core.settings import CHANNELS
 from facevae_jax.models.hierarchical import NO_NEIGHBORS, Config
@@ -174,28 +173,13 @@ class Network(nn.Module):
 
 def make_case(config: RunConfig, variant: str) -> case.Case:
     """One of the variants in `worker.HIERARCHY_PEERS`, on the CUDA device if there is one."""
-    cuda = torch.cuda.is_available()
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.benchmark = True
     torch.manual_seed(0)
-    device = torch.device("cuda" if cuda else "cpu")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     layout = torch.channels_last if "channels-last" in variant else torch.contiguous_format
     network = Network(config).to(device, memory_format=layout)
     pixels = torch.from_numpy(case.fixed_batch(config)).permute(0, 3, 1, 2).to(device).contiguous(memory_format=layout)
     optimizer = torch.optim.Adam(network.parameters(), lr=config.train.learning_rate, fused=True)
     loss_of = torch.compile(network.negative_elbo) if "compile" in variant else network.negative_elbo
-
-    def train(steps: int) -> float:
-        started = time.perf_counter()
-        for _ in range(steps):
-            optimizer.zero_grad(set_to_none=True)
-            loss = loss_of(pixels.float())
-            loss.backward()
-            optimizer.step()
-        if not math.isfinite(loss.item()):
-            raise FloatingPointError(f"the loss became {loss.item()}")
-        if cuda:
-            torch.cuda.synchronize()
-        return time.perf_counter() - started
-
-    return case.Case(train, trainable_parameters(network), device_name(), {"torch": torch.__version__})
+    return trained_case(network, optimizer, lambda: loss_of(pixels.float()))

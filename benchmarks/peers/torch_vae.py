@@ -7,6 +7,7 @@ pads one side at stride 2: the work and the parameters are the same, and a separ
 
 import math
 import time
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -81,19 +82,25 @@ def make_case(config: RunConfig, variant: str) -> case.Case:
         kl = -0.5 * (1 + log_variance - mean.square() - log_variance.exp()).sum(1).mean()
         return config.objective.r_loss_factor * (reconstruction - images).square().mean() + kl
 
-    if "compile" in variant:
-        loss_of = torch.compile(loss_of)
+    loss_of = torch.compile(loss_of) if "compile" in variant else loss_of
+    return trained_case(network, optimizer, lambda: loss_of(pixels))
+
+
+def trained_case(
+    network: nn.Module, optimizer: torch.optim.Optimizer, loss_of: Callable[[], torch.Tensor]
+) -> case.Case:
+    """A case whose steps minimize a loss of one batch."""
 
     def train(steps: int) -> float:
         started = time.perf_counter()
         for _ in range(steps):
             optimizer.zero_grad(set_to_none=True)
-            loss = loss_of(pixels)
+            loss = loss_of()
             loss.backward()
             optimizer.step()
         if not math.isfinite(loss.item()):
             raise FloatingPointError(f"the loss became {loss.item()}")
-        if cuda:
+        if torch.cuda.is_available():
             torch.cuda.synchronize()
         return time.perf_counter() - started
 

@@ -259,7 +259,9 @@ def crop_image(image: Image.Image, crop: Crop) -> Image.Image:
         raise ValueError(f"{image.width}x{image.height} pixels where {crop.size[0]}x{crop.size[1]} are expected")
     if crop.box is not None:
         if image.width < crop.box[2] or image.height < crop.box[3]:
-            raise ValueError(f"{image.width}x{image.height} pixels do not contain the crop to {crop.box[2:]}")
+            raise ValueError(
+                f"{image.width}x{image.height} pixels end before the crop, at {crop.box[2]}, {crop.box[3]}"
+            )
         return image.crop(crop.box)
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
