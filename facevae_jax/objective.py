@@ -101,10 +101,10 @@ def loss_of(
     """
     nll = likelihood.nll(means.pixels, variance)
     reconstruction = likelihood.reconstruction(means.pixels, nll)
-    # On the mean over the batch, as in Kingma et al. 2016, eq. 15: a dimension below the bound gets no gradient.
-    costs = [jnp.sum(jnp.maximum(kl, config.free_bits)) for kl in means.kl]
-    kl_term = kl_weight * sum(costs, jnp.zeros(()))
     rates = jnp.stack([jnp.sum(kl) for kl in means.kl]) if means.kl else jnp.zeros(0)
+    # On the mean over the batch, as in Kingma et al. 2016, eq. 15: what is below the bound gets no gradient.
+    parts = means.kl if config.free_bits_per == "dimension" else (rates,)
+    kl_term = kl_weight * sum((jnp.sum(jnp.maximum(part, config.free_bits)) for part in parts), jnp.zeros(()))
     kl = jnp.sum(rates)
     return Loss(
         loss=reconstruction + kl_term,

@@ -98,6 +98,19 @@ def test_free_bits_cost_nothing_and_pull_nothing():
     np.testing.assert_allclose(loss(kl=kl, free_bits=2.0).kl, 3.5)  # what is reported is the true KL
 
 
+def test_free_bits_of_a_group_are_shared_by_its_dimensions():
+    config = ObjectiveConfig(likelihood="gaussian", free_bits=2.0, free_bits_per="group")
+    likelihood = make_likelihood(config, (4, 4, 3))
+
+    def term(kl):
+        means = ImageTerms(PixelTerms(jnp.asarray(0.02), jnp.asarray(70.0)), kl)
+        return loss_of(means, variance=jnp.asarray(0.1), kl_weight=0.5, likelihood=likelihood, config=config).kl_term
+
+    kl = jnp.array([0.5, 0.9]), jnp.array([[0.1, 3.0]])
+    np.testing.assert_allclose(term(kl), 0.5 * (2.0 + 3.1))
+    jax.tree.map(np.testing.assert_allclose, jax.grad(term)(kl), (jnp.zeros(2), jnp.full((1, 2), 0.5)))
+
+
 def test_kl_warmup_is_linear_and_ends_at_the_weight():
     config = ObjectiveConfig(kl_weight=0.5, kl_warmup_steps=9)
     weights = [float(kl_weight(config, jnp.asarray(step))) for step in range(12)]

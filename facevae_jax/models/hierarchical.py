@@ -217,6 +217,14 @@ class Part(nn.Module):
         )
         return module(Features(x, Pending(None, None) if active else None))[0].raw
 
+    def repeated(self, block: type[nn.Module], count: int, in_axes: Sequence[Any] = ()) -> Any:
+        """`count` of a block after each other; `in_axes` are those of `nn.scan`, for its arguments after the first."""
+        if self.config.rematerialize and not self.in_blocks:  # which does so anyway
+            block = nn.remat(block, prevent_cse=False)
+        return nn.scan(
+            block, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=tuple(in_axes), length=count
+        )
+
     @property
     def in_blocks(self) -> bool:
         """Whether `by_blocks` computes this part."""
@@ -288,7 +296,7 @@ class Encoder(Part):
         x = x.astype(jnp.float32)
         features = {x.shape[1]: x}
         for number, level in enumerate(config.encoder):
-            blocks = repeated(BottomUpBlock, config, level.blocks)
+            blocks = self.repeated(BottomUpBlock, level.blocks)
             x, _ = blocks(config, self.execution, level.resolution, name=f"blocks_{number}")(x)
             if level.factor:
                 x = nn.avg_pool(x, (level.factor, level.factor), (level.factor, level.factor))
@@ -341,14 +349,6 @@ def drawn(posterior: Gaussian, noise: Float[Array, "b h w z"]) -> Float[Array, "
     return posterior.mean + jnp.exp(0.5 * posterior.log_variance) * noise
 
 
-def repeated(block: type[nn.Module], config: Config, count: int, in_axes: Sequence[Any] = ()) -> Any:
-    """`count` of a block after each other; `in_axes` are those of `nn.scan`, for its arguments after the first."""
-    block = nn.remat(block, prevent_cse=False) if config.rematerialize else block
-    return nn.scan(
-        block, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=tuple(in_axes), length=count
-    )
-
-
 class Decoder(Part):
     """Groups of latents from the top down, and what the likelihood needs for each pixel."""
 
@@ -366,14 +366,14 @@ class Decoder(Part):
             start = jnp.zeros(shape)
             if resolution <= config.bias_up_to:
                 start = self.param(f"bias_{resolution}", nn.initializers.zeros, shape)
-            states[resolution] = jnp.broadcast_to(start, (batch, *shape))
+            states[resolution] = self.for_each_image(start, batch)
         drawn: list[LatentGroup] = []
         for number, level in enumerate(config.decoder):
             x = states[level.resolution]
             if level.above:
                 factor, above = level.resolution // level.above, states[level.above][..., : x.shape[-1]]
                 x = x + jnp.repeat(jnp.repeat(above, factor, axis=1), factor, axis=2)
-            blocks = repeated(TopDownBlock, config, level.blocks, (nn.broadcast, 0))
+            blocks = self.repeated(TopDownBlock, level.blocks, (nn.broadcast, 0))
             here = jnp.stack(noise[len(drawn) : len(drawn) + level.blocks])
             x, groups = blocks(config, self.execution, level.resolution, name=f"blocks_{number}")(
                 x, None if seen is None else seen[level.resolution], here
@@ -383,6 +383,13 @@ class Decoder(Part):
         gain = self.param("gain", nn.initializers.ones, (x.shape[-1],))
         x = x * by_channel(gain, x) + by_channel(self.param("bias", nn.initializers.zeros, (x.shape[-1],)), x)
         return self.head(x).astype(jnp.float32), drawn
+
+    def for_each_image(self, values: Float[Array, "h w c"], batch: int) -> Float[Array, "b h w c"]:
+        """The same values for all images of a batch."""
+        if self.execution.form == "plain":
+            return jnp.broadcast_to(values, (batch, *values.shape))
+        # As a matrix product, since XLA sums the gradient over the first axis eight times as fast in one on a CPU.
+        return (jnp.ones((batch, 1)) @ values.reshape(1, -1)).reshape(batch, *values.shape)
 
     def head(self, x: Float[Array, "b h w c"]) -> Float[Array, "b r r f"]:
         """The last layer; for patches it doubles the resolution by neighbors, since single patches would show seams."""

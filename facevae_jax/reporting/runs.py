@@ -77,7 +77,7 @@ class Run:
         if objective.kl_weight != 1:
             parts.append(f"beta = {objective.kl_weight:g}")
         if objective.free_bits:
-            parts.append(f"free bits {objective.free_bits:g}")
+            parts.append(f"free bits {objective.free_bits:g} a {objective.free_bits_per}")
         return ", ".join(parts)
 
 

@@ -95,8 +95,9 @@ class Alarms:
         numbers = ", ".join(f"{number + 1}" for number in dead[:SHOWN_GROUPS])
         return [
             f"dead groups: {len(dead)} of {len(rates)} groups of latents carry less than {IDLE_NATS} nats (from the "
-            f"top: {numbers}{', ...' if len(dead) > SHOWN_GROUPS else ''}): set --config.objective.free_bits=0.001 or "
-            "more --config.objective.kl_warmup_steps, or take these blocks out of --config.model.decoder_blocks."
+            f"top: {numbers}{', ...' if len(dead) > SHOWN_GROUPS else ''}): set --config.objective.free_bits=1 and "
+            "--config.objective.free_bits_per=group, or more --config.objective.kl_warmup_steps, or take these blocks "
+            "out of --config.model.decoder_blocks."
         ]
 
     def _overfitting(self, loss: float, training_loss: float | None) -> list[str]:

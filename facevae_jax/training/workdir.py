@@ -36,6 +36,7 @@ FIXED_KEYS = (
     "objective.r_loss_factor",
     "objective.kl_weight",
     "objective.free_bits",
+    "objective.free_bits_per",
     "train.batch_size",
     "train.seed",
     "train.optimizer",
