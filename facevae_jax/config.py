@@ -69,8 +69,8 @@ class ObjectiveConfig:
     r_loss_factor: float = 10_000.0  # weight of the mean squared error over H, W, C; `mse` only
     kl_weight: float = 1.0  # beta
     kl_warmup_steps: int = 0  # the KL weight grows linearly from 0 over so many steps
-    free_bits: float = 0.0  # nats that cost nothing (Kingma et al. 2016, eq. 15), of each
-    free_bits_per: Literal["dimension", "group"] = "dimension"  # group: of latents, of which a hierarchy has many
+    free_bits: float = 0.0  # nats of each dimension, or group, that cost nothing (Kingma et al. 2016, eq. 15)
+    free_bits_per: Literal["dimension", "group"] = "dimension"  # what has so many; a hierarchy has many groups
 
     def __post_init__(self) -> None:
         check(1 <= self.bits <= 8, "objective.bits", self.bits, "from 1 to 8")

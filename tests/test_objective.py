@@ -43,11 +43,11 @@ def test_image_terms_average_over_pixels_and_keep_images_and_dimensions_apart():
     np.testing.assert_allclose(terms.kl[0], [[0.0, 0.5], [2.0, 0.0]])
 
 
-def loss(mse=0.02, kl=(1.0, 3.0), variance=0.1, weight=1.0, shape=(4, 4, 3), nll=70.0, **settings):
+def loss(mse=0.02, kl=(1.0, 3.0), finer=(), variance=0.1, weight=1.0, shape=(4, 4, 3), nll=70.0, **settings):
     config = ObjectiveConfig(**settings)
     pixels = PixelTerms(jnp.asarray(mse), jnp.asarray(nll))
     likelihood = make_likelihood(config, shape)
-    means = ImageTerms(pixels, (jnp.asarray(kl),))
+    means = ImageTerms(pixels, (jnp.asarray(kl), *finer))
     return loss_of(means, variance=jnp.asarray(variance), kl_weight=weight, likelihood=likelihood, config=config)
 
 
@@ -99,12 +99,8 @@ def test_free_bits_cost_nothing_and_pull_nothing():
 
 
 def test_free_bits_of_a_group_are_shared_by_its_dimensions():
-    config = ObjectiveConfig(likelihood="gaussian", free_bits=2.0, free_bits_per="group")
-    likelihood = make_likelihood(config, (4, 4, 3))
-
     def term(kl):
-        means = ImageTerms(PixelTerms(jnp.asarray(0.02), jnp.asarray(70.0)), kl)
-        return loss_of(means, variance=jnp.asarray(0.1), kl_weight=0.5, likelihood=likelihood, config=config).kl_term
+        return loss(kl=kl[0], finer=kl[1:], weight=0.5, free_bits=2.0, free_bits_per="group").kl_term
 
     kl = jnp.array([0.5, 0.9]), jnp.array([[0.1, 3.0]])
     np.testing.assert_allclose(term(kl), 0.5 * (2.0 + 3.1))

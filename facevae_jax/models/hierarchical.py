@@ -219,7 +219,7 @@ class Part(nn.Module):
 
     def repeated(self, block: type[nn.Module], count: int, in_axes: Sequence[Any] = ()) -> Any:
         """`count` of a block after each other; `in_axes` are those of `nn.scan`, for its arguments after the first."""
-        if self.config.rematerialize and not self.in_blocks:  # which does so anyway
+        if self.config.rematerialize and not self.in_blocks:  # `by_blocks` computes them again anyway
             block = nn.remat(block, prevent_cse=False)
         return nn.scan(
             block, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=tuple(in_axes), length=count
@@ -388,7 +388,7 @@ class Decoder(Part):
         """The same values for all images of a batch."""
         if self.execution.form == "plain":
             return jnp.broadcast_to(values, (batch, *values.shape))
-        # As a matrix product, since XLA sums the gradient over the first axis eight times as fast in one on a CPU.
+        # The gradient is a sum over the images. On a CPU a matrix product takes an eighth of the time of XLA's sum.
         return (jnp.ones((batch, 1)) @ values.reshape(1, -1)).reshape(batch, *values.shape)
 
     def head(self, x: Float[Array, "b h w c"]) -> Float[Array, "b r r f"]:
