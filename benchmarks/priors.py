@@ -3,10 +3,12 @@
 python -m benchmarks.priors --workdir=/tmp/celeba64 --features=benchmarks.face_features:attributes \
     --wanted=Smiling,Male,Eyeglasses,Blond_Hair --json=benchmarks/results/priors_celeba64.json
 
-The labels are read by the network of `benchmarks.face_features`, which has never seen the model. Speed is that of whole
-batches from a seed to pixels in the host's memory, against the decoder alone, in turns.
+The labels are read by the network of `benchmarks.face_features`, which has never seen the model. Speed and
+hatching are those of the last prior; speed is that of whole batches from a seed to pixels in the host's memory, against
+the decoder alone, in turns.
 """
 
+import itertools
 import statistics
 import time
 from typing import Any
@@ -19,7 +21,7 @@ from benchmarks.face_features import attribute_logits
 from facevae_jax.core import command_line, startup
 from facevae_jax.core.errors import UserError, expand_home, writable_file
 from facevae_jax.core.files import write_json
-from facevae_jax.latents.priors import FLOW, PRIORS
+from facevae_jax.latents.priors import PRIORS
 from facevae_jax.metrics.frechet import features_of, frechet_distance, named_extractor
 from facevae_jax.metrics.protocol import named_features, protocol
 from facevae_jax.metrics.spectrum import checkerboards
@@ -30,6 +32,9 @@ from facevae_jax.trained.model import TrainedModel
 flags.DEFINE_string("workdir", None, "Directory of the run.")
 _FEATURES = flags.DEFINE_string("features", "benchmarks.face_features:attributes", "package.module:function.")
 _PRIORS = flags.DEFINE_list("priors", list(PRIORS), "Which priors.")
+_TEMPERATURES = flags.DEFINE_multi(
+    command_line.TemperatureParser(), None, "temperature", [1.0], "Of samples; may be given several times."
+)
 _COUNT = flags.DEFINE_integer("count", 2_000, "Images of each set.", lower_bound=2)
 _SEEDS = flags.DEFINE_integer("seeds", 2, "Sets of samples of each prior.", lower_bound=1)
 _WANTED = flags.DEFINE_list("wanted", [], "Binary labels that are asked for, one at a time.")
@@ -47,20 +52,17 @@ def distances(trained: TrainedModel, *, split: str, count: int, seeds: int) -> d
     def of(batches: Any) -> float:
         return frechet_distance(features_of(extract, batches), real)
 
-    samples = {
-        prior: [of(trained.sample_stream(count, prior=prior, seed=seed)) for seed in range(seeds)]
-        for prior in _PRIORS.value
-    }
     features = named_features(_FEATURES.value, extract, resolution=trained.resolution)
-    said = {
-        prior: protocol(trained, split=split, count=count, prior=prior, seed=0, features=features)
-        for prior in _PRIORS.value
-    }
+    samples = []
+    for prior, temperature in itertools.product(_PRIORS.value, _TEMPERATURES.value):
+        drawn: dict[str, Any] = {"prior": prior, "temperature": temperature}
+        found = [of(trained.sample_stream(count, seed=seed, **drawn)) for seed in range(seeds)]
+        said = protocol(trained, split=split, count=count, seed=0, features=features, **drawn)
+        samples.append({"distances": found, "protocol": said})
     return {
         "other_faces": of(image_blocks(others, size)),
         "their_reconstructions": of(map(trained.reconstruct, image_blocks(others, size))),
         "samples": samples,
-        "protocols": said,
     }
 
 
@@ -110,19 +112,20 @@ def main(arguments: list[str]) -> None:
     trained = load(workdir)
     split = trained.dataset.evaluation_split
     began = time.perf_counter()
-    trained.prior(FLOW)
+    for prior in _PRIORS.value:
+        trained.prior(prior)
     record: dict[str, Any] = {
         "what": "priors of one run; distances in the features' units",
         "step": trained.step,
         "config": trained.config.to_dict(),
-        "seconds_to_fit_or_read_the_flow": time.perf_counter() - began,
+        "seconds_to_fit_or_read_the_priors": time.perf_counter() - began,
         "distances": distances(trained, split=split, count=_COUNT.value, seeds=_SEEDS.value),
-        "checkerboard": checkerboards(trained, split, prior=FLOW, seed=0),
+        "checkerboard": checkerboards(trained, split, prior=_PRIORS.value[-1], seed=0),
     }
     if _WANTED.value:
         record["labels_met"] = labels_met(trained, _WANTED.value, count=_COUNT.value)
     if _SPEED.value:
-        record["speed"] = speed(trained, FLOW, count=_SPEED.value, rounds=_ROUNDS.value)
+        record["speed"] = speed(trained, _PRIORS.value[-1], count=_SPEED.value, rounds=_ROUNDS.value)
     print({key: value for key, value in record.items() if key != "config"})
     if output:
         write_json(output, record | environment())

@@ -24,6 +24,9 @@ _IMPORTANCE_IMAGES = flags.DEFINE_integer("importance_images", 256, "Images that
 _RECALIBRATE = flags.DEFINE_boolean("recalibrate", False, "Recompute batch normalization's statistics without dropout.")
 _PRIOR = flags.DEFINE_enum("prior", None, list(PRIORS), "What samples are drawn from; as sample by default.")
 _SAMPLES = flags.DEFINE_integer("samples", 10_000, "Images of each set that is compared, at most.", lower_bound=2)
+_TEMPERATURE = flags.DEFINE(
+    command_line.TemperatureParser(), "temperature", 1.0, "Of the samples that are compared; as sample takes it."
+)
 _FEATURES = flags.DEFINE_string("features", None, "package.module:function, from uint8 images to rows of features.")
 _DIAGNOSE = flags.DEFINE_boolean("diagnose", False, "Split the samples' distance into its causes.")
 _FID = flags.DEFINE_boolean("fid", False, "FID and KID of samples and reconstructions by torch-fidelity.")
@@ -70,31 +73,29 @@ def main(arguments: list[str]) -> None:
     prior = _PRIOR.value or trained.default_prior
     if _FID.value:
         inception.check_installed()
-    trained.prior(prior)  # fitted, or refused, before hours of work
+    trained.sampler(prior, temperature=_TEMPERATURE.value)  # fitted, or refused, before hours of work
+    features = extract or diagnosis.layout_and_detail
+    features_name = protocols.named_features(
+        _FEATURES.value or features.__name__, features, resolution=trained.resolution
+    )  # called once, so that a missing package is found now
     priors: list[Any] = list(dict.fromkeys([STANDARD, prior]))
     record = scores.evaluate(trained, split, draws=draws, bound_images=_IMPORTANCE_IMAGES.value, priors=priors)
-    record["checkerboard"] = spectrum.checkerboards(trained, split, prior=prior, seed=_SEED.value)
-    compared: dict[str, Any] = {"prior": prior, "count": _SAMPLES.value, "seed": _SEED.value}
+    drawn: dict[str, Any] = {"prior": prior, "temperature": _TEMPERATURE.value, "seed": _SEED.value}
+    record["checkerboard"] = spectrum.checkerboards(trained, split, **drawn)
+    compared = drawn | {"count": _SAMPLES.value}
 
     def protocol(features: str, images: int) -> dict[str, Any]:
-        of = protocols.protocol(trained, split=split, count=images, prior=prior, seed=_SEED.value, features=features)
-        return {"protocol": of}
-
-    def named(extractor: Any, name: str | None) -> str:
-        return protocols.named_features(name or extractor.__name__, extractor, resolution=trained.resolution)
+        return {"protocol": protocols.protocol(trained, split=split, count=images, features=features, **drawn)}
 
     if extract:
         found = comparison.sample_distances(trained, split, extract=extract, **compared)
-        of = protocol(named(extract, _FEATURES.value), found["images"])
-        record["features"] = {"function": _FEATURES.value, **found, **of}
+        record["features"] = {"function": _FEATURES.value, **found, **protocol(features_name, found["images"])}
     if _FID.value:
         found = comparison.inception_distances(trained, split, weights=weights, **compared)
         record["inception"] = found | protocol(found["extractor"], found["images"])
     if _DIAGNOSE.value:
-        features = extract or diagnosis.layout_and_detail
         found = diagnosis.diagnose(trained, split, extract=features, **compared)
-        of = protocol(named(features, _FEATURES.value), found["images"])
-        record["diagnosis"] = found | of
+        record["diagnosis"] = found | protocol(features_name, found["images"])
     write_json(output, {"recalibrated": _RECALIBRATE.value, **record})
     print(scores.table(record))
     print(output)

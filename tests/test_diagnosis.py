@@ -108,6 +108,10 @@ def test_the_protocol_says_all_that_decides_a_score(trained):
     keys = {"data", "resolution", "crop", "resize", "split", "images", "features", "prior", "temperature", "seed"}
     assert set(found) == keys
     assert protocol.differing([found, found | {"crop": "other"}]) == {"crop": ["drawn", "other"]}
+    by_resolution = protocol.protocol(
+        trained, split="validation", count=20, prior="flow", seed=3, features="f 1", temperature={1: 1.0, 8: 0.7}
+    )
+    assert not protocol.differing([by_resolution, json.loads(json.dumps(by_resolution))])
 
 
 @pytest.mark.slow

@@ -90,6 +90,27 @@ def test_recalibrated_statistics_are_those_of_batches_without_dropout(tiny_confi
     np.testing.assert_allclose(statistics["var"], np.var(seen, axis=(0, 1, 2)), rtol=1e-3, atol=1e-7)
 
 
+def test_samples_at_a_temperature_of_zero_are_the_face_of_the_mean(trained):
+    given = {"extract": red, "prior": "standard", "count": 20, "temperature": 0.0}
+    found = comparison.sample_distances(trained, "validation", **given)
+    face = red(trained.decode(np.zeros((1, trained.code_size))))
+    real = red(np.asarray(trained.dataset.images("validation")[:20]))
+    assert found["sample_frechet"] == pytest.approx(frechet_distance(np.repeat(face, 20, axis=0), real), rel=1e-3)
+
+
+@pytest.mark.slow
+def test_features_that_fail_are_found_before_images_are_scored(workdir):
+    result = run_module("facevae_jax.evaluate", f"--workdir={workdir}", "--features=tests.test_evaluate:flat")
+    assert result.returncode == 2
+    assert "--features returned shape" in result.stderr
+    assert not result.stdout
+
+
+def flat(images):
+    """No row for each image."""
+    return images.ravel()
+
+
 @pytest.mark.slow
 def test_the_command(workdir, tmp_path):
     run = shutil.copytree(workdir, tmp_path / "run")

@@ -8,6 +8,7 @@ from jaxtyping import Float
 
 from facevae_jax.core.errors import UserError
 from facevae_jax.latents.paths import lerp
+from facevae_jax.latents.temperature import Temperature
 from facevae_jax.metrics import inception
 from facevae_jax.metrics.frechet import KERNEL_IMAGES, features_of, frechet_distance, kernel_distance
 from facevae_jax.metrics.likelihood import SEED
@@ -26,7 +27,14 @@ class PathScores(NamedTuple):
 
 
 def sample_distances(
-    trained: TrainedModel, split: str, *, extract: Any, prior: str, count: int, seed: int = SEED
+    trained: TrainedModel,
+    split: str,
+    *,
+    extract: Any,
+    prior: str,
+    count: int,
+    temperature: Temperature = 1.0,
+    seed: int = SEED,
 ) -> dict[str, Any]:
     """Distances of samples, reconstructions and faces halfway between two to images of a split, by any features.
 
@@ -39,6 +47,7 @@ def sample_distances(
       extract: from uint8 images [n, h, w, 3] to features [n, d].
       prior: of the samples, fitted to the training split.
       count: images of each set, at most; the split's first ones.
+      temperature: of the samples.
       seed: of the samples.
 
     Raises:
@@ -47,7 +56,7 @@ def sample_distances(
     pixels = _compared(trained, split, count)
     count, size = len(pixels), trained.inference.batch_size
     real = features_of(extract, image_blocks(pixels, size))
-    made = features_of(extract, trained.sample_stream(count, prior=prior, seed=seed))
+    made = features_of(extract, trained.sample_stream(count, prior=prior, temperature=temperature, seed=seed))
     means = encode_all(trained.inference, image_blocks(pixels, size), count).mean
     again = features_of(extract, trained.inference.reconstruct_stream(image_blocks(pixels, size)))
     halfway = features_of(extract, _between(trained, means, (0.5,)))
@@ -71,7 +80,14 @@ def sample_distances(
 
 
 def inception_distances(
-    trained: TrainedModel, split: str, *, weights: Any, prior: str, count: int, seed: int = SEED
+    trained: TrainedModel,
+    split: str,
+    *,
+    weights: Any,
+    prior: str,
+    count: int,
+    temperature: Temperature = 1.0,
+    seed: int = SEED,
 ) -> dict[str, Any]:
     """FID and KID of samples, and of reconstructions, to images of a split; see `sample_distances`.
 
@@ -81,6 +97,7 @@ def inception_distances(
       weights: see `inception.fidelity`.
       prior: of the samples, fitted to the training split.
       count: images of each set, at most; the split's first ones.
+      temperature: of the samples.
       seed: of the samples.
 
     Raises:
@@ -89,7 +106,7 @@ def inception_distances(
     pixels = _compared(trained, split, count)
     count, size = len(pixels), trained.inference.batch_size
     sets = {
-        "sample": trained.sample_stream(count, prior=prior, seed=seed),
+        "sample": trained.sample_stream(count, prior=prior, temperature=temperature, seed=seed),
         "reconstruction": trained.inference.reconstruct_stream(image_blocks(pixels, size)),
     }
     found: dict[str, Any] = {

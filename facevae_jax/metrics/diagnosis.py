@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float64, UInt8
 
 from facevae_jax.core.errors import UserError
+from facevae_jax.latents.temperature import Temperature
 from facevae_jax.metrics.frechet import Extractor, features_of, frechet_distance
 from facevae_jax.trained.codes import image_blocks
 from facevae_jax.trained.model import TrainedModel
@@ -47,7 +48,14 @@ def _pooled(x: Float64[np.ndarray, "n h w c"], size: int) -> Float64[np.ndarray,
 
 
 def diagnose(
-    trained: TrainedModel, split: str, *, extract: Extractor, prior: str, count: int, seed: int = 0
+    trained: TrainedModel,
+    split: str,
+    *,
+    extract: Extractor,
+    prior: str,
+    count: int,
+    temperature: Temperature = 1.0,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Fréchet distances to one half of a split: of its other half, of what the model makes of that, and of samples.
 
@@ -61,6 +69,7 @@ def diagnose(
       extract: the features.
       prior: of the samples.
       count: images of the split, at most; each set has half as many.
+      temperature: of the samples, and of the latents below the code of faces decoded from posteriors.
       seed: of the samples.
 
     Raises:
@@ -82,8 +91,10 @@ def diagnose(
     distances = {
         "data": distance(image_blocks(pixels[:half], size)),
         "decoder": distance(trained.inference.reconstruct_stream(image_blocks(pixels[:half], size))),
-        "posterior": distance(trained.decode_draws(trained.inference.batches(draws), seed=seed)),
-        "prior": distance(trained.sample_stream(half, prior=prior, seed=seed)),
+        "posterior": distance(
+            trained.decode_draws(trained.inference.batches(draws), temperature=temperature, seed=seed)
+        ),
+        "prior": distance(trained.sample_stream(half, prior=prior, temperature=temperature, seed=seed)),
     }
     values = list(distances.values())
     parts = {name: value - before for (name, value), before in zip(distances.items(), [0.0, *values], strict=False)}

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from facevae_jax.metrics.frechet import Extractor
+from facevae_jax.latents.temperature import Temperature
+from facevae_jax.metrics.frechet import Extractor, features_of
 from facevae_jax.trained.artifacts import short_hash
 from facevae_jax.trained.model import TrainedModel
 
@@ -15,7 +16,14 @@ DIGITS = 3  # of the features, in the name: other machines differ in the last on
 
 
 def protocol(
-    trained: TrainedModel, *, split: str, count: int, prior: str, seed: int, features: str, temperature: float = 1.0
+    trained: TrainedModel,
+    *,
+    split: str,
+    count: int,
+    prior: str,
+    seed: int,
+    features: str,
+    temperature: Temperature = 1.0,
 ) -> dict[str, Any]:
     """Of samples compared with the first `count` images of a split by some features."""
     return {
@@ -26,7 +34,9 @@ def protocol(
         "images": count,
         "features": features,
         "prior": prior,
-        "temperature": temperature,
+        "temperature": {str(resolution): number for resolution, number in temperature.items()}  # as JSON has it
+        if isinstance(temperature, Mapping)
+        else temperature,
         "seed": seed,
     }
 
@@ -34,7 +44,7 @@ def protocol(
 def named_features(name: str, extract: Extractor, *, resolution: int) -> str:
     """The name of an extractor, with a hash of what it gives for random images: other weights are other features."""
     images = np.random.default_rng(0).integers(0, 256, (PROBES, resolution, resolution, 3), np.uint8)
-    found = np.asarray(extract(images), np.float64)
+    found = features_of(extract, [images])
     scale = np.abs(found).max() or 1.0
     return f"{name} {hashlib.sha256(np.round(found / scale, DIGITS).tobytes()).hexdigest()[:12]}"
 

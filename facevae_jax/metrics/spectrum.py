@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 from jaxtyping import Float64, UInt8
 
+from facevae_jax.latents.temperature import Temperature
 from facevae_jax.trained.codes import image_blocks
 from facevae_jax.trained.model import TrainedModel
 
@@ -29,11 +30,13 @@ def checkerboard(batches: Iterable[UInt8[np.ndarray, "_ h w 3"]]) -> float:
     return float(power[height // 2, width // 2] / max(power[3 * height // 8, 3 * width // 8], 1e-30))
 
 
-def checkerboards(trained: TrainedModel, split: str, *, prior: str, seed: int) -> dict[str, float]:
+def checkerboards(
+    trained: TrainedModel, split: str, *, prior: str, seed: int, temperature: Temperature = 1.0
+) -> dict[str, float]:
     """Of the first images of a split, of their reconstructions and of as many samples."""
     pixels, size = trained.dataset.images(split)[:IMAGES], trained.inference.batch_size
     return {
         "originals": checkerboard(image_blocks(pixels, size)),
         "reconstructions": checkerboard(map(trained.reconstruct, image_blocks(pixels, size))),
-        "samples": checkerboard(trained.sample_stream(len(pixels), prior=prior, seed=seed)),
+        "samples": checkerboard(trained.sample_stream(len(pixels), prior=prior, temperature=temperature, seed=seed)),
     }
