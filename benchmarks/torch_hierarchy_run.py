@@ -41,8 +41,12 @@ def main(arguments: list[str]) -> None:
     torch.manual_seed(0)
     layout = torch.channels_last if values.channels_last else torch.contiguous_format
     network = Network(config).to(memory_format=layout)
-    average = torch.optim.swa_utils.get_ema_multi_avg_fn(config.train.ema_decay)
-    ema = torch.optim.swa_utils.AveragedModel(network, multi_avg_fn=average)
+
+    def average(averaged: Any, current: Any, updates: Any) -> Any:
+        decay = min(config.train.ema_decay, (1.0 + int(updates)) / (10.0 + int(updates)))  # as in training/step.py
+        return averaged + (current - averaged) * (1.0 - decay)
+
+    ema = torch.optim.swa_utils.AveragedModel(network, avg_fn=average)
     optimizer = torch.optim.Adamax(network.parameters(), lr=config.train.learning_rate)
     counts: dict[str, Any] = {"steps": 0, "skipped": 0, "seconds": 0.0, "norm": 0.0}
     state = output / "state.pt"

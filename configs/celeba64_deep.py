@@ -31,7 +31,6 @@ def get_config() -> ml_collections.ConfigDict:
         train=TrainConfig(
             batch_size=8,
             epochs=7,
-            evaluate_every_epochs=3,
             learning_rate=2e-3,
             beta2=0.99,
             schedule="cosine",

@@ -34,7 +34,7 @@ def get_config() -> ml_collections.ConfigDict:
         objective=ObjectiveConfig(likelihood="color_logistic", mixture_components=10, kl_warmup_steps=5000),
         train=TrainConfig(
             optimizer="adamax",
-            batch_size=32,  # 16 for each of two GPUs
+            batch_size=16,
             steps=800_000,
             learning_rate=1e-3,
             schedule="cosine",  # published: to 1e-4, from step 50,000 to 750,000

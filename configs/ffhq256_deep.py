@@ -1,7 +1,7 @@
 """FFHQ at 256x256 by a hierarchical VAE for accelerators: 35 groups of latents on patches of 2x2 pixels.
 
 Prepared by `python -m facevae_jax.prepare --layout=ffhq --resolution=256 --source=DIR`. Widths are multiples of the 128
-lanes of a TPU and of the tiles of a GPU's tensor cores.
+lanes of a TPU and of the tiles of a GPU's tensor cores, but for the 64 inside of blocks at 128x128.
 
 Command: python -m facevae_jax.main --config=configs/ffhq256_deep.py --workdir=/tmp/ffhq256_deep
 Hardware, time and score: not yet measured. For accelerators: docs/accelerators.md has plans.

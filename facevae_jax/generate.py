@@ -63,6 +63,13 @@ flags.DEFINE_enum(
     "What becomes of a hierarchy's latents below the code: a face keeps its own, or they are drawn from their prior, "
     "or are at its mean.",
 )
+flags.DEFINE_integer(
+    "detail_seed",
+    None,
+    "Of a hierarchy's latents below the code, where they are drawn; --seed by default.",
+    lower_bound=0,
+    upper_bound=2**32 - 1,
+)
 flags.DEFINE_integer("steps", 8, "Pictures from each face to the next.", lower_bound=1, upper_bound=10_000)
 flags.DEFINE_enum("path", "lerp", ["lerp", "slerp"], "Along a line, or an arc around the origin.")
 flags.DEFINE_boolean("loop", False, "Lead back to the first picture, for an animation that repeats.")

@@ -16,13 +16,16 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 import facevae_jax
+from facevae_jax.config import TrainConfig
 from facevae_jax.core.errors import UserError
 from facevae_jax.data.batches import Batch
+from facevae_jax.objective import Loss
 from facevae_jax.training.checkpoints import Checkpoints
 from facevae_jax.training.checksums import checksums
 from facevae_jax.training.loop import train
+from facevae_jax.training.pace import MAX_UNLEARNED_STEPS, Skips
 from facevae_jax.training.setup import RunningMean, TrainSetup, abstract_state, create_state, make_mesh
-from facevae_jax.training.step import train_step
+from facevae_jax.training.step import Metrics, train_step
 from facevae_jax.training.telemetry import read_metrics
 from tests.conftest import (
     REPOSITORY,
@@ -263,6 +266,24 @@ def test_a_run_that_diverges_stops_and_names_the_last_good_checkpoint(tiny_confi
     last = read_metrics(tmp_path)[-1]
     assert last["step"] == 20
     assert np.isfinite(last["loss"])
+
+
+def test_a_gradient_that_stays_far_too_large_is_a_reason_to_stop():
+    """What an exploded network has is finite and skipped, so the count of steps that are not finite misses it."""
+    config, zeros = TrainConfig(skip_factor=4.0), np.zeros(10)
+    skips = Skips()
+
+    def add(too_large: np.ndarray, not_finite: np.ndarray = zeros) -> tuple[str, str] | None:
+        loss = Loss(*[zeros] * len(Loss._fields))
+        skips.add(Metrics(loss, gradient_norm=zeros, skipped=not_finite, too_large=too_large), count=8)
+        return skips.diverged(config)
+
+    before = MAX_UNLEARNED_STEPS // 8 - 1
+    assert [add(zeros + 1) for _ in range(before)] == [None] * before
+    assert add(np.arange(10) < 7) is None  # the eighth step learns
+    assert [add(zeros + 1) for _ in range(before)] == [None] * before
+    assert add(zeros, zeros + 1) is not None
+    assert (skips.unlearned, skips.not_finite) == (MAX_UNLEARNED_STEPS, 8)
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from facevae_jax.config import DataConfig, RunConfig
 from facevae_jax.exporting.published import vdvae_parameters
 from facevae_jax.models import hierarchical
 from facevae_jax.models.api import Execution, image_keys
-from facevae_jax.models.likelihoods import ColorLogisticLikelihood, LogisticMixture
+from facevae_jax.models.likelihoods import ColorLogisticLikelihood, GaussianLikelihood, LogisticMixture
 from facevae_jax.objective import gaussian_kl, image_terms
 from facevae_jax.training.setup import make_model
 from tests.conftest import assert_one_line_error, run_module
@@ -247,6 +247,19 @@ def test_a_code_and_its_details_are_all_groups(published, likelihood, variables)
     assert np.abs(cut - expected).max() > 1e-3
 
 
+OF_PATCHES = {"patch": 4, "encoder_blocks": "8x1,8d2,4d4,1x1", "decoder_blocks": "1x1,4m1,8m4", "width": 16}
+
+
+@pytest.mark.parametrize("width", [8, 12])
+def test_a_network_on_patches_of_4x4_makes_images(width):
+    config = hierarchical.Config(**OF_PATCHES, widths=f"8:{width}")
+    RunConfig(data=DataConfig(resolution=SIDE), model=config)
+    model = hierarchical.HierarchicalVAE(config, SIDE, GaussianLikelihood(SIDE * SIDE * 3))
+    images = jnp.zeros((2, SIDE, SIDE, 3), jnp.uint8)
+    output = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), images, None, train=False)[0])
+    assert output.decoded.mean.shape == images.shape
+
+
 @pytest.mark.parametrize(
     ("settings", "key"),
     [
@@ -270,6 +283,7 @@ def test_a_code_and_its_details_are_all_groups(published, likelihood, variables)
         ({"code_resolution": 0}, "model.code_resolution"),
         ({"code_resolution": 32, "latent_channels": 64}, "model.code_resolution"),
         ({"patch": 2}, "model.decoder_blocks"),
+        (OF_PATCHES | {"widths": "8:10"}, "model.widths"),
     ],
 )
 def test_networks_that_cannot_be_built_are_refused(settings, key):

@@ -103,6 +103,7 @@ def test_scores_are_those_of_the_discrete_likelihood(run):
     bounds = record["importance"]["bounds"]
     assert bounds["1"] == pytest.approx(nats["negative_elbo"], rel=0.01)
     assert bounds["8"] < bounds["1"]
+    assert record["importance"]["bits_per_dim"]["8"] == pytest.approx(bounds["8"] / (32 * 32 * 3 * math.log(2)))
 
 
 def test_every_exported_form_gives_the_mean(run, tmp_path):

@@ -44,6 +44,7 @@ class Request:
     seed: int = 0
     posterior: str = "mean"
     detail: Literal["keep", "prior", "mean"] = "keep"
+    detail_seed: int | None = None
     steps: int = 8
     path: paths.Path = "lerp"
     loop: bool = False
@@ -76,7 +77,12 @@ def sample(trained: TrainedModel, request: Request) -> str:
     name = request.prior or trained.default_prior
     prior = trained.prior_given(request.attribute) if request.attribute else name
     faces = trained.sample_stream(
-        count, prior=prior, temperature=request.temperature, seed=request.seed, details=request.detail != "mean"
+        count,
+        prior=prior,
+        temperature=request.temperature,
+        seed=request.seed,
+        details=request.detail != "mean",
+        detail_seed=request.detail_seed,
     )
     outputs.write_stream(to, faces, count=count)
     given = f" given {', '.join(request.attribute)}" if request.attribute else ""
@@ -319,7 +325,8 @@ def _drawn(trained: TrainedModel, count: int, request: Request, *, first: int = 
     """Values of the groups below the code, drawn from N(0, I); zeros where their priors' means are asked for."""
     if request.detail == "mean":
         return np.zeros((count, trained.detail_size), np.float32)
-    return trained.sample_details(count, temperature=request.temperature, seed=request.seed, first=first)
+    seed = request.seed if request.detail_seed is None else request.detail_seed
+    return trained.sample_details(count, temperature=request.temperature, seed=seed, first=first)
 
 
 def _write(

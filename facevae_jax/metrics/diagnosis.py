@@ -23,6 +23,12 @@ REMEDIES = {
     "posterior": "decoded posterior draws: a lower objective.kl_weight, or a larger model.latent_dim",
     "prior": "codes: --prior=flow with labels in the data, a lower --temperature, a smaller model.latent_dim",
 }
+HIERARCHY_REMEDIES = REMEDIES | {
+    "decoder": "reconstructions: train longer, a larger model.width, more blocks",
+    "posterior": "latents below the code, drawn from their priors: a lower --temperature from their resolution on, a "
+    "larger model.code_resolution, train longer",
+    "prior": "codes: --prior=flow, a lower --temperature",
+}
 
 
 def layout_and_detail(images: UInt8[np.ndarray, "n h w 3"]) -> Float64[np.ndarray, "n f"]:
@@ -99,4 +105,5 @@ def diagnose(
     values = list(distances.values())
     parts = {name: value - before for (name, value), before in zip(distances.items(), [0.0, *values], strict=False)}
     largest = max(parts, key=lambda name: parts[name])
-    return {"images": half, "distances": distances, "parts": parts, "largest": largest, "remedy": REMEDIES[largest]}
+    remedy = (HIERARCHY_REMEDIES if trained.detail_size else REMEDIES)[largest]
+    return {"images": half, "distances": distances, "parts": parts, "largest": largest, "remedy": remedy}

@@ -121,6 +121,8 @@ def evaluate(
         )
         means = {str(count): -float(values.mean()) for count, values in bounds.items()}
         record["importance"] = {"images": len(first), "bounds": means}
+        if isinstance(model.likelihood, LogisticLikelihood):
+            record["importance"]["bits_per_dim"] = {count: _bits_per_dim(model, nats) for count, nats in means.items()}
     return record
 
 
@@ -150,7 +152,8 @@ def rate(trained: TrainedModel, prior: Prior, posterior: Encoded) -> float:
     """KL(q(code | x) || prior) in nats, estimated from one draw for each of at most `RATED` images.
 
     For N(0, I) it is the KL of the loss, up to the noise of the draws. The better a prior describes the codes, the
-    lower its rate; the negative ELBO with that prior is the distortion plus its rate.
+    lower its rate; the negative ELBO with that prior is the distortion plus its rate. Of a hierarchy it is the rate of
+    the code alone: the groups below it have their own.
     """
     mean, log_variance = (field[:RATED] for field in posterior)
     noise = np.asarray(normal_by_index(named_key(SEED, "rate"), np.arange(len(mean)), trained.code_size))
@@ -175,8 +178,13 @@ def _elbo(trained: TrainedModel, measured: Measured) -> dict[str, Any]:
     found["negative_elbo_at_best_variance"] = 0.5 * dimensions * (math.log(2 * math.pi * error) + 1) + rate
     if isinstance(trained.likelihood, LogisticLikelihood):
         found["bits"] = trained.likelihood.bits  # of each pixel value
-        return found | {"bits_per_dim": bits_per_dim(distortion + rate, dimensions=dimensions, discrete=True)}
+        return found | {"bits_per_dim": _bits_per_dim(trained, distortion + rate)}
     return found | {"variance": trained.variance}
+
+
+def _bits_per_dim(trained: TrainedModel, nats: float) -> float:
+    """Of a discrete likelihood."""
+    return bits_per_dim(nats, dimensions=trained.likelihood.dimensions, discrete=True)
 
 
 def _measure_all(trained: TrainedModel, pixels: np.ndarray) -> Any:
@@ -225,10 +233,16 @@ def figures(record: dict[str, Any]) -> list[tuple[str, str, str]]:
             variance, value = nats["best_variance"], nats["negative_elbo_at_best_variance"]
             rows.append(("-ELBO, best variance", value, ",.1f", f"nats; with {variance:.3g}, this split's optimum"))
     if "importance" in record:
-        shown = record["importance"]["images"]
+        found = record["importance"]
+        bits = {count: f", {value:.4f} bits/dim" for count, value in found.get("bits_per_dim", {}).items()}
         rows += [
-            (f"Bound, K = {int(count):,}", value, ",.1f", f"nats, negative; of {shown:,} images")
-            for count, value in record["importance"]["bounds"].items()
+            (
+                f"Bound, K = {int(count):,}",
+                value,
+                ",.1f",
+                f"nats, negative{bits.get(count, '')}; of {found['images']:,} images",
+            )
+            for count, value in found["bounds"].items()
         ]
     rows += [
         ("Active units", codes["active_units"], ",.0f", f"of {math.prod(record['code_shape'])}"),

@@ -102,6 +102,10 @@ class Config:
         check(set(self._inside) <= set(seen), "model.bottleneck_widths", self.bottleneck_widths, of_encoder)
         widths = [self.width_of(resolution) for resolution in resolutions]
         check(widths == sorted(widths, reverse=True), "model.widths", self.widths, "no smaller at coarser resolutions")
+        if self.patch > HEAD_PATCH:
+            most = (self.patch // HEAD_PATCH) ** 2  # places that the head makes of one
+            allowed = f"such that the width at {side} is a multiple of {most}, for model.patch={self.patch}"
+            check(self.width_of(side) % most == 0, "model.widths", self.widths or self.width, allowed)
         size = sum(math.prod(shape) for shape in self.code_groups)
         allowed = f"such that the groups of the code have 1 to {MAX_CODE} numbers, not {size}"
         check(0 < size <= MAX_CODE, "model.code_resolution", self.code_resolution, allowed)

@@ -212,10 +212,12 @@ class TrainedModel:
         temperature: Temperature = 1.0,
         seed: int = 0,
         details: bool = True,
+        detail_seed: int | None = None,
     ) -> Iterator[UInt8[np.ndarray, "b r r 3"]]:
         """The faces of `sample` a batch at a time, in memory that does not grow with their number.
 
-        Without `details`, a hierarchy's groups below the code are at the means of their priors.
+        Without `details`, a hierarchy's groups below the code are at the means of their priors; `detail_seed` draws
+        others for the codes of `seed`.
         """
         _check_draws(count, seed)
         sample = self.sampler(prior, temperature=temperature)
@@ -225,7 +227,7 @@ class TrainedModel:
         batches = (np.asarray(sample(key, np.arange(at, at + size)))[: count - at] for at in range(0, count, size))
         if not details:
             return self.inference.decode_stream(batches)
-        return self.decode_draws(batches, temperature=temperature, seed=seed)
+        return self.decode_draws(batches, temperature=temperature, seed=seed if detail_seed is None else detail_seed)
 
     def decode_draws(
         self, codes: Iterable[Float[np.ndarray, "b z"]], *, temperature: Temperature = 1.0, seed: int = 0

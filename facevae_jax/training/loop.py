@@ -27,7 +27,7 @@ from facevae_jax.training.checkpoints import Checkpoints, steps_in
 from facevae_jax.training.evaluation import Evaluator
 from facevae_jax.training.feeds import check_batch_size, check_split_size, make_feed
 from facevae_jax.training.optimizer import make_schedule
-from facevae_jax.training.pace import Schedule, Window, dispatch_length, figures
+from facevae_jax.training.pace import Schedule, Skips, Window, dispatch_length, figures
 from facevae_jax.training.pictures import PictureWriter
 from facevae_jax.training.setup import TrainSetup, TrainState, make_mesh, replicated
 from facevae_jax.training.start import check_data, opened, start_state
@@ -56,7 +56,7 @@ class Trainer:
     watchdog: Watchdog
     should_stop: Callable[[int], bool]
     window: Window = dataclasses.field(default_factory=Window)
-    skipped_in_row: int = 0
+    skips: Skips = dataclasses.field(default_factory=Skips)
     training_loss: float | None = None  # of the last log line
 
     def run(self, state: TrainState, feed: Feed | None, *, evaluated: bool, started: float) -> TrainState:
@@ -110,26 +110,18 @@ class Trainer:
         chunk = feed.chunk(step, count)
         waited = time.perf_counter() - started
         state, metrics = compiled(state, chunk, put(np.asarray(count, np.int32), replicated(self.setup.mesh)))
-        skipped = np.asarray(jax.device_get(jax.block_until_ready(metrics).skipped))[:count]
+        self.skips.add(jax.block_until_ready(metrics), count)
         seconds = time.perf_counter() - started
         self.watchdog.heartbeat(step + count)
         self.window.add(metrics, count, seconds)
         self.telemetry.advance(count, seconds=seconds, data_seconds=waited)
-        self._check_skipped(skipped, step + count)
-        return state, seconds
-
-    def _check_skipped(self, skipped: np.ndarray, step: int) -> None:
-        """Raises a UserError where too many steps in a row were skipped for a loss or gradient that is not finite."""
-        learned = np.flatnonzero(skipped == 0)
-        self.skipped_in_row = len(skipped) - learned[-1] - 1 if len(learned) else self.skipped_in_row + len(skipped)
-        if self.skipped_in_row >= self.setup.config.train.max_skipped_steps:
+        if found := self.skips.diverged(self.setup.config.train):
             self.checkpoints.wait()
             last = self.checkpoints.newest_finite()
             good = "there is no checkpoint" if last is None else f"the last good one is {self.checkpoints.path(last)}"
-            raise UserError(
-                f"the loss or its gradient was not finite in the last {self.skipped_in_row:,} steps, to {step:,}, "
-                f"which were skipped; {good}: lower --config.train.learning_rate or set --config.train.clip_norm=1."
-            )
+            what, remedy = found
+            raise UserError(f"{what}, to {step + count:,}, which were skipped; {good}: {remedy}.")
+        return state, seconds
 
     def _log(self, step: int) -> None:
         values = self.window.fetch(self.setup.config.train.batch_size)

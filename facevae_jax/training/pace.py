@@ -1,10 +1,12 @@
 """When a run logs, evaluates and saves, how long a dispatch is, and the figures in between."""
 
+import dataclasses
 import math
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Float
 
 from facevae_jax import models
 from facevae_jax.config import RunConfig, TrainConfig
@@ -12,6 +14,7 @@ from facevae_jax.data.plan import steps_per_epoch
 from facevae_jax.objective import Loss
 from facevae_jax.training.step import Metrics
 
+MAX_UNLEARNED_STEPS = 200  # in a row; by then a norm that is 1,400 times the usual one is taken
 DISPATCH_SECONDS = 3.0  # aimed at: long enough to hide what a dispatch costs, short enough to answer a signal
 
 
@@ -64,7 +67,10 @@ class Window:
         self._seconds += seconds
 
     def fetch(self, batch_size: int) -> dict[str, Any]:
-        """Means over the window's steps that were not skipped, how many were, and images/s; empties it."""
+        """Means over the window's steps that were not skipped, how many were, and images/s; empties it.
+
+        If all were skipped, the means are over those with a finite gradient, so that the log tells how large it is.
+        """
         counts = [count for _, count in self._parts]
         fetched = jax.device_get([metrics for metrics, _ in self._parts])
 
@@ -76,7 +82,10 @@ class Window:
             return values[learned].mean(axis=0, dtype=np.float64) if learned.any() else all_skipped
 
         steps: Metrics = jax.tree.map(joined, *fetched)
-        learned = np.asarray((steps.skipped == 0) & (steps.too_large == 0))
+        finite = np.asarray(steps.skipped == 0)
+        learned = finite & (steps.too_large == 0)
+        if not learned.any():
+            learned = finite
         means: Metrics = jax.tree.map(mean, steps)
         values = figures(means.loss) | {"gradient_norm": float(means.gradient_norm)}
         values["skipped"] = int(steps.skipped.sum())
@@ -85,6 +94,39 @@ class Window:
         values["images_per_second"] = len(learned) * batch_size / self._seconds
         self._parts, self._seconds = [], 0.0
         return values
+
+
+@dataclasses.dataclass
+class Skips:
+    """How many of the last steps were skipped one after another."""
+
+    not_finite: int = 0
+    unlearned: int = 0  # also for a gradient that was too large
+
+    def add(self, metrics: Metrics, count: int) -> None:
+        """Adds a dispatch of `count` steps."""
+        not_finite, too_large = (
+            np.asarray(steps)[:count] for steps in jax.device_get((metrics.skipped, metrics.too_large))
+        )
+        self.not_finite = _in_row(not_finite, self.not_finite)
+        self.unlearned = _in_row(not_finite + too_large, self.unlearned)
+
+    def diverged(self, config: TrainConfig) -> tuple[str, str] | None:
+        """What happened and the remedy, once the run learns nothing any more."""
+        if self.not_finite >= config.max_skipped_steps:
+            what = f"the loss or its gradient was not finite in the last {self.not_finite:,} steps"
+            return what, "lower --config.train.learning_rate or set --config.train.clip_norm=1"
+        if self.unlearned >= MAX_UNLEARNED_STEPS:
+            what = f"the gradient was more than {config.skip_factor:g} times as large as usual, or not finite"
+            remedy = "lower --config.train.learning_rate, or raise --config.train.skip_factor"
+            return f"{what}, in the last {self.unlearned:,} steps", remedy
+        return None
+
+
+def _in_row(skipped: Float[np.ndarray, " s"], before: int) -> int:
+    """How many of the last steps were skipped one after another; `before` were so before these."""
+    learned = np.flatnonzero(skipped == 0)
+    return len(skipped) - int(learned[-1]) - 1 if len(learned) else before + len(skipped)
 
 
 def figures(loss: Loss) -> dict[str, Any]:

@@ -32,6 +32,7 @@ FIXED_KEYS = (
     "data.dequantize",
     "objective.likelihood",
     "objective.mixture_components",
+    "objective.bits",
     "objective.variance",
     "objective.r_loss_factor",
     "objective.kl_weight",
