@@ -28,8 +28,8 @@ class Table(NamedTuple):
     configs: dict[str, int]  # with the number of training images of the published datasets
     topologies: tuple[str, ...]
     results: pathlib.Path
-    # And with a batch of 128 images a device, which fills a TPU's lanes: config, topology, images in the batch.
-    large: tuple[tuple[str, str, int], ...] = ()
+    # And with another setting of `train`, such as a batch that fills a TPU's lanes: config, topology, key, value.
+    more: tuple[tuple[str, str, str, int], ...] = ()
 
 
 TABLES = {
@@ -44,12 +44,17 @@ TABLES = {
         },
         ("v5e-1", "v5e-4", "v5e-16", "v6e-4", "v5p-8", "1xh100", "8xh100", "2x8xh100"),
         REPOSITORY / "benchmarks/results/plans.json",
-        (("gdl128", "v5e-1", 128), ("ffhq128", "v5e-4", 512), ("ffhq128", "8xh100", 1024)),
+        (
+            ("gdl128", "v5e-1", "batch_size", 128),
+            ("ffhq128", "v5e-4", "batch_size", 512),
+            ("ffhq128", "8xh100", "batch_size", 1024),
+        ),
     ),
     "hierarchies": Table(
         {"ffhq128_deep": 60_000, "ffhq256_deep": 60_000, "vdvae_ffhq256": 60_000},
         ("8xh100", "v6e-4", "v5e-16"),
         REPOSITORY / "benchmarks/results/plans_hierarchies.json",
+        (("vdvae_ffhq256", "8xh100", "accumulation", 2),),
     ),
 }
 GOAL = 10_000_000  # images, whose hours the table of hierarchies has
@@ -66,25 +71,25 @@ def main(arguments: list[str]) -> None:
     found, record = environment(), json.loads(of.results.read_text()) if of.results.exists() else {}
     if record.get("commit") != found["commit"]:
         record = {"plans": {}}
-    wanted = [(config, topology, 0) for topology in topologies for config in configs]
-    wanted += [each for each in of.large if each[0] in configs and each[1] in topologies]
-    for config, topology, batch in wanted:
-        label = f"{config}, batch {batch}" if batch else config
+    wanted = [(config, topology, "", 0) for topology in topologies for config in configs]
+    wanted += [each for each in of.more if each[0] in configs and each[1] in topologies]
+    for config, topology, key, value in wanted:
+        label, changed = config, ()
+        if key:
+            label, changed = f"{config}, {key.removesuffix('_size')} {value}", (f"--config.train.{key}={value}",)
         if topology not in record["plans"].setdefault(label, {}):
-            record["plans"][label][topology] = plan_of(config, topology, images=of.configs[config], batch=batch)
+            record["plans"][label][topology] = plan_of(config, topology, *changed, images=of.configs[config])
             write_json(of.results, {"command": f"python -m benchmarks.plan_table --table={name}", **record, **found})
     start, end, text = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n", PAGE.read_text()
     PAGE.write_text(text.split(start)[0] + start + table(record["plans"], of) + end + text.split(end)[1])
 
 
-def plan_of(config: str, topology: str, *, images: int, batch: int) -> dict[str, Any]:
-    """The plan as a dictionary; what does not fit is an `error`."""
-    flags_of = [f"--config={config}", f"--topology={topology}", f"--images={images}", "--json"]
-    if batch:
-        flags_of.append(f"--config.train.batch_size={batch}")
+def plan_of(config: str, topology: str, *changed: str, images: int) -> dict[str, Any]:
+    """The plan as a dictionary, with some flags more; what does not fit is an `error`."""
+    flags_of = [f"--config={config}", f"--topology={topology}", f"--images={images}", "--json", *changed]
     command = [sys.executable, "-m", "facevae_jax.plan", *flags_of]
     result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY)
-    print(f"{config} {topology} {batch or ''}: exit code {result.returncode}", flush=True)
+    print(f"{' '.join((config, topology, *changed))}: exit code {result.returncode}", flush=True)
     if result.returncode and "does not fit" not in result.stderr:
         raise SystemExit(result.stderr)
     return json.loads(result.stdout)[0] if not result.returncode else {"error": result.stderr.strip().splitlines()[-1]}
