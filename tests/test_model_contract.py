@@ -222,7 +222,8 @@ def test_bounds_grow_with_the_number_of_draws_of_all_groups(run):
     record = scores.evaluate(trained, draws=())["likelihood"]
     assert len(record["rates"]) > 1
     # Of other draws, which move it by some nats; that of the deep one is near 0.
-    assert -means[0] == pytest.approx(record["negative_elbo"], rel=0.02, abs=10.0)
+    nats = None if len(record["rates"]) == 2 else 10.0
+    assert -means[0] == pytest.approx(record["negative_elbo"], rel=0.02, abs=nats)
 
 
 with_details = pytest.mark.parametrize("run", ["levels", DEEP], indirect=True)
