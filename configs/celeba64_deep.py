@@ -4,8 +4,8 @@ Prepared by `python -m facevae_jax.prepare --layout=celeba --resolution=64 --sou
 
 Command: python -m facevae_jax.main --config=configs/celeba64_deep.py --workdir=/tmp/celeba64_deep
 Hardware, time and score: 2 cores of a Xeon, 108 minutes for the 14,000 steps on 16,000 images by their speed, some of
-them beside other work, after 3 to 5 minutes of compiling; on 2,000 validation images 3.41 bits/dim, MSE 0.0007 and KL
-5,924 nats. Samples and what they need: docs/hierarchical.md. GPU: not yet measured.
+them beside other work, after 3 to 5 minutes of compiling; on 2,000 validation images 3.41 bits/dim, MSE 0.0007 and
+KL 5,924 nats. Samples and what they need: docs/hierarchical.md. GPU: not yet measured.
 """
 
 import ml_collections
