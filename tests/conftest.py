@@ -1,6 +1,8 @@
 """Eight virtual CPU devices, so that every test of training is one of sharded training too."""
 
 import dataclasses
+import importlib.util
+import mmap
 import os
 import pathlib
 import shutil
@@ -8,14 +10,34 @@ import subprocess
 import sys
 import tempfile
 
+# Most of the time of a test goes into compiling programs that run for milliseconds: LLVM's cheaper passes suffice, and
+# XLA's older code for fusions compiles in a quarter of the time.
+FLAGS = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": "true",
+    "xla_cpu_use_fusion_emitters": "false",
+    "xla_cpu_parallel_codegen_split_count": 2,
+}
+
+
+def known_flags() -> str:
+    """Those of `FLAGS` that this jaxlib has: XLA ends a process that gives it another."""
+    library = pathlib.Path(importlib.util.find_spec("jaxlib").origin).parent / "libjax_common.so"
+    if not library.exists():
+        return ""
+    with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return " ".join(f"--{name}={value}" for name, value in FLAGS.items() if content.find(name.encode()) >= 0)
+
+
+CHEAP = known_flags()  # tests that start commands pass them on
+
 if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers inherit these
     # Many tests compile the same program; the directory goes when the session ends.
     _COMPILED = tempfile.TemporaryDirectory(prefix="facevae-compiled-")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
-    # Most of the time of a test goes into compiling programs that run for milliseconds: LLVM's cheaper passes suffice.
-    cheap = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
     eight = "--xla_force_host_platform_device_count=8"
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {eight} {cheap}"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {eight} {CHEAP}"
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
 os.environ["KERAS_BACKEND"] = "jax"
 
@@ -114,7 +136,7 @@ def assert_nearly(found: np.ndarray, expected: np.ndarray) -> None:
 
 def run_module(module: str, *arguments: object, devices: int = 1, timeout: float = 300) -> subprocess.CompletedProcess:
     """Runs `python -m module arguments` from the repository's root, as a user does."""
-    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {CHEAP}"}
     return subprocess.run(
         [sys.executable, "-m", module, *map(str, arguments)],
         cwd=REPOSITORY,

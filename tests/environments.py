@@ -159,8 +159,9 @@ def run(case: Case, folder: pathlib.Path) -> tuple[int, str]:
     words = [word.replace("NEW", str(new)).replace("RUN", str(folder / "run")) for word in case.words]
     words = [word.replace("DATA", str(folder / "data")) for word in words]
     command = " ".join(["'" + word + "'" for word in (sys.executable, "-m", f"facevae_jax.{words[0]}", *words[1:])])
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    environment |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(REPOSITORY)} | case.variables
+    flags = " ".join(flag for flag in os.environ.get("XLA_FLAGS", "").split() if "device_count" not in flag)
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(REPOSITORY)}
+    environment |= case.variables
     environment = {name: value for name, value in environment.items() if value is not None}
 
     other: dict[str, Any] = {"user": case.user, "group": case.user, "extra_groups": []} if case.user else {}

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 
-from tests.conftest import REPOSITORY, change, flags_of, tiny
+from tests.conftest import CHEAP, REPOSITORY, change, flags_of, tiny
 
 STARTING, STARTED = "devices:", "first step after"  # lines of a process
 LATEST = {1: 1.5}  # seconds from such a line to the kill, by processes; the first checkpoint of several takes 2 s
@@ -35,7 +35,7 @@ def finish(words: list[str], kills: int, seconds: float, seed: int) -> int:
     """
     draw, killed = random.Random(seed), 0
     output: collections.deque[str] = collections.deque(maxlen=40)  # of the last attempts
-    environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {"XLA_FLAGS": CHEAP, "JAX_PLATFORMS": "cpu"}
     pipe, both = subprocess.PIPE, subprocess.STDOUT
     with subprocess.Popen(words, cwd=REPOSITORY, env=environment, stdout=pipe, stderr=both, text=True) as launcher:
         assert launcher.stdout is not None

@@ -164,6 +164,8 @@ def test_the_learned_prior_is_the_default_and_is_read_without_the_data(finished,
     monkeypatch.setattr(flow_fit, "STEPS", (50, 50))
     copied = shutil.copytree(finished[0], tmp_path / "run")
     trained = load(copied)
+    assert not trained.keep_artifacts(training_seconds=10.0)
+    assert not list(copied.rglob("*flow*"))  # not even begun: a tenth of that does not compile it
     assert not trained.fit_default_prior(seconds=0.0)
     assert [path.name.partition("-")[0] for path in copied.rglob("*flow*")] == ["unfinished"]
     faces = trained.sample(5)

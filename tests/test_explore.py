@@ -26,7 +26,7 @@ from facevae_jax.generation import sheets
 from facevae_jax.latents.paths import lerp
 from facevae_jax.trained.ranking import attribute_scores
 from tests import explored
-from tests.conftest import REPOSITORY
+from tests.conftest import CHEAP, REPOSITORY
 from tests.explored import ask, pixels, post, to_latent, to_text
 
 MOVED = "dimension:3"
@@ -250,7 +250,7 @@ def test_without_the_data_there_are_no_attributes_unless_named(trained, monkeypa
 @pytest.mark.slow
 def test_the_command_serves_until_ctrl_c(workdir):
     command = [sys.executable, "-m", "facevae_jax.explore", f"--workdir={workdir}", "--attribute=glasses"]
-    environment = os.environ | {"XLA_FLAGS": ""}
+    environment = os.environ | {"XLA_FLAGS": CHEAP}
     pipe = subprocess.PIPE
     with subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=pipe, stderr=pipe, text=True) as process:
         try:

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from facevae_jax.training.telemetry import read_metrics
-from tests.conftest import REPOSITORY, assert_one_line_error, flags_of, messages, run_module
+from tests.conftest import CHEAP, REPOSITORY, assert_one_line_error, flags_of, messages, run_module
 
 SLOW = pytest.mark.slow
 
@@ -84,7 +84,7 @@ def test_a_fault_in_a_config_file_prints_one_line(tmp_path, text, mentioned):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_the_same_command_resumes(tmp_path, tiny_config, number):
     arguments = [*flags_of(tiny_config, train={"epochs": 50, "log_every_steps": 50}), f"--workdir={tmp_path}"]
-    environment = os.environ | {"XLA_FLAGS": ""}
+    environment = os.environ | {"XLA_FLAGS": CHEAP}
     command = [sys.executable, "-m", "facevae_jax.main", *arguments, "--config.train.log_every_steps=1"]
     with subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

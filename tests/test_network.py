@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.conftest import REPOSITORY
+from tests.conftest import CHEAP, REPOSITORY
 from tests.test_processes import STEPS, alone, assert_same_losses, command, record, warm_config
 
 pytestmark = pytest.mark.network
@@ -64,7 +64,7 @@ def start(words: list[str], number: int, log: pathlib.Path) -> subprocess.Popen[
         return subprocess.Popen(
             ["ip", "netns", "exec", HOSTS[number], *named, *words, *where],
             cwd=REPOSITORY,
-            env=os.environ | {"XLA_FLAGS": "", "NPROC": "1"},
+            env=os.environ | {"XLA_FLAGS": CHEAP, "NPROC": "1"},
             stdout=file,
             stderr=subprocess.STDOUT,
         )

@@ -13,7 +13,7 @@ import pytest
 from facevae_jax.core import startup
 from facevae_jax.core.parallel import available_cpus
 from facevae_jax.core.startup import MAX_CPU_DEVICES
-from tests.conftest import REPOSITORY
+from tests.conftest import CHEAP, REPOSITORY
 
 CODE = """
 import sys, jax
@@ -115,7 +115,7 @@ def test_processes_that_share_a_host_have_one_device_each(tmp_path):
     settings += ("train.batch_size=2", "train.steps=2", f"data.data_dir={tmp_path / 'data'}")
     words = [sys.executable, "-m", "facevae_jax.main", "--config=quickstart", f"--workdir={tmp_path / 'run'}"]
     words += [*(f"--config.{each}" for each in settings), f"--coordinator={address}", "--processes=2"]
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    environment = os.environ | {"XLA_FLAGS": CHEAP}
     started = [
         subprocess.Popen(
             [*words, f"--process_id={number}"], cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True

@@ -30,6 +30,7 @@ from facevae_jax.training.setup import RunningMean, make_model, replicated
 
 MAX_COUNT = 10**8  # faces
 PRIOR_SHARE = 0.1  # of the time of training, which fitting the learned prior may take at its end
+MIN_PRIOR_SECONDS = 5.0  # the first steps of a fit take longer to compile: where less is allowed, it is not begun
 # Settings of the data that do not change which images there are; what is in `data_dir` has its own fingerprint.
 UNSEEN = ("data_dir", "cache_dir", "feed", "flip", "dequantize")
 
@@ -323,7 +324,10 @@ class TrainedModel:
         Returns whether the prior was fitted, which may take a tenth of the time of training.
         """
         _ = self.moments
-        return self.fit_default_prior(seconds=PRIOR_SHARE * training_seconds)
+        seconds = PRIOR_SHARE * training_seconds
+        if seconds < MIN_PRIOR_SECONDS:
+            return self.kept_prior(FLOW) is not None
+        return self.fit_default_prior(seconds=seconds)
 
     def portable(self) -> Restored:
         """All that a file of the model holds, with the moments, so that it is used without its data."""
