@@ -36,6 +36,21 @@ EVALUATE = ["evaluate", "--workdir=RUN", "--importance_samples=1", "--samples=8"
 REPORT = ["report", "--workdir=RUN", "--output=NEW.html"]
 EXPORT = ["export", "--workdir=RUN", "--output=NEW"]
 WELL, REFUSED = (0,), (0, 2)
+NUMERIC = (  # variables that change what JAX computes
+    "JAX_ENABLE_X64=1",
+    "JAX_DEFAULT_PRNG_IMPL=rbg",
+    "JAX_THREEFRY_PARTITIONABLE=0",
+    "JAX_RANDOM_SEED_OFFSET=7",
+    "JAX_DEFAULT_MATMUL_PRECISION=bfloat16",
+    "JAX_NUMPY_RANK_PROMOTION=raise",
+    "JAX_NUMPY_DTYPE_PROMOTION=strict",
+    "JAX_DEBUG_NANS=1",
+    "JAX_DEBUG_INFS=1",
+    "JAX_DISABLE_JIT=1",
+    "JAX_ENABLE_CHECKS=1",
+    "JAX_LEGACY_PRNG_KEY=error",
+    "JAX_TRANSFER_GUARD=disallow",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,24 +73,10 @@ def cases() -> list[Case]:
     def add(name: str, words: list[str], **options: object) -> None:
         found.append(Case(name, words, **options))  # type: ignore[arg-type]
 
-    numeric = {
-        "JAX_ENABLE_X64": "1",
-        "JAX_DEFAULT_PRNG_IMPL": "rbg",
-        "JAX_THREEFRY_PARTITIONABLE": "0",
-        "JAX_RANDOM_SEED_OFFSET": "7",
-        "JAX_DEFAULT_MATMUL_PRECISION": "bfloat16",
-        "JAX_NUMPY_RANK_PROMOTION": "raise",
-        "JAX_NUMPY_DTYPE_PROMOTION": "strict",
-        "JAX_DEBUG_NANS": "1",
-        "JAX_DEBUG_INFS": "1",
-        "JAX_DISABLE_JIT": "1",
-        "JAX_ENABLE_CHECKS": "1",
-        "JAX_LEGACY_PRNG_KEY": "error",
-        "JAX_TRANSFER_GUARD": "disallow",
-    }
-    for name, value in numeric.items():
-        add(f"{name}={value}", SAMPLE, variables={name: value})
-    add("all of these", RESUME, variables=dict(numeric))
+    for each in NUMERIC:
+        name, _, value = each.partition("=")
+        add(each, SAMPLE, variables={name: value})
+    add("all of these", RESUME, variables=dict(each.split("=") for each in NUMERIC))
     others = {
         "JAX_LOG_COMPILES=1": WELL,
         "JAX_LOGGING_LEVEL=DEBUG": WELL,
@@ -146,6 +147,24 @@ def cases() -> list[Case]:
         add("a reader of another's run", [*SAMPLE[:-1], "--output=/tmp/facevae-reader.png"], user=54321)
     add("a folder that is gone", SAMPLE, shell="mkdir gone && cd gone && rmdir ../gone && COMMAND", allowed=REFUSED)
     return found
+
+
+def together(separate: list[Case]) -> list[Case]:
+    """The cases, with those of one harmless variable merged into as few as have each variable once."""
+    merged: list[Case] = []
+    others = []
+    for case in separate:
+        if case != Case(case.name, SAMPLE, variables=case.variables) or case.name in NUMERIC:
+            others.append(case)
+            continue
+        free = (i for i, kept in enumerate(merged) if not kept.variables.keys() & case.variables.keys())
+        at = next(free, None)
+        if at is None:
+            merged.append(case)
+        else:
+            kept = merged[at]
+            merged[at] = Case(f"{kept.name} {case.name}", SAMPLE, variables=kept.variables | case.variables)
+    return merged + others
 
 
 def _others_can_run_python() -> bool:

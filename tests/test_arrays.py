@@ -109,7 +109,9 @@ def test_a_run_on_arrays_is_like_that_on_the_same_dataset(tiny_config, finished,
     assert_same_trees(model.variables, jax.device_get(finished[1].evaluation_variables))
     resumed = facevae_jax.train(plain, tmp_path / "run", **given)
     assert resumed.step == model.step == 20
-    result = run_module("facevae_jax.evaluate", f"--workdir={tmp_path / 'run'}", "--importance_samples=1")
+    result = run_module(
+        "facevae_jax.evaluate", f"--workdir={tmp_path / 'run'}", "--importance_samples=1", "--prior=gaussian"
+    )
     assert result.returncode == 0, result.stderr
     with pytest.raises(UserError, match="accept_new_data"):
         facevae_jax.train(plain, tmp_path / "run", images=255 - given["images"])

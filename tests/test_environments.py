@@ -13,7 +13,7 @@ import pytest
 
 from facevae_jax.core.errors import of_environment
 from tests.conftest import REPOSITORY
-from tests.environments import cases, failure
+from tests.environments import cases, failure, together
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in cases()])
+@pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in together(cases())])
 def test_a_command_ends_well_wherever_it_is_started(folder, case):
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell ignores it, and so would the command
     assert failure(case, folder) == ""

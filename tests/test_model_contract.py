@@ -6,6 +6,7 @@ group [z] with the prior N(0, I), and below it a spatial group [h, w, c] whose p
 
 import base64
 import dataclasses
+import functools
 import io
 from typing import Any, Literal, NamedTuple
 
@@ -137,20 +138,32 @@ MODELS = {
 }
 
 
+@pytest.fixture(scope="module")
+def run_of(tiny_config, finished, tmp_path_factory):
+    """A function from a kind to its trained model: each is trained once."""
+
+    @functools.cache
+    def trained(kind: str) -> Run:
+        if kind == "vae":
+            return Run(tiny_config, finished[1], facevae_jax.load(finished[0]))
+        rate = {} if kind == "spatial" else {"kl_weight": 0.5, "free_bits": 0.01}
+        objective = ObjectiveConfig(likelihood="gaussian", **rate)
+        settings = {"batch_size": 16, "steps": 20, "warmup_steps": 0, "log_every_steps": 1, "steps_per_dispatch": 4}
+        config = RunConfig(
+            data=tiny_config.data, model=MODELS[kind], objective=objective, train=TrainConfig(**settings)
+        )
+        workdir = tmp_path_factory.mktemp(kind)
+        return Run(config, train(config, workdir), facevae_jax.load(workdir))
+
+    return trained
+
+
 @pytest.fixture(scope="module", params=["vae", SPATIAL, "levels", DEEP])
-def run(request, tiny_config, finished, tmp_path_factory):
+def run(request, run_of):
     """A trained model of each kind; that of the hierarchy is registered as long as its tests run."""
-    if request.param == "vae":
-        yield Run(tiny_config, finished[1], facevae_jax.load(finished[0]))
-        return
-    model, spatial = MODELS[request.param], request.param == "spatial"
-    objective = ObjectiveConfig(likelihood="gaussian", **({} if spatial else {"kl_weight": 0.5, "free_bits": 0.01}))
-    settings = {"batch_size": 16, "steps": 20, "warmup_steps": 0, "log_every_steps": 1, "steps_per_dispatch": 4}
-    config = RunConfig(data=tiny_config.data, model=model, objective=objective, train=TrainConfig(**settings))
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(models.KINDS, "two_levels", __name__)
-        workdir = tmp_path_factory.mktemp(request.param)
-        yield Run(config, train(config, workdir), facevae_jax.load(workdir))
+        yield run_of(request.param)
 
 
 only_levels = pytest.mark.parametrize("run", ["levels"], indirect=True)
