@@ -24,6 +24,7 @@ from facevae_jax.data.sources import images
 from tests.conftest import REPOSITORY, assert_one_line_error
 
 RESOLUTION = 32
+OPTIONS = {"name": "toy", "resolution": RESOLUTION, "workers": 2}
 PER_SHARD = 10
 
 
@@ -45,7 +46,7 @@ def write_images(folder: pathlib.Path, count: int, *, bad: bool = False) -> path
 
 
 def prepare(source: pathlib.Path, data_dir: pathlib.Path, **options) -> builder.Prepared:
-    given = {"data_dir": data_dir, "name": "toy", "resolution": RESOLUTION, "workers": 2} | options
+    given = {"data_dir": data_dir} | OPTIONS | options
     return builder.prepare_dataset(folder_layout(source), **given)
 
 
@@ -170,16 +171,17 @@ def test_damaged_and_outdated_shards_are_converted_again(source, expected, tmp_p
 @pytest.mark.slow
 def test_kill_9_at_any_moment(source, expected, tmp_path):
     """Each kill comes at a random moment of a process that converts slowly; one that ends first begins a new trial."""
+    options = {"data_dir": str(tmp_path / "out"), **OPTIONS, "on_bad_image": "skip"}
     code = f"""
 import time, pathlib
-from facevae_jax.data.prepared import conversion
+from facevae_jax.data.layouts.folder import folder_layout
+from facevae_jax.data.prepared import builder, conversion
 from facevae_jax.data.sources import images
-from tests import test_conversion
 conversion.SHARD_BYTES, convert = {conversion.SHARD_BYTES}, images.convert
 images.convert = lambda file, task: (time.sleep(0.03), convert(file, task))[1]
 conversion.import_for_writing()
 print('ready', flush=True)
-test_conversion.prepare(pathlib.Path({str(source)!r}), {str(tmp_path / "out")!r}, on_bad_image='skip')"""
+builder.prepare_dataset(folder_layout(pathlib.Path({str(source)!r})), **{options!r})"""
     published = reading.dataset_directory(tmp_path / "out", name="toy", resolution=RESOLUTION)
     randomness, killed = random.Random(0), 0
     while killed < 30:

@@ -135,7 +135,11 @@ def test_damage_gives_no_traceback(tiny_config, tmp_path):
         if "state" in path.parts:
             os.truncate(path, path.stat().st_size // 2)
     sampled = run_module(
-        "facevae_jax.generate", "sample", f"--workdir={tmp_path / 'run'}", f"--output={tmp_path}/x.png"
+        "facevae_jax.generate",
+        "sample",
+        "--prior=gaussian",
+        f"--workdir={tmp_path / 'run'}",
+        f"--output={tmp_path}/x.png",
     )
     assert (sampled.returncode, len(messages(sampled))) == (0, 1), sampled.stderr
     assert messages(sampled)[0].startswith("warning: ")
