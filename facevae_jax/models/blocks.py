@@ -20,7 +20,7 @@ BLOCK_BYTES = 3 * 2**20
 CORE_BLOCK_BYTES = BLOCK_BYTES // 4  # where each core is a device, with a cache of its own
 
 # (shared, images, extras) -> output; pure, and independent between images
-Layer = Callable[[Any, Any, Any], Any]
+Layer = Callable[[Any, Array, Any], Array]
 
 
 class Moments(NamedTuple):
@@ -33,22 +33,22 @@ class Moments(NamedTuple):
 def apply_layer(
     layer: Layer,
     shared: Any,
-    x: Any,
+    x: Shaped[Array, "b ..."],
     extras: Any,
     *,
     block: int,
     moments: bool,
     weights: Float[Array, " b"] | None = None,
-) -> tuple[Any, Moments | None]:
+) -> tuple[Float[Array, "b h w f"], Moments | None]:
     """`layer` of a batch and, with `moments`, the moments of its output.
 
     Args:
       layer: a function of (shared, some images' x, their extras); it must not hold traced arrays itself.
       shared: arrays that all images share, such as the kernel.
-      x: the input of each image, an array [b, ...] or a tree of them; integers, such as pixels, have no gradient.
+      x: the input of each image; integers, such as pixels, have no gradient.
       extras: a tree of arrays [b, ...] without gradients, such as keys.
       block: images at a time; 0 is the whole batch at once, left to XLA.
-      moments: whether they are needed; the output is one array [b, h, w, f] then, and else may be a tree.
+      moments: whether they are needed.
       weights: of the images in the moments; None: all weigh 1.
     """
     if not block:
@@ -83,16 +83,16 @@ def _cut(tree: Any, block: int) -> Any:
     return jax.tree.map(lambda a: a.reshape(-1, block, *a.shape[1:]), tree)
 
 
-def _join(tree: Any) -> Any:
+def _join(y: Array) -> Array:
     """The inverse of `_cut`."""
-    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), tree)
+    return y.reshape(-1, *y.shape[2:])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _blocked(
-    layer: Layer, block: int, with_moments: bool, shared: Any, x: Any, extras: Any, weights: Array | None
-) -> tuple[Any, Moments | None]:
-    def one(images: tuple[Any, Any, Array | None]) -> tuple[Any, Moments | None]:
+    layer: Layer, block: int, with_moments: bool, shared: Any, x: Array, extras: Any, weights: Array | None
+) -> tuple[Array, Moments | None]:
+    def one(images: tuple[Array, Any, Array | None]) -> tuple[Array, Moments | None]:
         x, extras, weights = images
         y = layer(shared, x, extras)
         return y, _moments(y, weights) if with_moments else None
@@ -102,20 +102,22 @@ def _blocked(
 
 
 def _forward(
-    layer: Layer, block: int, with_moments: bool, shared: Any, x: Any, extras: Any, weights: Array | None
+    layer: Layer, block: int, with_moments: bool, shared: Any, x: Array, extras: Any, weights: Array | None
 ) -> tuple[Any, Any]:
     y, moments = _blocked(layer, block, with_moments, shared, x, extras, weights)
     return (y, moments), (shared, x, extras, y if with_moments else None, weights)
 
 
 def _backward(
-    layer: Layer, block: int, with_moments: bool, residuals: Any, gradients: tuple[Any, Moments | None]
+    layer: Layer, block: int, with_moments: bool, residuals: Any, gradients: tuple[Array, Moments | None]
 ) -> Any:
     shared, x, extras, y, weights = residuals
     of_y, of_moments = gradients
-    smooth = all(jnp.issubdtype(a.dtype, jnp.inexact) for a in jax.tree.leaves(x))
+    smooth = jnp.issubdtype(x.dtype, jnp.inexact)
 
-    def one(sums: Any, x: Any, extras: Any, y: Array | None, weights: Array | None, of_y: Any) -> tuple[Any, list[Any]]:
+    def one(
+        sums: Any, x: Array, extras: Any, y: Array | None, weights: Array | None, of_y: Array
+    ) -> tuple[Any, list[Array]]:
         if of_moments is not None and y is not None:  # what y gave to the moments
             total, square = (by_channel(gradient, y) for gradient in of_moments)
             of_moments_y = total + 2.0 * square * y

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Key, Shaped
 from facevae_jax.core import random
 from facevae_jax.core.settings import CHANNELS, check, check_all
 from facevae_jax.models.api import Execution, Gaussian, LatentGroup, Output, to_unit
-from facevae_jax.models.blocks import apply_layer, block_size, by_channel
+from facevae_jax.models.blocks import by_channel
 from facevae_jax.models.convolution import depth_to_space, space_to_depth
 from facevae_jax.models.layers import Features, Pending, SameConvolution, UpsampledConvolution
 from facevae_jax.models.likelihoods import Decoded, GaussianLikelihood
@@ -33,7 +33,6 @@ NO_NEIGHBORS = 2  # up to this resolution the blocks' convolutions are 1x1: ther
 MIN_SOFTPLUS = (
     -40.0
 )  # a deviation of e^-28, far below what `Gaussian.bounded` leaves; the logarithm of 0 has no gradient
-WITHIN = 4  # times the features that enter a block, it keeps that much in the cache
 HEAD_PATCH = 2  # by which the last layer doubles, where the network works on patches
 
 
@@ -223,39 +222,11 @@ class Part(nn.Module):
 
     def repeated(self, block: type[nn.Module], count: int, in_axes: Sequence[Any] = ()) -> Any:
         """`count` of a block after each other; `in_axes` are those of `nn.scan`, for its arguments after the first."""
-        if self.config.rematerialize and not self.in_blocks:  # `by_blocks` computes them again anyway
+        if self.config.rematerialize:
             block = nn.remat(block, prevent_cse=False)
         return nn.scan(
             block, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=tuple(in_axes), length=count
         )
-
-    @property
-    def in_blocks(self) -> bool:
-        """Whether `by_blocks` computes this part."""
-        whole = self.execution.form == "plain" or not self.execution.block_bytes
-        return not (whole or self.is_initializing())
-
-    def by_blocks(
-        self,
-        x: Float[Array, "b h w c"],
-        *others: Float[Array, "b h w _"] | None,
-        keep: Callable[[Any], Any] = lambda result: result,
-    ) -> Any:
-        """What this part gives for a batch, a few images at a time, and again for the gradient.
-
-        On a CPU these blocks wait for memory: each convolution is small beside the activations that it reads.
-        """
-        part = self.clone(parent=None, execution=self.execution._replace(block_bytes=0))
-        arrays, limit = (x, *others), self.execution.block_bytes
-        y, _ = apply_layer(
-            lambda params, arrays, _: keep(part.apply({"params": params}, *arrays)),
-            self.variables["params"],
-            arrays,
-            None,
-            block=block_size(len(x), image_bytes=WITHIN * x[0].nbytes, limit=limit),
-            moments=False,
-        )
-        return y
 
 
 class Block(Part):
@@ -282,8 +253,6 @@ class BottomUpBlock(Part):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> tuple[Float[Array, "b h w c"], None]:  # noqa: D102
-        if self.in_blocks:
-            return self.by_blocks(x)
         initializer = fan_in_uniform(sum(level.blocks for level in self.config.encoder))
         return x + Block(self.config, self.execution, self.resolution, x.shape[-1], initializer)(x), None
 
@@ -329,9 +298,6 @@ class TopDownBlock(Part):
         seen: Float[Array, "b h w c"] | None,
         noise: Float[Array, "b h w z"],
     ) -> tuple[Float[Array, "b h w c"], LatentGroup]:
-        if self.in_blocks:  # the value, which training does not read, is not kept
-            x, group = self.by_blocks(x, seen, noise, keep=lambda result: (result[0], result[1]._replace(value=None)))
-            return x, group._replace(value=drawn(group.posterior, noise))
         config, width, channels = self.config, x.shape[-1], self.config.latent_channels
         block = functools.partial(Block, config, self.execution, self.resolution)
         blocks = len(config.groups)
