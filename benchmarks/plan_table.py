@@ -28,8 +28,8 @@ class Table(NamedTuple):
     configs: dict[str, int]  # with the number of training images of the published datasets
     topologies: tuple[str, ...]
     results: pathlib.Path
-    # And with another setting of `train`, such as a batch that fills a TPU's lanes: config, topology, key, value.
-    more: tuple[tuple[str, str, str, int], ...] = ()
+    # And with another setting, such as a batch that fills a TPU's lanes: config, topology, key, value.
+    more: tuple[tuple[str, str, str, int | bool], ...] = ()
 
 
 TABLES = {
@@ -45,16 +45,27 @@ TABLES = {
         ("v5e-1", "v5e-4", "v5e-16", "v6e-4", "v5p-8", "1xh100", "8xh100", "2x8xh100"),
         REPOSITORY / "benchmarks/results/plans.json",
         (
-            ("gdl128", "v5e-1", "batch_size", 128),
-            ("ffhq128", "v5e-4", "batch_size", 512),
-            ("ffhq128", "8xh100", "batch_size", 1024),
+            ("gdl128", "v5e-1", "train.batch_size", 128),
+            ("ffhq128", "v5e-4", "train.batch_size", 512),
+            ("ffhq128", "8xh100", "train.batch_size", 1024),
         ),
     ),
     "hierarchies": Table(
         {"ffhq128_deep": 60_000, "ffhq256_deep": 60_000, "vdvae_ffhq256": 60_000},
-        ("8xh100", "v6e-4", "v5e-16"),
+        (),
         REPOSITORY / "benchmarks/results/plans_hierarchies.json",
-        (("vdvae_ffhq256", "8xh100", "accumulation", 2),),
+        (
+            # In no more parts than `plan` finds to be necessary.
+            ("ffhq128_deep", "8xh100", "train.accumulation", 1),
+            ("ffhq256_deep", "8xh100", "train.accumulation", 1),
+            ("vdvae_ffhq256", "8xh100", "train.accumulation", 2),
+            ("ffhq128_deep", "v6e-4", "train.accumulation", 4),
+            ("ffhq256_deep", "v6e-4", "train.accumulation", 8),
+            ("vdvae_ffhq256", "v6e-4", "model.rematerialize", True),
+            ("ffhq128_deep", "v5e-16", "train.accumulation", 2),
+            ("ffhq256_deep", "v5e-16", "train.accumulation", 2),
+            ("vdvae_ffhq256", "v5e-16", "model.rematerialize", True),
+        ),
     ),
 }
 GOAL = 10_000_000  # images, whose hours the table of hierarchies has
@@ -67,16 +78,20 @@ _CONFIGS = flags.DEFINE_list("configs", None, "What to compile, of the table's."
 def main(arguments: list[str]) -> None:
     """Compiles what is missing, one program after the other."""
     name, of = _TABLE.value, TABLES[_TABLE.value]
-    configs, topologies = _CONFIGS.value or list(of.configs), _TOPOLOGIES.value or of.topologies
+    every = [*of.topologies, *(topology for _, topology, _, _ in of.more)]
+    configs, topologies = _CONFIGS.value or list(of.configs), _TOPOLOGIES.value or every
     found, record = environment(), json.loads(of.results.read_text()) if of.results.exists() else {}
     if record.get("commit") != found["commit"]:
         record = {"plans": {}}
-    wanted = [(config, topology, "", 0) for topology in topologies for config in configs]
+    wanted: list[tuple[str, str, str, int | bool]] = [
+        (config, topology, "", 0) for topology in of.topologies if topology in topologies for config in configs
+    ]
     wanted += [each for each in of.more if each[0] in configs and each[1] in topologies]
     for config, topology, key, value in wanted:
         label, changed = config, ()
         if key:
-            label, changed = f"{config}, {key.removesuffix('_size')} {value}", (f"--config.train.{key}={value}",)
+            label = f"{config}, {key.rpartition('.')[2].removesuffix('_size')} {value}"
+            changed = (f"--config.{key}={value}",)
         if topology not in record["plans"].setdefault(label, {}):
             record["plans"][label][topology] = plan_of(config, topology, *changed, images=of.configs[config])
             write_json(of.results, {"command": f"python -m benchmarks.plan_table --table={name}", **record, **found})

@@ -275,3 +275,17 @@ def test_what_does_not_fit_is_refused_with_a_remedy_that_was_compiled(topology, 
         plan(config, topology_of(topology), images=batch)
     first, second = re.findall(r"compiling for .* images in (\d) parts", capsys.readouterr().err)
     assert (first, second) == ("1", "2")
+
+
+@pytest.mark.parametrize("topology", [needs("1xh100")])
+def test_single_images_that_do_not_fit_are_computed_again(topology):
+    """48 blocks at 1024x1024 and one image: there are no smaller parts."""
+    network = {
+        "kind": "hierarchical",
+        "encoder_blocks": "1024x47,1024d1024",
+        "decoder_blocks": "1x1,1024m1",
+    }
+    train = {"batch_size": 1, "steps_per_dispatch": 1}
+    config = RunConfig.from_config_dict({"data": {"resolution": 1024}, "model": network, "train": train})
+    with pytest.raises(UserError, match=r"does not fit.*This fits: config.model.rematerialize=True\."):
+        plan(config, topology_of(topology), images=8)

@@ -191,26 +191,37 @@ def compile_for(config: RunConfig, topology: Topology, *, images: int) -> Compil
 
 
 def nearest_that_fits(config: RunConfig, topology: Topology, *, images: int, times: float) -> str:
-    """A remedy that was compiled: the batch in more parts, or where these are one image each, a smaller batch.
+    """A remedy that was compiled: more parts of the batch, activations that are computed again, or a smaller batch.
 
     What takes `times` the memory of a device does not fit in less than half as many parts.
     """
-    train, devices = config.train, len(topology.devices)
+    batch, parts, devices = config.train.batch_size, config.train.accumulation, len(topology.devices)
     powers = range(max(1, math.floor(math.log2(times))), 16)
-    parts = [2**power for power in powers if train.batch_size % (train.accumulation * 2**power) == 0]
-    tries = [{"accumulation": train.accumulation * each} for each in parts]
-    tries = [each for each in tries if train.batch_size // each["accumulation"] >= devices]
-    smaller = [train.batch_size // 2**power // train.accumulation * train.accumulation for power in powers]
-    tries += [{"batch_size": batch} for batch in smaller if batch >= devices * train.accumulation]
-    for each in tries:
-        changed = dataclasses.replace(config, train=dataclasses.replace(train, **each))
+    cuts = [parts * 2**power for power in range(16) if batch % (parts * 2**power) == 0]
+    cuts = [each for each in cuts if batch // each >= devices]
+    tries: list[dict[str, Any]] = [{"train.accumulation": each} for each in cuts if each >= parts * 2**powers.start]
+    if getattr(config.model, "rematerialize", None) is False:
+        again = {"model.rematerialize": True}
+        tries += [again | ({"train.accumulation": each} if each > parts else {}) for each in cuts]
+    smaller = [batch // 2**power // parts * parts for power in powers]
+    least = batch // max(cuts, default=parts)  # images of a part that was tried
+    tries += [{"train.batch_size": each} for each in smaller if devices * parts <= each < least * parts]
+    for settings in tries:
         try:
-            compile_for(changed, topology, images=images)
+            compile_for(changed(config, settings), topology, images=images)
         except DoesNotFit:
             continue
-        ((name, value),) = each.items()
-        return f"This fits: --config.train.{name}={value}."
+        return f"This fits: {' '.join(f'--config.{key}={value}' for key, value in settings.items())}."
     return "Nor does a smaller batch: take more devices or a smaller network."
+
+
+def changed(config: RunConfig, settings: dict[str, Any]) -> RunConfig:
+    """The config with some settings, such as {"train.accumulation": 2}, changed."""
+    for key, value in settings.items():
+        section, name = key.split(".")
+        part = dataclasses.replace(getattr(config, section), **{name: value})
+        config = dataclasses.replace(config, **{section: part})
+    return config
 
 
 def step_flops(config: RunConfig, *, devices: int) -> float:
