@@ -63,7 +63,7 @@ TABLES = {
             ("ffhq256_deep", "v6e-4", "train.accumulation", 8),
             ("vdvae_ffhq256", "v6e-4", "model.rematerialize", True),
             ("ffhq128_deep", "v5e-16", "train.accumulation", 2),
-            ("ffhq256_deep", "v5e-16", "train.accumulation", 2),
+            ("ffhq256_deep", "v5e-16", "train.accumulation", 4),
             ("vdvae_ffhq256", "v5e-16", "model.rematerialize", True),
         ),
     ),
