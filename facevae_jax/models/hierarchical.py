@@ -308,15 +308,10 @@ class TopDownBlock(Part):
             of_posterior = block(2 * channels, name="posterior")(jnp.concatenate([x, seen], axis=-1))
             posterior = self.gaussian(*jnp.split(of_posterior, 2, axis=-1))
         x = x + more
-        value = drawn(posterior, noise)
+        value = posterior.mean + jnp.exp(0.5 * posterior.log_variance) * noise
         x = x + self.convolution(value, width, name="z_proj", active=False, initializer=fan_in_uniform(blocks))
         x = x + block(width, fan_in_uniform(blocks), name="residual")(x)
         return x.astype(jnp.float32), LatentGroup(value, posterior, prior)
-
-
-def drawn(posterior: Gaussian, noise: Float[Array, "b h w z"]) -> Float[Array, "b h w z"]:
-    """A value of a posterior."""
-    return posterior.mean + jnp.exp(0.5 * posterior.log_variance) * noise
 
 
 class Decoder(Part):
