@@ -3,6 +3,9 @@
 import dataclasses
 import math
 import os
+import signal
+import subprocess
+import sys
 import time
 import types
 
@@ -20,6 +23,7 @@ from facevae_jax.exporting.published import vdvae_parameters
 from facevae_jax.models import hierarchical, vae
 from facevae_jax.objective import image_terms
 from facevae_jax.training.setup import TrainSetup, abstract_state, make_mesh, make_model
+from tests.conftest import REPOSITORY
 
 PAPER = RunConfig.from_config_dict(gdl128.get_config())
 TINY = peers.peer_config(
@@ -145,6 +149,20 @@ def test_a_worker_that_dies_later_gives_its_reason():
     assert worker.train(2, time_limit=300.0) == 2
     with pytest.raises(WorkerError, match="died"):
         worker.train(101, time_limit=300.0)
+
+
+@pytest.mark.slow
+def test_a_worker_ends_when_its_parent_is_killed():
+    """Else it would hold the parent's standard output open, and whoever reads that would wait for good."""
+    code = """
+import os, signal
+from benchmarks.peers.worker import Peer, Worker
+from tests import test_benchmark_peers
+worker = Worker(Peer("tests.test_benchmark_peers"), test_benchmark_peers.TINY, time_limit=300.0)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE, timeout=120)
+    assert result.returncode == -signal.SIGKILL
 
 
 @pytest.mark.slow

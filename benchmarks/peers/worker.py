@@ -6,6 +6,7 @@ import importlib
 import multiprocessing
 import os
 import signal
+import threading
 import traceback
 from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
@@ -66,7 +67,7 @@ class Worker:
         """
         # A process group, which is killed with whatever compilers the peer has started.
         context = multiprocessing.get_context("spawn")
-        self._executor = concurrent.futures.ProcessPoolExecutor(1, mp_context=context, initializer=os.setsid)
+        self._executor = concurrent.futures.ProcessPoolExecutor(1, mp_context=context, initializer=_be_a_group)
         before = dict(os.environ)
         os.environ.update(ENVIRONMENT | dict(peer.environment) | before)
         try:
@@ -101,6 +102,19 @@ class Worker:
             reason = traceback.format_exception_only(error)[0].strip().partition("\n")[0]
         self.close()
         raise WorkerError(reason)
+
+
+def _be_a_group() -> None:
+    """Makes the worker's process a group, which ends with the process that started it, however that ends."""
+    os.setsid()
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+
+
+def _end_with_the_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.killpg(0, signal.SIGKILL)
 
 
 _case: Case | None = None  # of this process
