@@ -1,5 +1,6 @@
 """Programs compiled for TPUs and GPUs that are not here, and what `plan` reads in them."""
 
+import dataclasses
 import functools
 import importlib.util
 import json
@@ -16,8 +17,8 @@ from facevae_jax.data.batches import batch_reader
 from facevae_jax.data.feed import FeedSpec
 from facevae_jax.data.plan import BatchPlan
 from facevae_jax.planning import programs
-from facevae_jax.planning.plans import _flops, plan
-from facevae_jax.planning.topologies import topology_of
+from facevae_jax.planning.plans import Plan, _flops, advice, plan
+from facevae_jax.planning.topologies import GIB, TPUS, Topology, topology_of
 from facevae_jax.training.feeds import feed_spec
 from facevae_jax.training.setup import TrainSetup, abstract_state, make_mesh
 from tests.conftest import assert_one_line_error, run_module
@@ -101,6 +102,21 @@ def test_operations_of_a_loop_are_counted_as_often_as_it_turns():
     x, weights = jnp.ones((16, 16)), jnp.ones((7, 16, 16))
     found = _flops(jax.make_jaxpr(jax.grad(lambda x, weights: jnp.sum(function(x, weights))))(x, weights))
     assert found == pytest.approx(7 * 4 * 16**3, rel=0.1)  # products of the values and of the gradient
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "temporary_gib", "remedy"),
+    [(64, 1.5, "batch_size=512,"), (64, 3.0, "no memory for more"), (800, 11.0, "batch_size=512,")],
+)
+def test_batches_for_all_lanes_of_a_tpu_are_advised_where_they_fit(batch_size, temporary_gib, remedy):
+    """On 4 devices of 15.75 GiB: 128 images for 16 take 8 times the temporaries; 256 for 200, 1.28 times."""
+    chip = TPUS["v5e"].chip
+    values: dict = {field.name: field.type() for field in dataclasses.fields(Plan)}  # 0, "" and so on
+    values |= {"devices": 4, "batch_size": batch_size, "memory_bytes": int(chip.memory), "argument_bytes": 3 * GIB}
+    found = Plan(**values | {"temporary_bytes": int(temporary_gib * GIB)})
+    config = RunConfig.from_config_dict({"train": {"batch_size": batch_size}})
+    given = advice(config, Topology("v5e-4", "tpu", chip, (), 1), found)
+    assert remedy in next(line for line in given if "lanes" in line)
 
 
 V5E, H100 = needs("v5e-4"), needs("8xh100")

@@ -264,10 +264,13 @@ def advice(config: RunConfig, topology: Topology, plan: Plan) -> tuple[str, ...]
     share, used = batch // parts / devices, plan.peak_bytes / plan.memory_bytes
     on_tpu = topology.platform == "tpu"
     if on_tpu and share % TPU_LANES:
-        near = max(1, round(share / TPU_LANES)) * TPU_LANES * devices * parts
+        lanes = round(share / TPU_LANES) or 1
+        if plan.argument_bytes + plan.temporary_bytes * lanes * TPU_LANES / share > plan.memory_bytes:
+            lanes = int(share / TPU_LANES)  # temporaries are about as many as images
+        remedy = f"--config.train.batch_size={lanes * TPU_LANES * devices * parts}, with a learning rate for it"
         found.append(
             f"{share:g} images a device leave some of its {TPU_LANES} lanes empty: "
-            f"--config.train.batch_size={near}, with a learning rate for it"
+            + (remedy if lanes else "there is no memory for more")
         )
     elif on_tpu and share > TPU_IMAGES and not batch % (2 * parts * devices):
         smaller = f"--config.train.accumulation={2 * parts}"
