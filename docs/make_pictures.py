@@ -3,7 +3,8 @@
     python docs/make_pictures.py                              # trains `quickstart`, about three minutes on 2 cores
     python docs/make_pictures.py --celeba64=WORKDIR           # those of a run of `celeba64` too
 
-tests/test_pictures.py compares pictures.json with the pictures and with the code. No picture shows a photograph.
+It needs `facevae-jax[dev]` and Chromium. tests/test_pictures.py compares pictures.json with the pictures and with the
+code. No picture shows a photograph.
 """
 
 import argparse
@@ -11,9 +12,13 @@ import ast
 import hashlib
 import json
 import pathlib
+import re
+import shutil
 import subprocess
 import sys
 import tempfile
+
+from playwright import sync_api
 
 DOCS = pathlib.Path(__file__).resolve().parent
 RECORD = DOCS / "pictures.json"
@@ -25,26 +30,36 @@ COMMON = (
     "facevae_jax/generation/sheets.py",
     "facevae_jax/data/drawn/*.py",
 )
+EXPLORER = "facevae_jax/exploring/**/*"  # of which the explorer's picture is too
+EXPLORE = ["explore"]
 OTHER_MODELS = ("autoencoder.py", "hierarchical.py", "pca.py")  # of which no picture is
 PICTURES = {
-    "quickstart_reconstructions.png": ("quickstart", ["reconstruct", "--count=24"]),
-    "quickstart_samples.png": ("quickstart", ["sample", "--count=64"]),
-    "celeba64_samples.png": ("celeba64", ["sample", "--count=64"]),
+    "quickstart_reconstructions.png": ("quickstart", ["generate", "reconstruct", "--count=24"]),
+    "quickstart_samples.png": ("quickstart", ["generate", "sample", "--count=64"]),
+    "explorer.png": ("quickstart", EXPLORE),
+    "celeba64_samples.png": ("celeba64", ["generate", "sample", "--count=64"]),
     "celeba64_edits.png": (
         "celeba64",
         [
-            *("edit", "--count=1", "--seed=3", "--temperature=0.7", "--alpha=-3,-2,-1,0,1,2,3"),
+            *("generate", "edit", "--count=1", "--seed=3", "--temperature=0.7", "--alpha=-3,-2,-1,0,1,2,3"),
             "--attribute=Smiling,Male,Eyeglasses,Young,Blond_Hair",
         ],
     ),
 }
+SEEN = "#from=7,flow,1&to=8,flow,1&morph=0.25&prior=flow&temperature=1&attribute:glasses=2&attribute:hair_length=1"
+WINDOW = {"width": 1100, "height": 760}
 
 
-def code_of(config: str) -> str:
-    """A hash of the code that decides the pictures of a config, without comments and docstrings."""
+def code_of(name: str) -> str:
+    """A hash of the code that decides a picture, without Python's comments and docstrings."""
     root, found = DOCS.parent, hashlib.sha256()
-    paths = [path for pattern in (*COMMON, f"configs/{config}.py") for path in sorted(root.glob(pattern))]
-    for path in (path for path in paths if path.name not in OTHER_MODELS):
+    config, arguments = PICTURES[name]
+    patterns = (*COMMON, f"configs/{config}.py", *([EXPLORER] if arguments == EXPLORE else []))
+    paths = [path for pattern in patterns for path in sorted(root.glob(pattern)) if path.is_file()]
+    for path in (path for path in paths if path.name not in OTHER_MODELS and path.suffix != ".pyc"):
+        if path.suffix != ".py":
+            found.update(path.read_bytes())
+            continue
         tree = ast.parse(path.read_text())
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module) and ast.get_docstring(node) is not None:
@@ -71,15 +86,35 @@ def main() -> None:
             command("main", "--config=quickstart", f"--workdir={given['quickstart']}")
         for name, (config, arguments) in PICTURES.items():
             if given[config]:
-                command("generate", *arguments, f"--workdir={given[config]}", f"--output={DOCS / name}")
-                made_by = f"python -m facevae_jax.generate {' '.join(arguments)} --workdir={config}"
-                record[name] = {"command": made_by, "code": code_of(config), "sha256": picture_hash(name)}
+                if arguments == EXPLORE:
+                    photograph_the_explorer(given[config], DOCS / name)
+                else:
+                    command(*arguments, f"--workdir={given[config]}", f"--output={DOCS / name}")
+                made_by = f"python -m facevae_jax.{' '.join(arguments)} --workdir={config}"
+                record[name] = {"command": made_by, "code": code_of(name), "sha256": picture_hash(name)}
     RECORD.write_text(json.dumps(record, indent=2) + "\n")
 
 
 def command(module: str, *arguments: str) -> None:
     """Runs one of the project's commands."""
     subprocess.run([sys.executable, "-m", f"facevae_jax.{module}", *arguments], cwd=DOCS.parent, check=True)
+
+
+def photograph_the_explorer(workdir: str, path: pathlib.Path) -> None:
+    """A picture of the explorer's page, as the address `SEEN` shows it."""
+    words = [sys.executable, "-m", "facevae_jax.explore", f"--workdir={workdir}"]
+    with subprocess.Popen(words, cwd=DOCS.parent, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout
+        address = next(filter(None, (re.search(r"http://\S+", line) for line in server.stdout)))[0]
+        try:
+            with sync_api.sync_playwright() as started:
+                browser = started.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+                page = browser.new_page(viewport=WINDOW)
+                page.goto(address + SEEN)
+                page.wait_for_selector("body:not(:has([aria-busy])) #download[href]")
+                page.screenshot(path=path)
+        finally:
+            server.terminate()
 
 
 if __name__ == "__main__":

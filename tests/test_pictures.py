@@ -22,9 +22,9 @@ def pictures():
 def test_every_picture_is_of_the_current_code(pictures):
     record = json.loads(pictures.RECORD.read_text())
     assert set(record) == set(pictures.PICTURES)
-    for name, (config, arguments) in pictures.PICTURES.items():
+    for name, (_, arguments) in pictures.PICTURES.items():
         assert record[name]["sha256"] == pictures.picture_hash(name), f"{name}: run docs/make_pictures.py"
-        assert record[name]["code"] == pictures.code_of(config), f"{name}: run docs/make_pictures.py"
+        assert record[name]["code"] == pictures.code_of(name), f"{name}: run docs/make_pictures.py"
         assert " ".join(arguments) in record[name]["command"]
 
 
