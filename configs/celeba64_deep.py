@@ -3,9 +3,9 @@
 Prepared by `python -m facevae_jax.prepare --layout=celeba --resolution=64 --source=DIR`.
 
 Command: python -m facevae_jax.main --config=configs/celeba64_deep.py --workdir=/tmp/celeba64_deep
-Hardware, time and score: 2 cores of a Xeon, 108 minutes for the 14,000 steps on 16,000 images by their speed, some of
-them beside other work, after 3 to 5 minutes of compiling; on 2,000 validation images 3.41 bits/dim, MSE 0.0007 and
-KL 5,924 nats. Samples and what they need: docs/hierarchical.md. GPU: not yet measured.
+Hardware, time and score: 57 minutes of one core of an AMD EPYC on 16,000 images (37 images/s), with compiling,
+evaluations and the prior; on 2,000 validation images 3.40 bits/dim, MSE 0.0007 and KL 6,017 nats. On 2 cores of a Xeon,
+17 images/s. Samples and what they need: docs/hierarchical.md. GPU: not yet measured.
 """
 
 import ml_collections

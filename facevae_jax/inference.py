@@ -20,6 +20,7 @@ from facevae_jax.core.random import named_key
 from facevae_jax.models.api import Gaussian, Model, to_pixels
 
 PIXELS_AT_ONCE = 64 * 128**2  # of a batch on one device: 256 images of 64x64, 64 of 128x128, one of 1024x1024
+ACTIVATIONS_AT_ONCE = 2**25  # numbers of the largest activation, likewise: one image of the published 256x256 network
 BATCHES_IN_FLIGHT = 2  # one computes while the result of the other is fetched and used
 
 
@@ -101,11 +102,12 @@ class Inference:
           model: the network.
           variables: its parameters and batch statistics, on all devices of the mesh.
           mesh: cuts a batch along its first axis; None: the default device alone.
-          batch_size: images at a time, at most; 0: `PIXELS_AT_ONCE` on each device.
+          batch_size: images at a time, at most; 0: what `PIXELS_AT_ONCE` and `ACTIVATIONS_AT_ONCE` allow.
         """
         self._model, self._variables, self._mesh = model, variables, mesh
         self._devices = mesh.size if mesh is not None else 1
-        size = batch_size or self._devices * max(1, PIXELS_AT_ONCE // math.prod(model.image_shape[:2]))
+        pixels, activation = math.prod(model.image_shape[:2]), max(1, model.activation_size)
+        size = batch_size or self._devices * max(1, min(PIXELS_AT_ONCE // pixels, ACTIVATIONS_AT_ONCE // activation))
         self.batch_size = -(-size // self._devices) * self._devices
         self.code_shape, self.code_size = model.code_shape, math.prod(model.code_shape)
         self.detail_shapes = model.detail_shapes

@@ -95,6 +95,10 @@ class TwoLevels(nn.Module):
     def detail_shapes(self):
         return ((SIDE, SIDE, CHANNELS),)
 
+    @property
+    def activation_size(self):
+        return 0
+
     def details(self, images):
         prior, mean = (
             self.prior_of(self.encode(images).mean),

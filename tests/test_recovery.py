@@ -160,5 +160,8 @@ def test_errors_of_the_machine_are_one_line_and_others_are_not_hidden():
     for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG):
         assert "/x cannot be written (why)" in of_environment(OSError(number, "why", "/x"))
     assert "JAX_NUM_CPU_DEVICES" in of_environment(ValueError('Invalid value "x" for JAX flag jax_num_cpu_devices'))
+    with pytest.raises(jax.errors.JaxRuntimeError) as caught:
+        jax.jit(lambda: jnp.zeros(2**45))()
+    assert "--batch_size" in of_environment(caught.value)
     for error in (OSError(2, "No such file", "/x"), ValueError("a bug"), RuntimeError("another")):
         assert of_environment(error) == ""

@@ -90,6 +90,11 @@ class Model(Hashable, Protocol):
         """Of the groups of a hierarchy below the code, from the top down; () of other models (`WholeCode`)."""
         ...
 
+    @property
+    def activation_size(self) -> int:
+        """Numbers of the largest activation of an image, where it is much larger than images are; else 0."""
+        ...
+
     def __call__(
         self,
         images: Shaped[Array, "b ..."],
@@ -129,6 +134,10 @@ class WholeCode:
     @property
     def detail_shapes(self) -> tuple[tuple[int, ...], ...]:  # noqa: D102
         return ()
+
+    @property
+    def activation_size(self) -> int:  # noqa: D102
+        return 0
 
     def details(self, images: Shaped[Array, "b ..."]) -> Float[Array, "b d"]:  # noqa: D102
         return jnp.zeros((images.shape[0], 0))

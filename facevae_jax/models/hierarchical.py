@@ -390,6 +390,12 @@ class HierarchicalVAE(nn.Module):
     def detail_shapes(self) -> tuple[tuple[int, ...], ...]:  # noqa: D102
         return tuple(self.config.groups[len(self.config.code_groups) :])
 
+    @property
+    def activation_size(self) -> int:  # noqa: D102
+        sides = {level.resolution for level in (*self.config.encoder, *self.config.decoder)}
+        of_likelihood = self.resolution**2 * self.likelihood.channels(CHANNELS)
+        return max(of_likelihood, *(side**2 * self.config.width_of(side) for side in sides))
+
     def setup(self) -> None:  # noqa: D102
         self.encoder = Encoder(self.config, self.execution)
         self.decoder = Decoder(self.config, self.execution, self.likelihood.channels(CHANNELS))

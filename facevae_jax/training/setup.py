@@ -139,8 +139,9 @@ def make_model(config: RunConfig, execution: Execution | None = None) -> tuple[M
     execution = execution or Execution(choose_form(config.train.convolution))
     module = models.module_of(config.model.kind)
     model = module.build(config.model, resolution=side, likelihood=likelihood, execution=execution)
-    if not hasattr(model, "detail_shapes"):
-        raise UserError(f"config.model.kind={config.model.kind}: its class needs the base models.api.WholeCode.")
+    if missing := [name for name in ("detail_shapes", "activation_size") if not hasattr(model, name)]:
+        kind = f"config.model.kind={config.model.kind}"
+        raise UserError(f"{kind}: its class needs {missing[0]}, or the base models.api.WholeCode.")
     return model, likelihood
 
 
