@@ -30,7 +30,7 @@ COMMON = (
     "facevae_jax/generation/sheets.py",
     "facevae_jax/data/drawn/*.py",
 )
-EXPLORER = "facevae_jax/exploring/**/*"  # of which the explorer's picture is too
+EXPLORER = "facevae_jax/exploring/**/*"  # decides the explorer's picture too
 EXPLORE = ["explore"]
 OTHER_MODELS = ("autoencoder.py", "hierarchical.py", "pca.py")  # of which no picture is
 PICTURES = {

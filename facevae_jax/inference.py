@@ -20,7 +20,7 @@ from facevae_jax.core.random import named_key
 from facevae_jax.models.api import Gaussian, Model, to_pixels
 
 PIXELS_AT_ONCE = 64 * 128**2  # of a batch on one device: 256 images of 64x64, 64 of 128x128, one of 1024x1024
-ACTIVATIONS_AT_ONCE = 2**25  # numbers of the largest activation, likewise: one image of the published 256x256 network
+ACTIVATIONS_AT_ONCE = 2**25  # numbers of a batch's largest activation on one device: an image of `vdvae_ffhq256`
 BATCHES_IN_FLIGHT = 2  # one computes while the result of the other is fetched and used
 
 

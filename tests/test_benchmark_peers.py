@@ -153,7 +153,7 @@ def test_a_worker_that_dies_later_gives_its_reason():
 
 @pytest.mark.slow
 def test_a_worker_ends_when_its_parent_is_killed():
-    """Else it would hold the parent's standard output open, and whoever reads that would wait for good."""
+    """Otherwise it holds the parent's standard output open, and a reader of that waits forever."""
     code = """
 import os, signal
 from benchmarks.peers.worker import Peer, Worker

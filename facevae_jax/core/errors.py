@@ -125,8 +125,8 @@ def of_environment(error: BaseException) -> str:
         return f"a compiled module of Python is cut short: run python -m compileall -qf {folder}"
     if type(error).__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" in text:
         said = text.partition("RESOURCE_EXHAUSTED: ")[2][:80]
-        remedy = "fewer images at a time need less: --batch_size, or --config.train.accumulation in training"
-        return f"the device's memory is too small ({said}): {remedy}."
+        remedy = "choose a smaller --batch_size; in training, a larger --config.train.accumulation"
+        return f"the device has too little memory ({said}): {remedy}."
     if named := re.search(r"for JAX flag (\w+)|environment '?(JAX_\w+)", text):
         variable = (named[1] or named[2]).upper()
         return f"{variable}={os.environ.get(variable, '')!r} is no value that JAX takes: unset it."

@@ -266,7 +266,7 @@ def advice(config: RunConfig, topology: Topology, plan: Plan) -> tuple[str, ...]
     if on_tpu and share % TPU_LANES:
         lanes = round(share / TPU_LANES) or 1
         if plan.argument_bytes + plan.temporary_bytes * lanes * TPU_LANES / share > plan.memory_bytes:
-            lanes = int(share / TPU_LANES)  # temporaries are about as many as images
+            lanes = int(share / TPU_LANES)  # temporaries grow with the images
         remedy = f"--config.train.batch_size={lanes * TPU_LANES * devices * parts}, with a learning rate for it"
         found.append(
             f"{share:g} images a device leave some of its {TPU_LANES} lanes empty: "
