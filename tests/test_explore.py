@@ -5,6 +5,7 @@ import concurrent.futures
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -248,7 +249,8 @@ def test_without_the_data_there_are_no_attributes_unless_named(trained, monkeypa
 
 
 @pytest.mark.slow
-def test_the_command_serves_until_ctrl_c(workdir):
+def test_the_command_serves_until_ctrl_c(finished, tmp_path):
+    workdir = shutil.copytree(finished[0], tmp_path / "run")  # without the priors that other tests fit
     command = [sys.executable, "-m", "facevae_jax.explore", f"--workdir={workdir}", "--attribute=glasses"]
     environment = os.environ | {"XLA_FLAGS": CHEAP}
     pipe = subprocess.PIPE
