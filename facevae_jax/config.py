@@ -7,6 +7,8 @@ command line, the value and what is allowed. The settings of a model stand in th
 
 import dataclasses
 import difflib
+import functools
+import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
@@ -28,6 +30,7 @@ from facevae_jax.core.settings_help import describe
 
 MIN_RESOLUTION = 32
 MAX_RESOLUTION = 1024
+_WEIGHT = re.compile(r"([1-9]\d{0,3}):(\d{1,6}(?:\.\d{1,6})?)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,6 +71,8 @@ class ObjectiveConfig:
     variance: Literal["optimal", "learned"] = "optimal"  # of the gaussian likelihood (Rybkin et al. 2021)
     r_loss_factor: float = 10_000.0  # weight of the mean squared error over H, W, C; `mse` only
     kl_weight: float = 1.0  # beta
+    # That times these, of the groups of latents from a resolution on, such as 8:2,32:10: a dear group says less
+    kl_weights: str = ""
     kl_warmup_steps: int = 0  # the KL weight grows linearly from 0 over so many steps
     free_bits: float = 0.0  # nats of each dimension, or group, that cost nothing (Kingma et al. 2016, eq. 15)
     free_bits_per: Literal["dimension", "group"] = "dimension"  # what has so many; a hierarchy has many groups
@@ -77,6 +82,19 @@ class ObjectiveConfig:
         check(self.mixture_components > 0, "objective.mixture_components", self.mixture_components, "positive")
         check(self.r_loss_factor > 0, "objective.r_loss_factor", self.r_loss_factor, "positive")
         check_all(self, "objective", "kl_weight kl_warmup_steps free_bits", lambda x: x >= 0, "0 or positive")
+        _ = self.kl_weights_by_resolution
+
+    @functools.cached_property
+    def kl_weights_by_resolution(self) -> dict[int, float]:
+        """`kl_weights`, by the resolution that each begins to hold at."""
+        pairs = [_WEIGHT.fullmatch(part) for part in self.kl_weights.split(",") if part]
+        check(None not in pairs, "objective.kl_weights", self.kl_weights, "empty, or pairs such as 8:2,32:10")
+        return {int(pair[1]): float(pair[2]) for pair in pairs if pair}
+
+    def kl_weight_at(self, resolution: int) -> float:
+        """What `kl_weights` say of the groups of a resolution; 1 above the first of them."""
+        found = [at for at in self.kl_weights_by_resolution if at <= resolution]
+        return self.kl_weights_by_resolution[max(found)] if found else 1.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -140,6 +158,10 @@ class RunConfig:
         check(name in LIKELIHOODS, "objective.likelihood", name, f"one of {', '.join(LIKELIHOODS)}")
         LIKELIHOODS[name].check_run(self)
         self.model.check_run(self)
+        sides = sorted({shape[0] for shape in getattr(self.model, "groups", [])})
+        known = f"at resolutions of the model's groups: {', '.join(map(str, sides))}" if sides else "empty: no groups"
+        by_resolution = self.objective.kl_weights_by_resolution
+        check(set(by_resolution) <= set(sides), "objective.kl_weights", self.objective.kl_weights, known)
 
     def to_config_dict(self) -> ml_collections.ConfigDict:
         """The locked ConfigDict that `configs/*.py` return and the command line overrides."""

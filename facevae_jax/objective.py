@@ -82,6 +82,11 @@ def kl_weight(config: ObjectiveConfig, step: Array) -> Float[Array, ""]:
     return config.kl_weight * jnp.minimum(fraction, 1.0)
 
 
+def _side(kl: Float[Array, "..."]) -> int:
+    """The resolution of a group of latents; a vector is one place."""
+    return kl.shape[0] if kl.ndim > 1 else 1
+
+
 def loss_of(
     means: ImageTerms,
     *,
@@ -103,8 +108,10 @@ def loss_of(
     reconstruction = likelihood.reconstruction(means.pixels, nll)
     rates = jnp.stack([jnp.sum(kl) for kl in means.kl]) if means.kl else jnp.zeros(0)
     # On the mean over the batch, as in Kingma et al. 2016, eq. 15: what is below the bound gets no gradient.
-    parts = means.kl if config.free_bits_per == "dimension" else (rates,)
-    kl_term = kl_weight * sum((jnp.sum(jnp.maximum(part, config.free_bits)) for part in parts), jnp.zeros(()))
+    parts = means.kl if config.free_bits_per == "dimension" else tuple(rates)
+    counted = [jnp.sum(jnp.maximum(part, config.free_bits)) for part in parts]
+    weighted = [config.kl_weight_at(_side(kl)) * part for kl, part in zip(means.kl, counted, strict=True)]
+    kl_term = kl_weight * sum(weighted, jnp.zeros(()))
     kl = jnp.sum(rates)
     return Loss(
         loss=reconstruction + kl_term,

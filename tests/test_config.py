@@ -8,6 +8,7 @@ from facevae_jax.core.settings import defaults, flatten
 from facevae_jax.models import vae
 
 LOGISTIC = {"likelihood": "discretized_logistic"}
+DEEP = {"model": {"kind": "hierarchical"}, "data": {"resolution": 32}}
 
 
 @given(st.integers(min_value=-5, max_value=5000))
@@ -64,6 +65,9 @@ def test_stages_follow_the_resolution_or_are_set(model, resolution, expected):
         ({"model": {"kind": "autoencoder_kl", "latent_channels": 2000}}, ValueError, "latent_channels=2000"),
         ({"data": {"dequantize": True}, "objective": LOGISTIC}, ValueError, r"data\.dequantize=True"),
         ({"objective": {"mixture_components": 5}}, ValueError, r"objective\.mixture_components=5"),
+        ({"objective": {"kl_weights": "8:2"}}, ValueError, r"objective\.kl_weights='8:2' .* empty"),
+        ({"objective": {"kl_weights": "8:-2"}}, ValueError, r"objective\.kl_weights='8:-2' .* pairs such as"),
+        (DEEP | {"objective": {"kl_weights": "12:2"}}, ValueError, r"kl_weights='12:2' .* 1, 4, 8"),
     ],
 )
 def test_bad_settings_are_named(change, error, message):

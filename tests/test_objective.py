@@ -107,6 +107,18 @@ def test_free_bits_of_a_group_are_shared_by_its_dimensions():
     jax.tree.map(np.testing.assert_allclose, jax.grad(term)(kl), (jnp.zeros(2), jnp.full((1, 2), 0.5)))
 
 
+def test_groups_of_a_resolution_have_a_weight_of_their_own():
+    def result(**settings):
+        finer = [jnp.full((side, side, 2), 1.0) for side in (4, 8, 8)]
+        return loss(kl=jnp.ones((1, 1, 2)), finer=finer, weight=0.5, kl_weights="4:3,8:0.25", **settings)
+
+    np.testing.assert_allclose(result().kl_term, 0.5 * (2 + 3 * 32 + 0.25 * 2 * 128))
+    np.testing.assert_allclose(result(free_bits=40.0, free_bits_per="group").kl_term, 0.5 * (40 + 3 * 40 + 64))
+    np.testing.assert_allclose(result().negative_elbo - result().nll, 2 + 32 + 256)  # the bound has no weights
+    # A weight holds up to the next one, and a vector stands at 1x1.
+    np.testing.assert_allclose(loss(kl=jnp.ones(3), finer=[jnp.ones((16, 16, 1))], kl_weights="8:2").kl_term, 3 + 512)
+
+
 def test_kl_warmup_is_linear_and_ends_at_the_weight():
     config = ObjectiveConfig(kl_weight=0.5, kl_warmup_steps=9)
     weights = [float(kl_weight(config, jnp.asarray(step))) for step in range(12)]
