@@ -28,8 +28,8 @@ class Table(NamedTuple):
     configs: dict[str, int]  # with the number of training images of the published datasets
     topologies: tuple[str, ...]
     results: pathlib.Path
-    # And with another setting, such as a batch that fills a TPU's lanes: config, topology, key, value.
-    more: tuple[tuple[str, str, str, int | bool], ...] = ()
+    # And with other settings, such as a batch that fills a TPU's lanes: config, topology, values by key.
+    more: tuple[tuple[str, str, dict[str, int | bool]], ...] = ()
 
 
 TABLES = {
@@ -45,9 +45,9 @@ TABLES = {
         ("v5e-1", "v5e-4", "v5e-16", "v6e-4", "v5p-8", "1xh100", "8xh100", "2x8xh100"),
         REPOSITORY / "benchmarks/results/plans.json",
         (
-            ("gdl128", "v5e-1", "train.batch_size", 128),
-            ("ffhq128", "v5e-4", "train.batch_size", 512),
-            ("ffhq128", "8xh100", "train.batch_size", 1024),
+            ("gdl128", "v5e-1", {"train.batch_size": 128}),
+            ("ffhq128", "v5e-4", {"train.batch_size": 512}),
+            ("ffhq128", "8xh100", {"train.batch_size": 1024}),
         ),
     ),
     "hierarchies": Table(
@@ -56,15 +56,15 @@ TABLES = {
         REPOSITORY / "benchmarks/results/plans_hierarchies.json",
         (
             # In no more parts than `plan` finds to be necessary.
-            ("ffhq128_deep", "8xh100", "train.accumulation", 1),
-            ("ffhq256_deep", "8xh100", "train.accumulation", 1),
-            ("vdvae_ffhq256", "8xh100", "train.accumulation", 2),
-            ("ffhq128_deep", "v6e-4", "train.accumulation", 4),
-            ("ffhq256_deep", "v6e-4", "train.accumulation", 8),
-            ("vdvae_ffhq256", "v6e-4", "model.rematerialize", True),
-            ("ffhq128_deep", "v5e-16", "train.accumulation", 2),
-            ("ffhq256_deep", "v5e-16", "train.accumulation", 4),
-            ("vdvae_ffhq256", "v5e-16", "model.rematerialize", True),
+            ("ffhq128_deep", "8xh100", {"train.accumulation": 1}),
+            ("ffhq256_deep", "8xh100", {"train.accumulation": 1}),
+            ("vdvae_ffhq256", "8xh100", {"train.accumulation": 2}),
+            ("ffhq128_deep", "v6e-4", {"train.accumulation": 4}),
+            ("ffhq256_deep", "v6e-4", {"train.accumulation": 8}),
+            ("vdvae_ffhq256", "v6e-4", {"model.rematerialize": True, "train.accumulation": 4}),
+            ("ffhq128_deep", "v5e-16", {"train.accumulation": 2}),
+            ("ffhq256_deep", "v5e-16", {"train.accumulation": 4}),
+            ("vdvae_ffhq256", "v5e-16", {"model.rematerialize": True}),
         ),
     ),
 }
@@ -78,20 +78,18 @@ _CONFIGS = flags.DEFINE_list("configs", None, "What to compile, of the table's."
 def main(arguments: list[str]) -> None:
     """Compiles what is missing, one program after the other."""
     name, of = _TABLE.value, TABLES[_TABLE.value]
-    every = [*of.topologies, *(topology for _, topology, _, _ in of.more)]
+    every = [*of.topologies, *(topology for _, topology, _ in of.more)]
     configs, topologies = _CONFIGS.value or list(of.configs), _TOPOLOGIES.value or every
     found, record = environment(), json.loads(of.results.read_text()) if of.results.exists() else {}
     if record.get("commit") != found["commit"]:
         record = {"plans": {}}
-    wanted: list[tuple[str, str, str, int | bool]] = [
-        (config, topology, "", 0) for topology in of.topologies if topology in topologies for config in configs
+    wanted: list[tuple[str, str, dict[str, int | bool]]] = [
+        (config, topology, {}) for topology in of.topologies if topology in topologies for config in configs
     ]
     wanted += [each for each in of.more if each[0] in configs and each[1] in topologies]
-    for config, topology, key, value in wanted:
-        label, changed = config, ()
-        if key:
-            label = f"{config}, {key.rpartition('.')[2].removesuffix('_size')} {value}"
-            changed = (f"--config.{key}={value}",)
+    for config, topology, settings in wanted:
+        named = [f"{key.rpartition('.')[2].removesuffix('_size')} {value}" for key, value in settings.items()]
+        label, changed = ", ".join([config, *named]), [f"--config.{key}={value}" for key, value in settings.items()]
         if topology not in record["plans"].setdefault(label, {}):
             record["plans"][label][topology] = plan_of(config, topology, *changed, images=of.configs[config])
             write_json(of.results, {"command": f"python -m benchmarks.plan_table --table={name}", **record, **found})
