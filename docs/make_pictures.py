@@ -1,7 +1,7 @@
 """Makes the pictures of README.md and docs/ anew, and records in pictures.json what they were made by.
 
     python docs/make_pictures.py                              # trains `quickstart`, about three minutes on 2 cores
-    python docs/make_pictures.py --celeba64=WORKDIR           # those of a run of `celeba64` too
+    python docs/make_pictures.py --celeba64=WORKDIR --celeba64_deep_faces=WORKDIR    # and those of runs of these
 
 It needs `facevae-jax[dev]` and Chromium. tests/test_pictures.py compares pictures.json with the pictures and with the
 code. No picture shows a photograph.
@@ -32,7 +32,7 @@ COMMON = (
 )
 EXPLORER = "facevae_jax/exploring/**/*"  # decides the explorer's picture too
 EXPLORE = ["explore"]
-OTHER_MODELS = ("autoencoder.py", "hierarchical.py", "pca.py")  # of which no picture is
+MODELS = {"celeba64_deep_faces": "hierarchical.py"}  # of which a picture is, if it is not of the VAE
 PICTURES = {
     "quickstart_reconstructions.png": ("quickstart", ["generate", "reconstruct", "--count=24"]),
     "quickstart_samples.png": ("quickstart", ["generate", "sample", "--count=64"]),
@@ -45,6 +45,7 @@ PICTURES = {
             "--attribute=Smiling,Male,Eyeglasses,Young,Blond_Hair",
         ],
     ),
+    "celeba64_deep_faces_samples.png": ("celeba64_deep_faces", ["generate", "sample", "--count=64"]),
 }
 SEEN = "#from=7,flow,1&to=8,flow,1&morph=0.25&prior=flow&temperature=1&attribute:glasses=2&attribute:hair_length=1"
 WINDOW = {"width": 1100, "height": 760}
@@ -56,7 +57,8 @@ def code_of(name: str) -> str:
     config, arguments = PICTURES[name]
     patterns = (*COMMON, f"configs/{config}.py", *([EXPLORER] if arguments == EXPLORE else []))
     paths = [path for pattern in patterns for path in sorted(root.glob(pattern)) if path.is_file()]
-    for path in (path for path in paths if path.name not in OTHER_MODELS and path.suffix != ".pyc"):
+    others = {"autoencoder.py", "hierarchical.py", "pca.py", "vae.py"} - {MODELS.get(config, "vae.py")}
+    for path in (path for path in paths if path.name not in others and path.suffix != ".pyc"):
         if path.suffix != ".py":
             found.update(path.read_bytes())
             continue
@@ -77,7 +79,8 @@ def main() -> None:
     """Trains where no workdir is given, draws, and writes the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quickstart", help="a finished run of `quickstart`; trained anew by default")
-    parser.add_argument("--celeba64", help="a finished run of `celeba64`; its pictures are left as they are without")
+    for config in ("celeba64", "celeba64_deep_faces"):
+        parser.add_argument(f"--{config}", help=f"a finished run of `{config}`; its pictures are left without")
     given = vars(parser.parse_args())
     record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
