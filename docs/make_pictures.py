@@ -32,7 +32,7 @@ COMMON = (
 )
 EXPLORER = "facevae_jax/exploring/**/*"  # decides the explorer's picture too
 EXPLORE = ["explore"]
-MODELS = {"celeba64_deep_faces": "hierarchical.py"}  # of which a picture is, if it is not of the VAE
+MODELS = {"celeba64_deep_faces": "hierarchical.py"}  # the model's file, where it is not vae.py
 PICTURES = {
     "quickstart_reconstructions.png": ("quickstart", ["generate", "reconstruct", "--count=24"]),
     "quickstart_samples.png": ("quickstart", ["generate", "sample", "--count=64"]),

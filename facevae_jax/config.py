@@ -71,7 +71,7 @@ class ObjectiveConfig:
     variance: Literal["optimal", "learned"] = "optimal"  # of the gaussian likelihood (Rybkin et al. 2021)
     r_loss_factor: float = 10_000.0  # weight of the mean squared error over H, W, C; `mse` only
     kl_weight: float = 1.0  # beta
-    # That times these, of the groups of latents from a resolution on, such as 8:2,32:10: a dear group says less
+    # Factors on it for the groups of latents from a resolution on, such as 8:2,32:10; a larger one lowers their rate
     kl_weights: str = ""
     kl_warmup_steps: int = 0  # the KL weight grows linearly from 0 over so many steps
     free_bits: float = 0.0  # nats of each dimension, or group, that cost nothing (Kingma et al. 2016, eq. 15)
@@ -159,7 +159,11 @@ class RunConfig:
         LIKELIHOODS[name].check_run(self)
         self.model.check_run(self)
         sides = sorted({shape[0] for shape in getattr(self.model, "groups", [])})
-        known = f"at resolutions of the model's groups: {', '.join(map(str, sides))}" if sides else "empty: no groups"
+        known = (
+            f"at resolutions of the model's groups: {', '.join(map(str, sides))}"
+            if sides
+            else "empty: it has no groups"
+        )
         by_resolution = self.objective.kl_weights_by_resolution
         check(set(by_resolution) <= set(sides), "objective.kl_weights", self.objective.kl_weights, known)
 
