@@ -8,7 +8,6 @@ command line, the value and what is allowed. The settings of a model stand in th
 import dataclasses
 import difflib
 import functools
-import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
@@ -19,6 +18,7 @@ from facevae_jax.core.settings import (
     BELOW_ONE,
     MAX_SEED,
     build,
+    by_resolution,
     check,
     check_all,
     check_known,
@@ -30,7 +30,7 @@ from facevae_jax.core.settings_help import describe
 
 MIN_RESOLUTION = 32
 MAX_RESOLUTION = 1024
-_WEIGHT = re.compile(r"([1-9]\d{0,3}):(\d{1,6}(?:\.\d{1,6})?)")
+_WEIGHT = r"\d{1,6}(?:\.\d{1,6})?"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,9 +87,8 @@ class ObjectiveConfig:
     @functools.cached_property
     def kl_weights_by_resolution(self) -> dict[int, float]:
         """`kl_weights`, by the resolution that each begins to hold at."""
-        pairs = [_WEIGHT.fullmatch(part) for part in self.kl_weights.split(",") if part]
-        check(None not in pairs, "objective.kl_weights", self.kl_weights, "empty, or pairs such as 8:2,32:10")
-        return {int(pair[1]): float(pair[2]) for pair in pairs if pair}
+        found = by_resolution(self.kl_weights, "objective.kl_weights", number=_WEIGHT, example="8:2,32:10")
+        return {resolution: float(weight) for resolution, weight in found.items()}
 
     def kl_weight_at(self, resolution: int) -> float:
         """What `kl_weights` say of the groups of a resolution; 1 above the first of them."""
@@ -164,8 +163,8 @@ class RunConfig:
             if sides
             else "empty: it has no groups"
         )
-        by_resolution = self.objective.kl_weights_by_resolution
-        check(set(by_resolution) <= set(sides), "objective.kl_weights", self.objective.kl_weights, known)
+        weights = self.objective.kl_weights_by_resolution
+        check(set(weights) <= set(sides), "objective.kl_weights", self.objective.kl_weights, known)
 
     def to_config_dict(self) -> ml_collections.ConfigDict:
         """The locked ConfigDict that `configs/*.py` return and the command line overrides."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -20,6 +21,24 @@ def check_all(settings: Any, section: str, keys: str, condition: Callable[[Any],
     """Checks the settings named in `keys`, with spaces between them, by one condition."""
     for key in keys.split():
         check(condition(getattr(settings, key)), f"{section}.{key}", getattr(settings, key), allowed)
+
+
+def by_resolution(text: str, key: str, *, number: str, example: str) -> dict[int, str]:
+    """Pairs such as "64:96,32:192" of a setting: the number at each resolution, as text.
+
+    Args:
+      text: the setting's value; empty for none.
+      key: its name.
+      number: a pattern of what may stand after the colon.
+      example: pairs that are right.
+
+    Raises:
+      ValueError: a part is no such pair, or a resolution is named twice.
+    """
+    pairs = [re.fullmatch(rf"([1-9]\d{{0,3}}):({number})", part) for part in text.split(",") if part]
+    found = {int(pair[1]): pair[2] for pair in pairs if pair}
+    check(len(found) == len(pairs), key, text, f"empty, or pairs of different resolutions such as {example}")
+    return found
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, Shaped
 
 from facevae_jax.core import random
-from facevae_jax.core.settings import CHANNELS, check, check_all
+from facevae_jax.core.settings import CHANNELS, by_resolution, check, check_all
 from facevae_jax.models.api import Execution, Gaussian, LatentGroup, Output, to_unit
 from facevae_jax.models.blocks import by_channel
 from facevae_jax.models.convolution import depth_to_space, space_to_depth
@@ -144,17 +144,16 @@ class Config:
 
     @functools.cached_property
     def _widths(self) -> dict[int, int]:
-        return _by_resolution(self.widths, "model.widths")
+        return _whole_numbers(self.widths, "model.widths")
 
     @functools.cached_property
     def _inside(self) -> dict[int, int]:
-        return _by_resolution(self.bottleneck_widths, "model.bottleneck_widths")
+        return _whole_numbers(self.bottleneck_widths, "model.bottleneck_widths")
 
 
-def _by_resolution(text: str, key: str) -> dict[int, int]:
-    pairs = [re.fullmatch(r"([1-9]\d{0,3}):([1-9]\d{0,4})", part) for part in text.split(",") if part]
-    check(None not in pairs, key, text, "empty, or pairs such as 64:96,32:192")
-    return {int(pair[1]): int(pair[2]) for pair in pairs if pair}
+def _whole_numbers(text: str, key: str) -> dict[int, int]:
+    found = by_resolution(text, key, number=r"[1-9]\d{0,4}", example="64:96,32:192")
+    return {resolution: int(number) for resolution, number in found.items()}
 
 
 def _levels(text: str, key: str, *, joint: Literal["d", "m"]) -> tuple[Level, ...]:
