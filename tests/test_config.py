@@ -66,7 +66,11 @@ def test_stages_follow_the_resolution_or_are_set(model, resolution, expected):
         ({"data": {"dequantize": True}, "objective": LOGISTIC}, ValueError, r"data\.dequantize=True"),
         ({"objective": {"mixture_components": 5}}, ValueError, r"objective\.mixture_components=5"),
         ({"objective": {"kl_weights": "8:2"}}, ValueError, r"objective\.kl_weights='8:2' .* empty"),
-        ({"objective": {"kl_weights": "8:-2"}}, ValueError, r"objective\.kl_weights='8:-2' .* pairs of different resolutions such as"),
+        (
+            {"objective": {"kl_weights": "8:-2"}},
+            ValueError,
+            r"objective\.kl_weights='8:-2' .* pairs of different resolutions such as",
+        ),
         ({"objective": {"kl_weights": "8:2,8:3"}}, ValueError, "of different resolutions such as"),
         (DEEP | {"objective": {"kl_weights": "12:2"}}, ValueError, r"kl_weights='12:2' .* 1, 4, 8"),
     ],

@@ -60,6 +60,25 @@ def test_a_signal_while_a_command_imports_ends_it_without_a_word_of_python(tmp_p
     assert codes[0] != 2
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_a_library_turns_into_its_own_error_ends_a_command(number):
+    """As tensorstore does while it is imported."""
+    program = f"""
+import os
+from facevae_jax.core import command_line
+def main(argv):
+    try:
+        os.kill(os.getpid(), {int(number)})
+        while True:
+            pass
+    except BaseException as error:
+        raise ImportError("initialization failed") from error
+command_line.run(main)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (128 + number, f"{number.name}: ended\n")
+
+
 PROGRAM = """
 import sys, warnings, jax
 from facevae_jax.core import startup

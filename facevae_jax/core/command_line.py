@@ -56,6 +56,8 @@ def run(
     except KeyboardInterrupt:
         _leave(signal.SIGINT)
     except Exception as error:
+        if isinstance(error.__cause__, KeyboardInterrupt | EndedError):  # compiled code lost it, and raises its own
+            _leave(_number(error.__cause__))
         if not (line := of_environment(error)):
             raise
         print(f"error: {line}", file=sys.stderr)
@@ -75,8 +77,7 @@ def _silence_other_threads() -> None:
     def show_others(unraisable: Any) -> None:
         error = unraisable.exc_value
         if isinstance(error, KeyboardInterrupt | EndedError):  # it came within a callback, which lost it: send it again
-            number = error.number if isinstance(error, EndedError) else signal.SIGINT
-            threading.Timer(RESEND_SECONDS, os.kill, (os.getpid(), number)).start()
+            threading.Timer(RESEND_SECONDS, os.kill, (os.getpid(), _number(error))).start()
         elif str(error) != "Event loop is closed":  # threads of tensorstore end after the checkpoint has failed
             show(unraisable)
 
@@ -96,6 +97,11 @@ class EndedError(BaseException):
     def __init__(self, number: int) -> None:
         super().__init__(number)
         self.number = number
+
+
+def _number(error: KeyboardInterrupt | EndedError) -> int:
+    """The signal that raised it."""
+    return error.number if isinstance(error, EndedError) else signal.SIGINT
 
 
 def _end_at_signals() -> None:
