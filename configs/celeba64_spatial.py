@@ -3,9 +3,8 @@
 Prepared by `python -m facevae_jax.prepare --layout=celeba --resolution=64 --source=DIR`.
 
 Command: python -m facevae_jax.main --config=configs/celeba64_spatial.py --workdir=/tmp/celeba64_spatial
-Hardware, time and score: 2 cores of an AMD EPYC, about 11 minutes (190 images/s, on a slow day) on 16,000 images; on
-2,000 validation images MSE 0.0028, KL 1,242 nats, -ELBO -17,436 nats, measured with --config.model.head=patch. GPU: not
-yet measured.
+Hardware, time and score: one core of an AMD EPYC beside other work, 10 minutes of that core (184 images/s) on 16,000
+images; on 2,000 validation images MSE 0.0028, KL 1,253 nats, -ELBO -17,348 nats. GPU: not yet measured.
 """
 
 import ml_collections
