@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from typing import Any
 
 from playwright import sync_api
 
@@ -66,8 +67,18 @@ def code_of(name: str) -> str:
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module) and ast.get_docstring(node) is not None:
                 node.body = node.body[1:]
-        found.update(f"{path.relative_to(root)} {ast.dump(tree)}\n".encode())
+        found.update(f"{path.relative_to(root)} {_plain(tree)}\n".encode())
     return found.hexdigest()
+
+
+def _plain(node: Any) -> str:
+    """A syntax tree as text, the same for every version of Python: without fields that are empty, which some lack."""
+    if isinstance(node, list):
+        return f"[{', '.join(map(_plain, node))}]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = [f"{name}={_plain(value)}" for name, value in ast.iter_fields(node) if value is not None and value != []]
+    return f"{type(node).__name__}({', '.join(fields)})"
 
 
 def picture_hash(name: str) -> str:

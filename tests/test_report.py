@@ -126,7 +126,8 @@ def test_scores_of_attributes_are_those_of_their_directions_and_are_kept(copied,
     trained.artifacts.drop(ranking.ARTIFACT)
     scores = ranking.attribute_scores(trained)
     assert list(scores.values()) == sorted(scores.values(), reverse=True)
-    assert scores["skin_tone"] == direction_of(trained, "skin_tone").score
+    # Products with all attributes at once may add up in another order than those with one.
+    assert scores["skin_tone"] == pytest.approx(direction_of(trained, "skin_tone").score, rel=1e-9)
     assert scores["glasses"] != direction_of(trained, "glasses").score  # the direction has a balanced accuracy
     monkeypatch.setattr(ranking, "cross_validate", None)
     assert ranking.attribute_scores(load(copied)) == scores
