@@ -1,7 +1,7 @@
 """CelebA at 64x64 by a hierarchical VAE for new faces: its latents up to 8x8 are the code, of which a flow is learned.
 
-Prepared by `python -m facevae_jax.prepare --layout=celeba --resolution=64 --source=DIR`. `objective.kl_weights` makes
-finer groups of latents dear, so the code says nearly all of a face. Why: docs/hierarchical.md.
+Prepared by `python -m facevae_jax.prepare --layout=celeba --resolution=64 --source=DIR`. `objective.kl_weights`
+multiplies the KL of finer groups, so the code says nearly all of a face. Why: docs/hierarchical.md.
 
 Command: python -m facevae_jax.main --config=configs/celeba64_deep_faces.py --workdir=/tmp/celeba64_deep_faces
 Hardware, time and score: 32 minutes of one core of an AMD EPYC on 16,000 images (88 images/s alone on it), with

@@ -56,7 +56,7 @@ def run(
     except KeyboardInterrupt:
         _leave(signal.SIGINT)
     except Exception as error:
-        if isinstance(error.__cause__, KeyboardInterrupt | EndedError):  # compiled code lost it, and raises its own
+        if isinstance(error.__cause__, KeyboardInterrupt | EndedError):  # compiled code raises its own from it
             _leave(_number(error.__cause__))
         if not (line := of_environment(error)):
             raise
