@@ -184,3 +184,23 @@ def test_other_labels_are_those_of_the_nearest_images(monkeypatch):
     prior = dataclasses.replace(random_flow(known=2), labels=jnp.asarray(labels))
     np.testing.assert_array_equal(prior.given(np.array([1.2, np.nan])).labels, np.float32([[1.2, 6], [1.2, 7]]))
     np.testing.assert_array_equal(prior.given(np.array([1.0, 6.0])).labels, np.float32([[1, 6], [1, 6]]))
+
+
+@pytest.mark.parametrize(("values", "guidance"), [([0.0, 1.0], flow.GUIDANCE), ([0.0, 1.0, 2.0], 1.0)])
+def test_binary_labels_alone_guide(values, guidance):
+    """Numbers would leave the range of the data; a kept flow is guided as the one that was fitted."""
+    labels = np.float32([[value, np.nan] for value in values])
+    prior = FlowPrior.from_arrays(random_flow(known=2).to_arrays() | {"labels": labels})
+    assert prior.guidance == guidance
+    fitted = FlowPrior.fit(ring(512, labels=np.random.default_rng(0).choice(values, (512, 1)).astype(np.float32)))
+    assert fitted.guidance == guidance
+
+
+@pytest.mark.parametrize(("known", "deviation"), [(0, 1.0), (2, flow.NOISE)])
+def test_samples_with_labels_start_from_less_noise(known, deviation):
+    """A flow whose velocity is zero leaves the noise as it is: the Gaussian."""
+    prior = random_flow(scale=0.0, known=known)
+    prior = dataclasses.replace(prior, params=jax.tree.map(jnp.zeros_like, prior.params))
+    gaussian = GaussianPrior(*prior.gaussian)
+    mean = np.asarray(prior.gaussian.mean)
+    np.testing.assert_allclose(draw(prior, 64) - mean, deviation * (draw(gaussian, 64) - mean), atol=1e-5)

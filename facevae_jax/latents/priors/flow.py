@@ -27,7 +27,8 @@ WIDTH, BLOCKS = 256, 2  # of the network of vectors
 GRID_WIDTH, GRID_BLOCKS = 96, 2  # of the network of a grid
 MAX_NUMBERS = 2**27  # of the codes that it is fitted to, at most
 MAX_LABELS = 4_096  # images whose labels are kept
-GUIDANCE = 1.4  # how far labels move the velocity; 1: as it was learned
+GUIDANCE = 1.8  # how far binary labels move the velocity, which say little of a face; 1: as it was learned
+NOISE = 0.95  # of what the flow was learned with: what samples with labels start from
 WANTED_GUIDANCE = 2.5  # of samples with wanted labels
 NEAREST = 64  # training images, at least, whose other labels samples with wanted ones have
 SMALLEST = 1e-6  # variance along a direction of the codes, of the largest
@@ -51,7 +52,7 @@ class FlowPrior:
     params: Any
     labels: Float[Array, "m k"]  # of some training images, of about unit size; NaN where unknown
     network: Velocity
-    guidance: Any = GUIDANCE
+    guidance: Any = 1.0
 
     @classmethod
     def fit(cls, data: FitData, *, seconds: float = math.inf) -> "FlowPrior | None":
@@ -76,7 +77,7 @@ class FlowPrior:
             seconds=seconds,
         )
         kept = jnp.asarray(labels[:: max(1, len(labels) // MAX_LABELS)][:MAX_LABELS])
-        return None if params is None else cls(gaussian, params, kept, network_for(data.code_shape))
+        return None if params is None else cls(gaussian, params, kept, network_for(data.code_shape), _guidance(kept))
 
     def given(self, wanted: Float[np.ndarray, " k"]) -> "FlowPrior":
         """Of images with some labels, NaN where any will do.
@@ -108,11 +109,13 @@ class FlowPrior:
     def sample(self, key: PRNGKeyArray, indices: Indices, *, temperature: Any = 1.0) -> Float[Array, "n z"]:
         """By `SAMPLE_STEPS` steps of the midpoint rule; `temperature` multiplies the noise at the start.
 
-        With labels, the velocity is moved further from the one without (Ho & Salimans 2022, equation 6).
+        With labels, the velocity is moved further from the one without (Ho & Salimans 2022, equation 6), and there is
+        less noise: both make likelier faces.
         """
-        y = temperature * normal_by_index(key, indices, self.gaussian.mean.shape[0])
         keys = keys_of(jax.random.fold_in(key, len(flow_fit.Codes._fields)), indices)
         labels = self.labels[jax.vmap(lambda k: jax.random.randint(k, (), 0, len(self.labels)))(keys)]
+        noise = temperature * (NOISE if labels.shape[1] else 1.0)
+        y = noise * normal_by_index(key, indices, self.gaussian.mean.shape[0])
         step = 0.5 * math.pi / SAMPLE_STEPS
 
         def slope(y: Array, angle: Array) -> Array:
@@ -169,7 +172,8 @@ class FlowPrior:
         gaussian = Gaussian(jnp.asarray(arrays["mean"]), jnp.asarray(arrays["root"]))
         width = arrays["params/Dense_1/kernel"].shape[1]  # of the version that fitted it
         network = dataclasses.replace(network_for(tuple(arrays["shape"].tolist())), width=width)
-        return cls(gaussian, unflatten_dict(params, sep="/"), jnp.asarray(arrays["labels"]), network)
+        labels = jnp.asarray(arrays["labels"])
+        return cls(gaussian, unflatten_dict(params, sep="/"), labels, network, _guidance(labels))
 
 
 def network_for(code_shape: tuple[int, ...]) -> Velocity:
@@ -177,6 +181,12 @@ def network_for(code_shape: tuple[int, ...]) -> Velocity:
     if len(code_shape) > 1:
         return Velocity(code_shape, GRID_WIDTH, GRID_BLOCKS)
     return Velocity(code_shape, WIDTH, BLOCKS)
+
+
+def _guidance(labels: Float[Array, "m k"]) -> float:
+    """`GUIDANCE` where all labels are binary. Numbers tell more: moved further, they leave the range of the data."""
+    values = [np.unique(column[~np.isnan(column)]) for column in np.asarray(labels).T]
+    return GUIDANCE if all(len(found) <= 2 for found in values) else 1.0
 
 
 def _whitened(
