@@ -188,7 +188,7 @@ def test_other_labels_are_those_of_the_nearest_images(monkeypatch):
 
 @pytest.mark.parametrize(("values", "guidance"), [([0.0, 1.0], flow.GUIDANCE), ([0.0, 1.0, 2.0], 1.0)])
 def test_binary_labels_alone_guide(values, guidance):
-    """Numbers would leave the range of the data; a kept flow is guided as the one that was fitted."""
+    """A flow that was kept is guided as one that was just fitted."""
     labels = np.float32([[value, np.nan] for value in values])
     prior = FlowPrior.from_arrays(random_flow(known=2).to_arrays() | {"labels": labels})
     assert prior.guidance == guidance
@@ -199,7 +199,7 @@ def test_binary_labels_alone_guide(values, guidance):
 @pytest.mark.parametrize(("known", "deviation"), [(0, 1.0), (2, flow.NOISE)])
 def test_samples_with_labels_start_from_less_noise(known, deviation):
     """A flow whose velocity is zero leaves the noise as it is: the Gaussian."""
-    prior = random_flow(scale=0.0, known=known)
+    prior = random_flow(known=known)
     prior = dataclasses.replace(prior, params=jax.tree.map(jnp.zeros_like, prior.params))
     gaussian = GaussianPrior(*prior.gaussian)
     mean = np.asarray(prior.gaussian.mean)

@@ -27,8 +27,8 @@ WIDTH, BLOCKS = 256, 2  # of the network of vectors
 GRID_WIDTH, GRID_BLOCKS = 96, 2  # of the network of a grid
 MAX_NUMBERS = 2**27  # of the codes that it is fitted to, at most
 MAX_LABELS = 4_096  # images whose labels are kept
-GUIDANCE = 1.8  # how far binary labels move the velocity, which say little of a face; 1: as it was learned
-NOISE = 0.95  # of what the flow was learned with: what samples with labels start from
+GUIDANCE = 1.8  # how far labels move the velocity where all are binary; 1: as it was learned
+NOISE = 0.95  # times that of the Gaussian: where samples with labels start
 WANTED_GUIDANCE = 2.5  # of samples with wanted labels
 NEAREST = 64  # training images, at least, whose other labels samples with wanted ones have
 SMALLEST = 1e-6  # variance along a direction of the codes, of the largest
@@ -41,8 +41,8 @@ SMALLEST = 1e-6  # variance along a direction of the codes, of the largest
 class FlowPrior:
     """Codes mean + root y, where y is where the flow takes noise from N(0, I) in an angle from 0 to pi/2.
 
-    The flow solves dy/da = velocity(y, a). Without a velocity it is the Gaussian prior. Where the images have labels,
-    the velocity depends on them too, and each sample has the labels of some training image.
+    The flow solves dy/da = velocity(y, a). Without a velocity its density is the Gaussian's. Where the images have
+    labels, the velocity depends on them too, and each sample has the labels of some training image.
     """
 
     label: ClassVar[str] = "Learned flow"
@@ -184,7 +184,7 @@ def network_for(code_shape: tuple[int, ...]) -> Velocity:
 
 
 def _guidance(labels: Float[Array, "m k"]) -> float:
-    """`GUIDANCE` where all labels are binary. Numbers tell more: moved further, they leave the range of the data."""
+    """`GUIDANCE` where all labels are binary. Guided by other numbers, more samples leave the range of the data."""
     values = [np.unique(column[~np.isnan(column)]) for column in np.asarray(labels).T]
     return GUIDANCE if all(len(found) <= 2 for found in values) else 1.0
 
