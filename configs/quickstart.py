@@ -16,7 +16,7 @@ def get_config() -> ml_collections.ConfigDict:
     return RunConfig(
         data=DataConfig(name="synthetic", resolution=64),
         model=vae.Config(latent_dim=32, filters=(32, 64, 128, 256), activation="silu"),
-        objective=ObjectiveConfig(likelihood="mse", r_loss_factor=100_000.0),
+        objective=ObjectiveConfig(likelihood="mse", r_loss_factor=200_000.0),
         train=TrainConfig(
             batch_size=16,
             epochs=10,
