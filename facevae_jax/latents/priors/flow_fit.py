@@ -23,7 +23,7 @@ from facevae_jax.latents.priors.velocity import Velocity
 BATCH = 256  # codes
 LEARNING_RATE, WARMUP, SECOND_DECAY = 5e-3, 100, 0.95
 AVERAGING = 0.999  # of the averaged parameters, which are kept; less at the start
-PASSES = 48  # over the codes, each with fresh draws from their posteriors
+PASSES = 32  # over the codes, each with fresh draws from their posteriors
 STEPS = (1_500, 8_000)  # at least and at most
 DISPATCH = 50  # steps
 HELD_OUT_EVERY, HELD_OUT = 200, 2_048  # steps, codes
