@@ -1,7 +1,7 @@
 """CelebA at 64x64, prepared by `python -m facevae_jax.prepare --layout=celeba --resolution=64 --source=DIR`.
 
 Command: python -m facevae_jax.main --config=configs/celeba64.py --workdir=/tmp/celeba64
-Hardware, time and score: 2 cores of an AMD EPYC, 9.2 minutes with the learned prior (940 images/s) on 16,000 images; on
+Hardware, time and score: 2 cores of an AMD EPYC, 9.2 minutes with the learned prior (960 images/s) on 16,000 images; on
 2,000 validation images MSE 0.0037, KL 687 nats, -ELBO -16,331 nats. Why these settings: docs/evaluation.md. GPU: not
 yet measured.
 """
