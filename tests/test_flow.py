@@ -142,10 +142,14 @@ def test_the_estimated_trace_is_that_of_the_exact_one(monkeypatch):
     assert abs(np.mean(estimated - exact)) < 0.1
 
 
-def test_a_fit_is_the_same_on_eight_devices(monkeypatch):
-    monkeypatch.setattr(flow_fit, "STEPS", (20, 20))
-    one, many = (FlowPrior.fit(ring(512, devices=count)) for count in (1, 8))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), one.params, many.params)
+def test_a_fit_to_grids_is_the_same_on_eight_devices(monkeypatch):
+    """Of the velocities: attention does not depend on the bias of its keys, which Adam moves by rounding errors."""
+    monkeypatch.setattr(flow_fit, "STEPS", (10, 10))
+    y = jnp.asarray(np.random.default_rng(0).normal(size=(500, 2)).astype(np.float32))
+    priors = [FlowPrior.fit(ring(512, shape=(1, 2, 1), devices=count)) for count in (1, 8)]
+    one, many = (np.asarray(prior.velocity(y, 0.5, prior.unlabeled)) for prior in priors)
+    assert np.abs(one).max() > 0.01
+    np.testing.assert_allclose(many, one, rtol=1e-3, atol=2e-5)
 
 
 def test_a_fit_that_was_stopped_continues_to_the_same_bits(monkeypatch):
@@ -156,6 +160,30 @@ def test_a_fit_that_was_stopped_continues_to_the_same_bits(monkeypatch):
     step = codes.place.saved[max(codes.place.saved, key=int)]
     assert step == flow_fit.DISPATCH
     jax.tree.map(np.testing.assert_array_equal, whole.params, FlowPrior.fit(codes).params)
+
+
+def test_a_fit_compiles_its_programs_before_the_steps_that_foretell_its_time(monkeypatch):
+    """Else these steps seem slow, and a fit that would end in time is left unfinished."""
+    monkeypatch.setattr(flow_fit, "STEPS", (410, 410))
+    traced, after = [], []
+    is_late = flow_fit.Pace.is_late
+
+    def listen(event, duration, **_):
+        traced.append(event)
+
+    def noting(pace, step, steps):
+        after.append(len(traced))
+        return is_late(pace, step, steps)
+
+    monkeypatch.setattr(flow_fit.Pace, "is_late", noting)
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        FlowPrior.fit(ring(512))
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert after[0] > 0
+    assert len(after) == 9
+    assert len(set(after)) == 1
 
 
 def test_a_flow_is_read_as_it_was_written():

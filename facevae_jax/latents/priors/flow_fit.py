@@ -23,7 +23,8 @@ from facevae_jax.latents.priors.velocity import Velocity
 BATCH = 256  # codes
 LEARNING_RATE, WARMUP, SECOND_DECAY = 5e-3, 100, 0.95
 AVERAGING = 0.999  # of the averaged parameters, which are kept; less at the start
-PASSES = 32  # over the codes, each with fresh draws from their posteriors
+PASSES = 64  # over codes that are vectors, each with fresh draws from their posteriors
+GRID_PASSES = 32  # over grids, whose network takes 20 times as long for a step
 STEPS = (1_500, 8_000)  # at least and at most
 DISPATCH = 50  # steps
 HELD_OUT_EVERY, HELD_OUT = 200, 2_048  # steps, codes
@@ -60,9 +61,9 @@ class State(NamedTuple):
     step: Int[Any, ""]
 
 
-def steps_for(codes: int) -> int:
-    """Steps of a fit to so many codes: `PASSES` over them, within `STEPS`."""
-    return int(np.clip(PASSES * codes // BATCH, *STEPS))
+def steps_for(codes: int, *, grid: bool) -> int:
+    """Steps of a fit to so many codes: `PASSES` or `GRID_PASSES` over them, within `STEPS`."""
+    return int(np.clip((GRID_PASSES if grid else PASSES) * codes // BATCH, *STEPS))
 
 
 def condition(labels: Float[Array, "n k"]) -> Float[Array, "n k2"]:
@@ -90,7 +91,7 @@ class Matching:
         params = self.network.init(random.named_key(SEED, "flow"), code, jnp.zeros(1), condition(labels))["params"]
         copies = [jax.tree.map(jnp.copy, params) for _ in range(2)]
         fit = Fit(params, copies[0], self.optimizer.init(params))
-        return State(fit, copies[1], jnp.array(jnp.inf), jnp.array(0))
+        return State(fit, copies[1], jnp.float32(jnp.inf), jnp.int32(0))
 
     def loss(self, params: Any, codes: Codes, rows: Rows, key: PRNGKeyArray, *, held_out: bool) -> Float[Array, ""]:
         """(velocity(y, a) - dy/da)² on the path y = cos(a) noise + sin(a) code, a from 0 to pi/2; mean over numbers.
@@ -135,11 +136,17 @@ class Matching:
 
         return lax.fori_loop(first, jnp.minimum(first + DISPATCH, self.steps), one, fit)
 
-    def held_out_loss(self, params: Any, codes: Codes) -> Float[Array, ""]:
-        """The loss on held-out codes, with the same draws each time."""
-        size, key = len(codes.mean), random.named_key(SEED, "flow held out")
-        parts = jnp.arange(size).reshape(-1, min(BATCH, size))
-        return jnp.mean(lax.map(lambda rows: self.loss(params, codes, rows, key, held_out=True), parts))
+    def select_best(self, state: State, held_out: Codes) -> State:
+        """With the averaged parameters as the best, if their loss on held-out codes is lower.
+
+        The draws are the same each time.
+        """
+        size, key = len(held_out.mean), random.named_key(SEED, "flow held out")
+        parts, averaged = jnp.arange(size).reshape(-1, min(BATCH, size)), state.fit.averaged
+        loss = jnp.mean(lax.map(lambda rows: self.loss(averaged, held_out, rows, key, held_out=True), parts))
+        lower = loss < state.best_loss
+        best = jax.tree.map(lambda new, old: jnp.where(lower, new, old), averaged, state.best)
+        return state._replace(best=best, best_loss=jnp.minimum(loss, state.best_loss))
 
 
 def fit(
@@ -159,30 +166,31 @@ def fit(
       network: of the velocity.
       codes: to fit.
       held_out: to choose by.
-      mesh: of the devices, each of which computes its part of every batch.
+      mesh: of the devices, each of which computes its part of a batch of grids; steps of vectors are too short to
+        share, and the first device computes them.
       unfinished: where the state is kept meanwhile; an earlier fit continues from there.
       seconds: that the fit may take.
 
     Returns:
       The parameters; None where they would take longer, and the fit was left unfinished.
     """
-    devices = mesh.devices.flat[: math.gcd(BATCH, mesh.size)].tolist()
+    grid = len(network.code_shape) > 1
+    devices = mesh.devices.flat[: math.gcd(BATCH, mesh.size) if grid else 1].tolist()
     mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
     cut, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
-    matching = Matching(network, steps_for(len(codes.mean)))
-    initial, advance, held_out_loss = _compiled(matching, whole)
+    matching = Matching(network, steps_for(len(codes.mean), grid=grid))
+    initial, advance, select_best = _compiled(matching, whole)
     codes, held_out = jax.device_put((codes, _whole_batches(held_out)), whole)
     rows = jax.device_put(np.arange(BATCH, dtype=np.int32), cut)
-    state = initial(codes)
-    state = _resumed(state._replace(best_loss=held_out_loss(state.best, held_out)), unfinished.load())
+    state = _resumed(select_best(initial(codes), held_out), unfinished.load())
     pace, saved = Pace(int(state.step), seconds), time.perf_counter()
     with progress_bar(total=matching.steps, description="fitting the flow", unit="step") as bar:
         bar.update(pace.first)
         for step in range(pace.first, matching.steps, DISPATCH):
             done = min(step + DISPATCH, matching.steps)
-            state = state._replace(fit=advance(state.fit, codes, rows, step), step=jnp.array(done))
+            state = State(advance(state.fit, codes, rows, step), *state[1:3], jax.device_put(np.int32(done), whole))
             if done % HELD_OUT_EVERY == 0 or done == matching.steps:
-                state = _better(state, held_out_loss(state.fit.averaged, held_out))
+                state = select_best(state, held_out)
             jax.block_until_ready(state)
             bar.update(done - step)
             late = pace.is_late(done, matching.steps)
@@ -191,7 +199,7 @@ def fit(
                 saved = time.perf_counter()
             if late:
                 return None
-    return state.best
+    return jax.tree.map(jnp.asarray, jax.device_get(state.best))  # for any devices
 
 
 @functools.lru_cache(maxsize=8)
@@ -200,7 +208,7 @@ def _compiled(matching: Matching, whole: NamedSharding) -> tuple[Callable[..., A
     return (
         jax.jit(matching.initial, out_shardings=whole),
         jax.jit(matching.advance, out_shardings=whole, donate_argnums=0),
-        jax.jit(matching.held_out_loss),
+        jax.jit(matching.select_best, out_shardings=whole),
     )
 
 
@@ -228,13 +236,6 @@ def _whole_batches(codes: Codes) -> Codes:
     size = len(codes.mean)
     size = min(size - size % BATCH if size > BATCH else size, HELD_OUT)
     return codes._replace(mean=codes.mean[:size], deviation=codes.deviation[:size], labels=codes.labels[:size])
-
-
-def _better(state: State, loss: Float[Array, ""]) -> State:
-    """With the averaged parameters as the best, if their loss is lower."""
-    lower = loss < state.best_loss
-    best = jax.tree.map(lambda new, old: jnp.where(lower, new, old), state.fit.averaged, state.best)
-    return state._replace(best=best, best_loss=jnp.minimum(loss, state.best_loss))
 
 
 def _resumed(state: State, kept: dict[str, np.ndarray] | None) -> State:
