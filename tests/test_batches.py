@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from facevae_jax.data.batches import Batch, batch_reader, dequantize, random_flip
+from facevae_jax.data.batches import Batch, batch_reader, dequantize, random_flip, row_keys
 from facevae_jax.data.exchange import make_routes, send_capacity
 from facevae_jax.data.feed import Feed, FeedSpec, Kind, ResidentFeed, StreamedFeed, gather_rows
 from facevae_jax.data.plan import PADDING, BatchPlan, padded_rows
@@ -152,11 +152,14 @@ def test_a_fault_in_the_prefetch_thread_reaches_the_caller():
 
 
 def flipped(images, rows, *, seed=0, step=0):
-    return np.asarray(random_flip(Batch(jnp.asarray(images), jnp.asarray(rows)), seed=seed, step=step))
+    (keys,) = row_keys(jnp.asarray(rows), "flip", seed=seed, step=step)
+    return np.asarray(random_flip(jnp.asarray(images), keys))
 
 
 def dequantized(images, rows, *, seed=0, stream="a", step=0):
-    return np.asarray(dequantize(jnp.asarray(images), jnp.asarray(rows), seed=seed, stream=stream, step=step))
+    # Whatever other stream is asked for with it.
+    _, keys = row_keys(jnp.asarray(rows), "other", stream, seed=seed, step=step)
+    return np.asarray(dequantize(jnp.asarray(images), keys))
 
 
 def is_flipped(rows, **keys):
@@ -201,7 +204,7 @@ def test_noise_is_uniform_over_the_gray_level():
 
 
 def test_devices_change_nothing():
-    batch = jax.device_put(Batch(jnp.asarray(IMAGES), jnp.asarray(ROWS)), split_along(make_mesh(), 0))
-    np.testing.assert_array_equal(jax.jit(lambda b: random_flip(b, seed=0, step=0))(batch), flipped(IMAGES, ROWS))
-    sharded = jax.jit(lambda b: dequantize(*b, seed=0, stream="a", step=0))(batch)
-    np.testing.assert_array_equal(sharded, dequantized(IMAGES, ROWS))
+    images, rows = jax.device_put((jnp.asarray(IMAGES), jnp.asarray(ROWS)), split_along(make_mesh(), 0))
+    flips, noise = jax.jit(lambda rows: row_keys(rows, "flip", "a", seed=0, step=0))(rows)
+    np.testing.assert_array_equal(jax.jit(random_flip)(images, flips), flipped(IMAGES, ROWS))
+    np.testing.assert_array_equal(jax.jit(dequantize)(images, noise), dequantized(IMAGES, ROWS))

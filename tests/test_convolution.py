@@ -12,7 +12,6 @@ from facevae_jax.models import vae
 from facevae_jax.models.api import Execution
 from facevae_jax.models.convolution import convolution, transposed_convolution
 from facevae_jax.models.layers import (
-    BATCH_NORM_EPSILON,
     LEAKY_RELU_SLOPE,
     Features,
     SameConvolution,
@@ -21,6 +20,7 @@ from facevae_jax.models.layers import (
     TransposedConvolution,
     UpsampledConvolution,
 )
+from facevae_jax.models.normalization import BATCH_NORM_EPSILON
 
 PAIRS = [
     (SameConvolution, lambda f, k: nn.Conv(f, (k, k))),

@@ -184,7 +184,7 @@ def test_evaluation_is_exact_for_a_ragged_split(run):
     images, config = run.trained.dataset.images("validation"), run.config
     setup = TrainSetup.of(config, make_mesh())
     loss, units, sides, active = Evaluator(setup, images)(run.state)
-    keys = row_keys(jnp.arange(37), seed=0, stream="evaluate", step=0)
+    (keys,) = row_keys(jnp.arange(37), "evaluate", seed=0, step=0)
     output = run.apply(jnp.asarray(images), keys, train=False)
     expected, varying = [], []
     for _, posterior, prior in output.latents:

@@ -210,7 +210,7 @@ def test_adam_is_one_launch_of_a_gpu_and_products_are_of_bfloat16(folder):
     program = programs.parse(text)
     updates = [each for each in program.step if len(re.findall(vectors, each.shape)) == 3 and each.op == "fusion"]
     assert len(updates) == 1
-    assert programs.launches(program) < 150
+    assert programs.launches(program) < 100
     convolutions = [each.shape for each in program.step if "__cudnn$conv" in each.attributes]
     assert {re.search(r"\w+", shape)[0] for shape in convolutions} == {"bf16"}
 

@@ -11,16 +11,18 @@ import pytest
 
 import facevae_jax
 from facevae_jax.config import TrainConfig
-from facevae_jax.data.batches import Batch
+from facevae_jax.data.batches import Batch, Chunk
 from facevae_jax.data.dataset import open_dataset
+from facevae_jax.data.feed import packed as as_rows
 from facevae_jax.data.feed import put
 from facevae_jax.data.plan import PADDING, padded_rows
 from facevae_jax.models import autoencoder, hierarchical
 from facevae_jax.models.likelihoods import make_likelihood
+from facevae_jax.training import step as training_step
 from facevae_jax.training.optimizer import ADAM_EPSILON, make_optimizer, make_schedule
-from facevae_jax.training.packing import Packing
-from facevae_jax.training.setup import TrainSetup, create_state, make_mesh, split_along
-from facevae_jax.training.step import train_step
+from facevae_jax.training.packing import Joined, Packing
+from facevae_jax.training.setup import TrainSetup, create_state, make_mesh, replicated, split_along
+from facevae_jax.training.step import train_step, train_steps
 from tests.conftest import change
 
 HIERARCHY = hierarchical.Config(
@@ -108,6 +110,9 @@ def test_a_packed_state_takes_the_same_steps(tiny_config, accumulation, model, a
     packed = jax.jit(packing.pack)(state)
     assert len(jax.tree.leaves(packed)) == arrays
     jax.tree.map(np.testing.assert_array_equal, packing.unpack(packed, like=state), state)
+    joined = Joined.of(packed)
+    assert joined.short.keys() == {"float32", "int32"}
+    jax.tree.map(np.testing.assert_array_equal, joined.part(packed), packed)
     step = jax.jit(functools.partial(train_step, setup=setup, packing=packing))
     plain_step = jax.jit(functools.partial(train_step, setup=setup))
     for number in range(4):
@@ -119,6 +124,34 @@ def test_a_packed_state_takes_the_same_steps(tiny_config, accumulation, model, a
         np.testing.assert_allclose(metrics.gradient_norm, expected.gradient_norm, rtol=1e-5)
     same = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
     jax.tree.map(same, packing.unpack(packed, like=state), state)
+
+
+@pytest.mark.parametrize("padding", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_dispatch_as_on_a_gpu_takes_the_same_steps(tiny_config, monkeypatch, padding):
+    """State in a few vectors, sums of batch normalization joined: the same up to rounding, also with padding.
+
+    The activation is smooth, since rounding decides the slope of a leaky one at zero.
+    """
+    size, model = 16 - padding, {"activation": "silu"}
+    config = change(tiny_config, train={"warmup_steps": 100, "batch_size": size}, data={"flip": True}, model=model)
+    images = open_dataset(config.data).images("train")
+    rows = np.arange(3 * size, dtype=np.int32).reshape(3, size)
+    rows = np.stack([padded_rows(each[None], parts=1, devices=4)[0] for each in rows])
+    mesh, found = make_mesh(jax.devices()[:4]), []
+    for platform in ("cpu", "gpu"):
+        setup = TrainSetup.of(config, mesh)
+        if platform == "gpu":
+            execution = setup.model.execution._replace(few_launches=True)
+            setup = setup._replace(model=setup.model.clone(execution=execution))
+        monkeypatch.setattr(training_step, "platform_of", lambda mesh, name=platform: name)
+        chunk = Chunk(put(as_rows(images), replicated(mesh)), put(rows, split_along(mesh, 1)))
+        steps = jax.jit(functools.partial(train_steps, setup=setup, capacity=4))
+        first, metrics = steps(create_state(setup), chunk, jnp.int32(1))
+        last, others = steps(first, chunk, jnp.int32(3))
+        assert last.step == 4
+        found.append(jax.device_get((first.opt_state, last.batch_stats, metrics.loss, others.loss)))
+    for joined, plain in zip(jax.tree.leaves(found[1]), jax.tree.leaves(found[0]), strict=True):
+        np.testing.assert_allclose(joined, plain, rtol=1e-5, atol=2e-5 * np.abs(plain).max())
 
 
 def test_a_models_module_works_under_jit_vmap_and_grad(finished, tiny_config):

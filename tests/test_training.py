@@ -132,7 +132,7 @@ def test_one_and_eight_devices_have_the_same_losses_by_the_command(tiny_config, 
 def test_draws_are_keyed_by_row_and_moments_are_those_of_all_codes(finished, tiny_config):
     model = facevae_jax.load(finished[0])
     images = open_dataset(tiny_config.data).images("validation")
-    keys = row_keys(jnp.arange(37), seed=tiny_config.train.seed, stream="evaluate", step=0)
+    (keys,) = row_keys(jnp.arange(37), "evaluate", seed=tiny_config.train.seed, step=0)
     ((drawn, posterior, _),) = model.module.apply(model.variables, jnp.asarray(images), keys, train=False).latents
     eps = random.normal(random.substream(keys, 0), (8,))
     np.testing.assert_allclose(drawn, posterior.mean + jnp.exp(0.5 * posterior.log_variance) * eps, rtol=1e-5)

@@ -49,25 +49,25 @@ def batch_reader(chunk: Chunk, *, mesh: Mesh | AbstractMesh) -> Callable[[Array 
     return read
 
 
-def row_keys(rows: Int[Array, " b"], *, seed: int, stream: str, step: Array | int) -> Key[Array, " b"]:
-    """One key for each row of a batch, whatever its place in the batch and its device."""
-    return keys_of(jax.random.fold_in(named_key(seed, stream), step), rows)
+def row_keys(rows: Int[Array, " b"], *streams: str, seed: int, step: Array | int) -> tuple[Key[Array, " b"], ...]:
+    """For each stream one key for each row of a batch, whatever its place in the batch and its device."""
+    roots = jnp.stack([named_key(seed, stream) for stream in streams])
+    # All at once, since each operation on a number is a launch of a GPU.
+    of_step = jax.vmap(jax.random.fold_in, in_axes=(0, None))(roots, step)
+    return tuple(keys_of(key, rows) for key in of_step)
 
 
-def random_flip(batch: Batch, *, seed: int, step: Array | int) -> UInt8[Array, "b h w c"]:
+def random_flip(images: UInt8[Array, "b h w c"], keys: Key[Array, " b"]) -> UInt8[Array, "b h w c"]:
     """The images, each mirrored left to right with probability 1/2."""
-    flips = jax.vmap(jax.random.bernoulli)(row_keys(batch.rows, seed=seed, stream="flip", step=step))
-    return jnp.where(flips[:, None, None, None], batch.images[:, :, ::-1], batch.images)
+    flips = jax.vmap(jax.random.bernoulli)(keys)
+    return jnp.where(flips[:, None, None, None], images[:, :, ::-1], images)
 
 
-def dequantize(
-    images: UInt8[Array, "b h w c"], rows: Int[Array, " b"], *, seed: int, stream: str, step: Array | int
-) -> Float[Array, "b h w c"]:
+def dequantize(images: UInt8[Array, "b h w c"], keys: Key[Array, " b"]) -> Float[Array, "b h w c"]:
     """The images in [0, 1] with uniform noise as wide as one gray level (Theis et al. 2016, section 3.1).
 
     A density of (x + u) / 256, u uniform in [0, 1), is a lower bound of the probability of the integers x; a density of
     x / 255 is not, as it can grow without limit.
     """
-    keys = row_keys(rows, seed=seed, stream=stream, step=step)
     noise = jax.vmap(lambda key: jax.random.uniform(key, images.shape[1:]))(keys)
     return (images.astype(jnp.float32) + noise) / GRAY_LEVELS

@@ -150,6 +150,7 @@ class Execution(NamedTuple):
     axis: str | None = None  # mesh axis that cuts a training batch; None: this device has the whole batch
     block_bytes: int = BLOCK_BYTES  # worked on at a time, in the form `matmul`; 0: the whole batch
     dtype: Dtype = "float32"  # of a config's `auto`
+    few_launches: bool = False  # what can be one operation is one, since each is a launch of a GPU
 
     def sum(self, tree: Any) -> Any:
         """The sum over the devices that have a part of the batch."""

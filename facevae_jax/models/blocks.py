@@ -68,13 +68,14 @@ def by_channel(values: Float[Array, " c"], x: Shaped[Array, "... c"]) -> Float[A
     return values.reshape(*[1] * (x.ndim - 1), -1)
 
 
-def _by_image(weights: Float[Array, " b"]) -> Float[Array, "b 1 1 1"]:
+def by_image(weights: Float[Array, " b"]) -> Float[Array, "b 1 1 1"]:
+    """One value for each image, with the axes of features."""
     return weights.reshape(-1, 1, 1, 1)
 
 
 def _moments(y: Float[Array, "b h w f"], weights: Float[Array, " b"] | None) -> Moments:
     y = y.astype(jnp.float32)
-    weighted = y if weights is None else y * _by_image(weights)
+    weighted = y if weights is None else y * by_image(weights)
     return Moments(jnp.sum(weighted, axis=(0, 1, 2)), jnp.sum(weighted * y, axis=(0, 1, 2)))
 
 
@@ -122,7 +123,7 @@ def _backward(
             total, square = (by_channel(gradient, y) for gradient in of_moments)
             of_moments_y = total + 2.0 * square * y
             if weights is not None:
-                of_moments_y *= _by_image(weights)
+                of_moments_y *= by_image(weights)
             of_y = (of_y + of_moments_y).astype(of_y.dtype)
         primals = (shared, x) if smooth else (shared,)
         of_shared, *of_x = jax.vjp(lambda shared, x=x: layer(shared, x, extras), *primals)[1](of_y)

@@ -19,12 +19,9 @@ from facevae_jax.core import random
 from facevae_jax.models.api import Execution, to_unit
 from facevae_jax.models.blocks import Moments, apply_layer, block_size, by_channel
 from facevae_jax.models.convolution import STRIDE, convolution, transposed_convolution, upsampled_convolution
+from facevae_jax.models.normalization import Affine, BatchNorm, GroupNorm, normalize_groups
 
-# Keras' values, which differ from Flax's (epsilon 1e-5, slope 0.01).
-BATCH_NORM_EPSILON = 1e-3
-LEAKY_RELU_SLOPE = 0.3
-GROUP_NORM_EPSILON = 1e-6
-GROUP_SIZE = 8  # channels that group normalization treats together
+LEAKY_RELU_SLOPE = 0.3  # Keras' value; Flax's is 0.01
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "leaky_relu": functools.partial(nn.leaky_relu, negative_slope=LEAKY_RELU_SLOPE),
@@ -39,13 +36,6 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 # A frozen dataclass, since it is a static argument, with kernel_size, normalization, batch_norm_momentum, activation,
 # dropout_rate and dtype, as of `models.vae.Config`.
 LayerConfig = Any
-
-
-class Affine(NamedTuple):
-    """Per-channel x * scale + shift, in float32."""
-
-    scale: Float[Array, " c"]
-    shift: Float[Array, " c"]
 
 
 class Pending(NamedTuple):
@@ -81,53 +71,6 @@ class Features(NamedTuple):
         return self.raw if self.pending is None else self.pending.apply(self.raw, config)
 
 
-def normalize_groups(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-    """Zero mean and unit variance of each image's groups of `GROUP_SIZE` channels (Wu & He 2018)."""
-    groups = x.reshape(*x.shape[:3], -1, math.gcd(GROUP_SIZE, x.shape[-1]))
-    mean = jnp.mean(groups, axis=(1, 2, 4), keepdims=True)
-    variance = jnp.var(groups, axis=(1, 2, 4), keepdims=True)
-    return ((groups - mean) * lax.rsqrt(variance + GROUP_NORM_EPSILON)).reshape(x.shape)
-
-
-class BatchNorm(nn.Module):
-    """Batch normalization (Ioffe & Szegedy 2015) from the batch's moments to the `Affine` that it amounts to.
-
-    Variables are those of `nn.BatchNorm`; the next layer applies the result as it reads its input.
-    """
-
-    momentum: float
-
-    @nn.compact
-    def __call__(self, moments: Moments, bias: Float[Array, " c"], *, count: Any, train: bool) -> Affine:
-        """Of values without the convolution's `bias`, which the running mean has.
-
-        `count` is the number of values of each channel in the moments; symbolic in an exported program.
-        """
-        shape = moments.total.shape
-        scale = self.param("scale", nn.initializers.ones, shape)
-        offset = self.param("bias", nn.initializers.zeros, shape)
-        running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
-        running_variance = self.variable("batch_stats", "var", jnp.ones, shape)
-        mean, variance = running_mean.value - bias, running_variance.value
-        if train:
-            mean = moments.total / count
-            variance = jnp.maximum(moments.square / count - jnp.square(mean), 0.0)
-            if not self.is_initializing():
-                for running, batch in ((running_mean, mean + bias), (running_variance, variance)):
-                    running.value = self.momentum * running.value + (1.0 - self.momentum) * batch
-        factor = scale * lax.rsqrt(variance + BATCH_NORM_EPSILON)
-        return Affine(factor, offset - mean * factor)
-
-
-class GroupNorm(nn.Module):
-    """The parameters of `nn.GroupNorm`; `normalize_groups` does the rest where the next layer reads its input."""
-
-    @nn.compact
-    def __call__(self, channels: int) -> Affine:  # noqa: D102
-        scale = self.param("scale", nn.initializers.ones, (channels,))
-        return Affine(scale, self.param("bias", nn.initializers.zeros, (channels,)))
-
-
 class Stage(nn.Module):
     """What follows a hidden convolution: normalization, activation and dropout, left pending."""
 
@@ -140,18 +83,15 @@ class Stage(nn.Module):
     ) -> Features:
         (features, moments), affine, kept = x, None, None
         y = features.raw
-        execution = self.execution if train else Execution()
         if moments is not None and features.bias is not None:
-            moments = execution.sum(moments)
-            count = execution.devices * math.prod(y.shape[:3])
-            norm = BatchNorm(self.config.batch_norm_momentum)
-            affine = norm(moments, features.bias, count=count, train=train)
+            norm = BatchNorm(self.config.batch_norm_momentum, self.execution)
+            y, affine = norm(y, moments, features.bias, weights=features.weights, train=train)
         elif self.config.normalization == "group":
             affine = GroupNorm()(y.shape[-1])
         if train and self.config.dropout_rate and keys is not None:
             probability = 1.0 - self.config.dropout_rate
             kept = random.bernoulli_words(keys, probability, math.prod(y.shape[1:]))
-        return features._replace(pending=Pending(affine, kept), bias=None)
+        return features._replace(raw=y, pending=Pending(affine, kept), bias=None)
 
 
 class Convolution(nn.Module):

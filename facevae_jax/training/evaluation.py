@@ -9,13 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from facevae_jax.data.batches import Batch, row_keys
+from facevae_jax.data.batches import Batch, dequantize, row_keys
 from facevae_jax.data.feed import put, put_rows
 from facevae_jax.data.plan import evaluation_rows
-from facevae_jax.models.api import LatentGroup, all_reduce
+from facevae_jax.models.api import LatentGroup, all_reduce, to_unit
 from facevae_jax.objective import ImageTerms, Loss, image_terms, loss_of
 from facevae_jax.training.setup import DATA_AXIS, TrainSetup, TrainState, on_each_device, split_along
-from facevae_jax.training.step import make_targets
 
 ACTIVE_VARIANCE = 0.01  # of the posterior means over the data, above which a unit is active (Burda et al. 2016)
 BATCHES_IN_FLIGHT = 2
@@ -45,8 +44,8 @@ def _sums(variables: Any, given: tuple[Batch, Bool[Array, " b"]], *, setup: Trai
     batch, valid = given
     seed = setup.config.train.seed
     # The same noise at every evaluation, so that evaluations compare.
-    targets = make_targets(batch, stream="dequantize evaluation", step=0, config=setup.config)
-    keys = row_keys(batch.rows, seed=seed, stream="evaluate", step=0)
+    noise, keys = row_keys(batch.rows, "dequantize evaluation", "evaluate", seed=seed, step=0)
+    targets = dequantize(batch.images, noise) if setup.config.data.dequantize else to_unit(batch.images)
     output = setup.model.apply(variables, batch.images, keys, train=False)
 
     def total(term: Array) -> Array:

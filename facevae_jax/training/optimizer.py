@@ -48,7 +48,7 @@ def scale_by_adam(*, b1: float = 0.9, b2: float = 0.999) -> optax.GradientTransf
         count = optax.safe_increment(state.count)
         first = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, gradients)
         second = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * jnp.square(g), state.nu, gradients)
-        to_first, to_second = 1 / (1 - b1**count), 1 / (1 - b2**count)
+        to_first, to_second = 1 / (1 - jnp.array([b1, b2]) ** count)
         updates = jax.tree.map(lambda m, v: m * to_first / (jnp.sqrt(v * to_second) + ADAM_EPSILON), first, second)
         return updates, optax.ScaleByAdamState(count, first, second)
 

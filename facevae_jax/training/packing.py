@@ -1,7 +1,8 @@
 """A state whose parameters lie in one vector, for devices where each operation on an array costs a launch.
 
-Adam of 43 arrays is some 80 launches of a GPU, and of one vector a few. What the optimizer does to a number does not
-depend on its place, so results are the same up to the order of sums.
+Adam of 43 arrays is some 80 launches of a GPU, and of one vector a few. Each number that a step changes is one more,
+unless it lies in a vector with others. What the optimizer does to a number does not depend on its place, so results are
+the same up to the order of sums.
 """
 
 import math
@@ -12,6 +13,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from facevae_jax.training.setup import TrainState
+
+SHORT = 2**12  # numbers of an array, at most, that is joined with others
 
 
 class Vector(NamedTuple):
@@ -75,6 +78,36 @@ class Packing(NamedTuple):
     def _vector(self, node: Any) -> Vector | None:
         structure = jax.tree.structure(node)
         return next((each for each in self if each.shapes and each.structure == structure), None)
+
+
+class Joined(NamedTuple):
+    """A packed state for a loop: its short arrays lie in one vector for each dtype, which is one launch each."""
+
+    long: list[Array]
+    short: dict[str, Array]  # by dtype
+
+    @classmethod
+    def of(cls, state: TrainState) -> "Joined":
+        """The state's arrays."""
+        leaves = jax.tree.leaves(state)
+        short: dict[str, list[Array]] = {}
+        for leaf in leaves:
+            if leaf.size <= SHORT:
+                short.setdefault(str(leaf.dtype), []).append(leaf.reshape(-1))
+        long = [leaf for leaf in leaves if leaf.size > SHORT]
+        return cls(long, {dtype: jnp.concatenate(parts) for dtype, parts in short.items()})
+
+    def part(self, like: TrainState) -> TrainState:
+        """The inverse of `of` for states like that."""
+        long, starts, leaves = iter(self.long), dict.fromkeys(self.short, 0), []
+        for leaf in jax.tree.leaves(like):
+            if leaf.size > SHORT:
+                leaves.append(next(long))
+                continue
+            dtype, start = str(leaf.dtype), starts[str(leaf.dtype)]
+            starts[dtype] = start + leaf.size
+            leaves.append(self.short[dtype][start : start + leaf.size].reshape(leaf.shape))
+        return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
 def _outputs_first(array: Array) -> Array:

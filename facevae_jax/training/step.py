@@ -11,13 +11,12 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from facevae_jax.config import RunConfig
 from facevae_jax.data.batches import Batch, Chunk, batch_reader, dequantize, random_flip, row_keys
 from facevae_jax.data.feed import FeedSpec
 from facevae_jax.data.plan import PADDING
 from facevae_jax.models.api import all_reduce, all_reduce_for_loss, to_unit
 from facevae_jax.objective import Loss, image_terms, kl_weight, loss_of
-from facevae_jax.training.packing import Packing
+from facevae_jax.training.packing import Joined, Packing
 from facevae_jax.training.setup import (
     DATA_AXIS,
     TrainSetup,
@@ -51,13 +50,6 @@ class Gradients(NamedTuple):
     batch_stats: Any
 
 
-def make_targets(batch: Batch, *, stream: str, step: Array | int, config: RunConfig) -> Float[Array, "b ..."]:
-    """What the decoder is compared with: the images in [0, 1], dequantized if the config says so."""
-    if config.data.dequantize:
-        return dequantize(*batch, seed=config.train.seed, stream=stream, step=step)
-    return to_unit(batch.images)
-
-
 def image_weights(rows: Int[Array, " b"], *, images: int) -> Float[Array, " b"] | None:
     """The weights of this device's images in means over a batch of `images`: 1 on average over the devices.
 
@@ -80,19 +72,18 @@ def _gradients(state: TrainState, batch: Batch, *, setup: TrainSetup) -> tuple[A
     The gradients' sum over the devices is that of the loss.
     """
     config, seed, step = setup.config, setup.config.train.seed, state.step
-    batch = batch._replace(images=batch.images.reshape(-1, *setup.model.image_shape))
+    streams = ("latent", "flip", "dequantize") if config.data.dequantize else ("latent", "flip")
+    keys, flips, *noise = row_keys(batch.rows, *streams, seed=seed, step=step)
+    images = batch.images.reshape(-1, *setup.model.image_shape)
     if config.data.flip:
-        batch = batch._replace(images=random_flip(batch, seed=seed, step=step))
-    targets = make_targets(batch, stream="dequantize", step=step, config=config)
-    keys = row_keys(batch.rows, seed=seed, stream="latent", step=step)
+        images = random_flip(images, flips)
+    targets = dequantize(images, *noise) if noise else to_unit(images)
     weights = image_weights(batch.rows, images=config.train.batch_size // config.train.accumulation)
     counted = {} if weights is None else {"weights": weights}
 
     def loss_function(params: Any) -> tuple[Float[Array, ""], tuple[Loss, Any]]:
         variables = {"params": params, "batch_stats": state.batch_stats}
-        output, updates = setup.model.apply(
-            variables, batch.images, keys, train=True, mutable=["batch_stats"], **counted
-        )
+        output, updates = setup.model.apply(variables, images, keys, train=True, mutable=["batch_stats"], **counted)
         terms = image_terms(targets, output, setup.likelihood)
         devices = lax.axis_size(DATA_AXIS)
         parts = jax.tree.map(lambda term: weighted_mean(term, weights) / devices, terms)
@@ -198,17 +189,26 @@ def train_steps(
     def one(state: TrainState, index: Array | int) -> tuple[TrainState, Metrics]:
         return train_step(state, read(index), setup=setup, packing=packing)
 
-    carried = packing.pack(state) if packing else state
-    shapes = jax.eval_shape(one, carried, 0)[1]
+    start = packing.pack(state) if packing else state
+    shapes = jax.eval_shape(one, start, 0)[1]
     empty, unravel = ravel_pytree(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes))
 
-    def body(index: Array, carry: tuple[TrainState, Array]) -> tuple[TrainState, Array]:
-        state, history = carry
-        state, metrics = one(state, index)
-        return state, history.at[index].set(ravel_pytree(metrics)[0])
+    def join(state: TrainState) -> TrainState | Joined:
+        return Joined.of(state) if packing else state
 
-    carried, history = lax.fori_loop(0, count, body, (carried, jnp.zeros((capacity, empty.size))))
-    return packing.unpack(carried, like=state) if packing else carried, jax.vmap(unravel)(history)
+    def part(carried: TrainState | Joined) -> TrainState:
+        return carried.part(start) if isinstance(carried, Joined) else carried
+
+    def body(carry: tuple[TrainState | Joined, Array]) -> tuple[TrainState | Joined, Array]:
+        before, history = part(carry[0]), carry[1]
+        index = before.step - state.step  # and not a counter of the loop, which would be another launch
+        after, metrics = one(before, index)
+        return join(after), lax.dynamic_update_index_in_dim(history, ravel_pytree(metrics)[0], index, 0)
+
+    end, history = state.step + count, jnp.zeros((capacity, empty.size))
+    carried, history = lax.while_loop(lambda carry: part(carry[0]).step < end, body, (join(start), history))
+    after = part(carried)
+    return packing.unpack(after, like=state) if packing else after, jax.vmap(unravel)(history)
 
 
 def compile_train_steps(setup: TrainSetup, state: TrainState, feed: FeedSpec) -> jax.stages.Compiled:
