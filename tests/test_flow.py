@@ -162,7 +162,7 @@ def test_a_fit_that_was_stopped_continues_to_the_same_bits(monkeypatch):
     jax.tree.map(np.testing.assert_array_equal, whole.params, FlowPrior.fit(codes).params)
 
 
-def test_a_fit_compiles_its_programs_before_the_steps_that_foretell_its_time(monkeypatch):
+def test_a_fit_compiles_nothing_while_it_predicts_its_time(monkeypatch):
     """Else these steps seem slow, and a fit that would end in time is left unfinished."""
     monkeypatch.setattr(flow_fit, "STEPS", (410, 410))
     traced, after = [], []

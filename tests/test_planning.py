@@ -285,7 +285,7 @@ def test_a_plan_is_json_and_names_what_is_sent(topology, tmp_path):
 
 @pytest.mark.parametrize("topology", [needs("1xh100"), needs("v5e-1")])
 def test_what_does_not_fit_is_refused_with_a_remedy_that_was_compiled(topology, capsys):
-    batch = 15 * 2**13 if "h100" in topology else 2**15  # as a whole 6% too many for an H100, halved 6% too few
+    batch = 15 * 2**13 if "h100" in topology else 2**15  # 6% more than an H100 holds; half of it needs 6% less
     config = small(data={"resolution": 128}, train={"batch_size": batch, "steps_per_dispatch": 1})
     with pytest.raises(UserError, match=r"does not fit.*This fits: config.train.accumulation=2\."):
         plan(config, topology_of(topology), images=batch)

@@ -35,9 +35,9 @@ def normalize_groups(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
 
 
 class BatchNorm(nn.Module):
-    """Batch normalization (Ioffe & Szegedy 2015): what is left of it to the next layer, as that reads its input.
+    """Batch normalization (Ioffe & Szegedy 2015), with the variables of `nn.BatchNorm`.
 
-    Variables are those of `nn.BatchNorm`.
+    The next layer applies it as it reads its input. With `Execution.few_launches` a training step applies it here.
     """
 
     momentum: float
@@ -53,7 +53,7 @@ class BatchNorm(nn.Module):
         weights: Float[Array, " b"] | None,
         train: bool,
     ) -> tuple[Shaped[Array, "b h w c"], Affine | None]:
-        """The features and the `Affine` that normalizes them; None: they are normalized.
+        """The features, and the `Affine` that normalizes them; None where they are normalized already.
 
         Args:
           y: what a convolution gives without its bias.
@@ -62,26 +62,25 @@ class BatchNorm(nn.Module):
           weights: of the images in the moments; None: all weigh 1.
           train: by the moments of the batch, over all devices; else by the running ones.
         """
-        shape, affine = bias.shape, None
+        shape, execution = bias.shape, self.execution
         scale = self.param("scale", nn.initializers.ones, shape)
         offset = self.param("bias", nn.initializers.zeros, shape)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
         running_variance = self.variable("batch_stats", "var", jnp.ones, shape)
-        mean, variance = running_mean.value - bias, running_variance.value
-        if train:
-            count = self.execution.devices * math.prod(y.shape[:3])
-            if self.execution.few_launches:
-                y, mean, variance = _normalized(y, scale, offset, weights, count, self.execution.axis)
-            else:
-                total, square = self.execution.sum(moments)
+        mean, variance, affine = running_mean.value - bias, running_variance.value, None
+        count = execution.devices * math.prod(y.shape[:3]) if train else 0
+        if train and execution.few_launches:
+            y, mean, variance = _normalized(y, scale, offset, weights, count, execution.axis)
+        else:
+            if train:
+                total, square = execution.sum(moments)
                 mean = total / count
                 variance = jnp.maximum(square / count - jnp.square(mean), 0.0)
-            if not self.is_initializing():
-                for running, batch in ((running_mean, mean + bias), (running_variance, variance)):
-                    running.value = self.momentum * running.value + (1.0 - self.momentum) * batch
-        if not (train and self.execution.few_launches):
             factor = scale * lax.rsqrt(variance + BATCH_NORM_EPSILON)
             affine = Affine(factor, offset - mean * factor)
+        if train and not self.is_initializing():
+            for running, batch in ((running_mean, mean + bias), (running_variance, variance)):
+                running.value = self.momentum * running.value + (1.0 - self.momentum) * batch
         return y, affine
 
 
@@ -103,13 +102,13 @@ def _normalized(
     count: int,
     axis: str | None,
 ) -> tuple[Float[Array, "b h w c"], Float[Array, " c"], Float[Array, " c"]]:
-    """Features normalized over a batch that devices have parts of, for a GPU, where each operation is a launch.
+    """Normalizes features over a batch that the devices share, in few launches of a GPU.
 
-    XLA makes a kernel, or three, of each sum over a batch. The gradient below needs two sums, where one derived from
-    the sums of the forward pass needs four.
+    Both passes need two sums of each channel, and one reduction gives both. The gradient that JAX derives has many
+    operations on each channel, for which XLA launches kernels of their own; that of the closed form below has few.
 
     Returns:
-      The normalized features, the mean and the variance; what the latter two give has no gradient.
+      The normalized features, the mean and the variance. No gradient goes through the mean and the variance.
     """
     return _forward(y, scale, offset, weights, count, axis)[0]
 

@@ -114,11 +114,15 @@ class Encoder(nn.Module):
         flat = x.value(config).astype(dtype).reshape(images.shape[0], -1)
         names = ("mean",) if config.kind == "autoencoder" else ("mean", "log_variance")
         heads = [Head(config.latent_dim, name=name)(flat.shape[1]) for name in names]
+
+        def project(kernel: Array, bias: Array) -> Array:
+            return flat @ kernel.astype(dtype) + bias.astype(dtype)[None]
+
         if self.execution.few_launches:  # one product instead of two, with three gradients instead of six
-            kernel, bias = (jnp.concatenate(parts, axis=-1) for parts in zip(*heads, strict=True))
-            heads = [(kernel, bias)]
-        outputs = [flat @ kernel.astype(dtype) + bias.astype(dtype)[None] for kernel, bias in heads]
-        mean, *log_variance = outputs if len(outputs) == len(names) else jnp.split(outputs[0], 2, axis=1)
+            joined = (jnp.concatenate(parts, axis=-1) for parts in zip(*heads, strict=True))
+            mean, *log_variance = jnp.split(project(*joined), len(heads), axis=1)
+        else:
+            mean, *log_variance = (project(*head) for head in heads)
         if not log_variance:
             return Gaussian.point(mean.astype(jnp.float32))
         return Gaussian.bounded(mean, *log_variance)
