@@ -1,5 +1,6 @@
 """The discretized logistic likelihood: a probability of 8-bit pixels, in training, scores and exported files."""
 
+import functools
 import itertools
 import math
 
@@ -12,7 +13,7 @@ import scipy.stats
 import facevae_jax
 from facevae_jax.exporting import publishing
 from facevae_jax.metrics import scores
-from facevae_jax.models.likelihoods import LogisticLikelihood, LogisticMixture
+from facevae_jax.models.likelihoods import GaussianLikelihood, LogisticLikelihood, LogisticMixture
 from facevae_jax.training.loop import train
 from facevae_jax.training.telemetry import read_metrics
 from tests.conftest import change
@@ -25,6 +26,31 @@ def probability_of(value, mean, scale, bits):
     low = -np.inf if value == 0 else (value - 0.5 * step) / 255
     high = np.inf if value == 256 - step else (value + 0.5 * step) / 255
     return logistic.cdf(high) - logistic.cdf(low)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_error_and_its_gradient_of_logits_are_the_derived_ones(dtype):
+    generator, likelihood = np.random.default_rng(0), GaussianLikelihood(8 * 8 * 3)
+    raw = jnp.asarray(2.0 * generator.normal(size=(5, 8, 8, 3)), dtype)
+    bias, factors = (jnp.asarray(generator.normal(size=size), jnp.float32) for size in (3, 5))
+    images = jnp.asarray(generator.uniform(size=raw.shape), jnp.float32)
+
+    def loss(raw, bias, decode):
+        return factors @ likelihood.terms(images, decode(raw, bias)).squared_error
+
+    def plain(raw, bias):
+        return likelihood.decode(raw.astype(jnp.float32) + bias[None, None, None])
+
+    (joint, found), (expected, gradients) = (
+        jax.value_and_grad(functools.partial(loss, decode=decode), (0, 1))(raw, bias)
+        for decode in (likelihood.decode_jointly, plain)
+    )
+    np.testing.assert_allclose(joint, expected, rtol=1e-6)
+    np.testing.assert_allclose(found[1], gradients[1], rtol=1e-5, atol=1e-7)
+    assert found[0].dtype == raw.dtype
+    largest = float(jnp.max(jnp.abs(gradients[0])))
+    tolerance = {"rtol": 1e-5, "atol": 1e-6 * largest} if dtype == "float32" else {"rtol": 2**-7, "atol": 0}
+    np.testing.assert_allclose(*(np.asarray(each[0], np.float32) for each in (found, gradients)), **tolerance)
 
 
 def test_a_mixtures_probability_is_scipys():
@@ -62,7 +88,7 @@ def test_a_layers_outputs_are_means_scales_and_weights(components, channels):
     likelihood = LogisticLikelihood(4 * 4 * 3, components=components)
     assert likelihood.channels(3) == channels
     raw = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 4, channels)), jnp.float32)
-    mean, mixture = likelihood.decode(raw)
+    mean, mixture, _ = likelihood.decode(raw)
     np.testing.assert_allclose(jnp.sum(jnp.exp(mixture.log_weights), axis=-1), 1.0, rtol=1e-5)
     np.testing.assert_allclose(mixture.means[..., 1, -1], jax.nn.sigmoid(raw[..., 3 * components - 2]), rtol=1e-6)
     np.testing.assert_allclose(mixture.log_scales[..., 0, 0], raw[..., 3 * components] - 2.5, rtol=1e-5)

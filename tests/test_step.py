@@ -129,8 +129,12 @@ def test_a_packed_state_takes_the_same_steps(tiny_config, accumulation, model, a
 
 
 @pytest.mark.parametrize("padding", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_a_dispatch_as_on_a_gpu_takes_the_same_steps(tiny_config, monkeypatch, padding):
-    """State in a few vectors, sums of batch normalization joined: the same up to rounding, also with padding.
+@pytest.mark.parametrize("accelerator", ["gpu", "tpu"])
+def test_a_dispatch_as_on_an_accelerator_takes_the_same_steps(tiny_config, monkeypatch, padding, accelerator):
+    """The same up to rounding, also with padding.
+
+    On a GPU the state lies in a few vectors and the sums of batch normalization are joined. On a TPU sums are sent as
+    they are, and the error's gradient is computed with the error.
 
     The activation is smooth, since rounding decides the slope of a leaky one at zero.
     """
@@ -140,11 +144,10 @@ def test_a_dispatch_as_on_a_gpu_takes_the_same_steps(tiny_config, monkeypatch, p
     rows = np.arange(3 * size, dtype=np.int32).reshape(3, size)
     rows = np.stack([padded_rows(each[None], parts=1, devices=4)[0] for each in rows])
     mesh, found = make_mesh(jax.devices()[:4]), []
-    for platform in ("cpu", "gpu"):
+    for platform in ("cpu", accelerator):
         setup = TrainSetup.of(config, mesh)
-        if platform == "gpu":
-            execution = setup.model.execution._replace(few_launches=True)
-            setup = setup._replace(model=setup.model.clone(execution=execution))
+        few = {"few_launches": platform == "gpu", "few_passes": platform == "tpu"}
+        setup = setup._replace(model=setup.model.clone(execution=setup.model.execution._replace(**few)))
         monkeypatch.setattr(training_step, "platform_of", lambda mesh, name=platform: name)
         chunk = Chunk(put(as_rows(images), replicated(mesh)), put(rows, split_along(mesh, 1)))
         steps = jax.jit(functools.partial(train_steps, setup=setup, capacity=4))

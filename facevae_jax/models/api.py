@@ -151,10 +151,11 @@ class Execution(NamedTuple):
     block_bytes: int = BLOCK_BYTES  # worked on at a time, in the form `matmul`; 0: the whole batch
     dtype: Dtype = "float32"  # of a config's `auto`
     few_launches: bool = False  # what can be one operation is one, since each is a launch of a GPU
+    few_passes: bool = False  # arrays are read and laid out anew as seldom as can be, which takes a TPU long
 
     def sum(self, tree: Any) -> Any:
         """The sum over the devices that have a part of the batch."""
-        return all_reduce(tree, self.axis) if self.axis else tree
+        return all_reduce(tree, self.axis, joined=not self.few_passes) if self.axis else tree
 
     def dtype_of(self, setting: Literal["auto"] | Dtype) -> jnp.dtype:
         """The dtype of the computation that a config's setting means."""
@@ -166,10 +167,19 @@ class Execution(NamedTuple):
         return lax.axis_size(self.axis) if self.axis else 1
 
 
-def all_reduce(tree: Any, axis: str) -> Any:
-    """The sum over the devices of a mesh axis, sent as one array: starting an exchange costs more than its bytes."""
+def all_reduce(tree: Any, axis: str, *, joined: bool = True) -> Any:
+    """The sum over the devices of a mesh axis.
+
+    Args:
+      tree: of arrays.
+      axis: of the mesh.
+      joined: sent as one array, since starting an exchange costs more than its bytes. A TPU's compiler joins exchanges
+        itself, without laying out their arrays anew.
+    """
     if lax.axis_size(axis) == 1:
         return tree
+    if not joined:
+        return lax.psum(tree, axis)
     flat, unravel = ravel_pytree(tree)
     return unravel(lax.psum(flat, axis))
 

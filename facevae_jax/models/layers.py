@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float, Key, Shaped, UInt32
 
 from facevae_jax.core import random
@@ -24,7 +25,8 @@ from facevae_jax.models.normalization import Affine, BatchNorm, GroupNorm, norma
 LEAKY_RELU_SLOPE = 0.3  # Keras' value; Flax's is 0.01
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "leaky_relu": functools.partial(nn.leaky_relu, negative_slope=LEAKY_RELU_SLOPE),
+    # A product, whose derivative is one product too. That of `nn.leaky_relu` is a sum of two.
+    "leaky_relu": lambda x: x * jnp.where(x >= 0, 1.0, LEAKY_RELU_SLOPE),
     "relu": nn.relu,
     "silu": nn.silu,
     "gelu": nn.gelu,  # by tanh
@@ -64,7 +66,7 @@ class Features(NamedTuple):
     raw: Shaped[Array, "b h w c"]
     pending: Pending | None = None
     weights: Float[Array, " b"] | None = None  # of the images in the batch's moments; None: all weigh 1
-    bias: Float[Array, " c"] | None = None  # that batch normalization would only take away again
+    bias: Float[Array, " c"] | None = None  # not added: batch normalization would take it away, or the reader adds it
 
     def value(self, config: LayerConfig) -> Shaped[Array, "b h w c"]:
         """The array with all done."""
@@ -101,6 +103,7 @@ class Convolution(nn.Module):
     config: LayerConfig
     execution: Execution
     hidden: bool = True  # a `Stage` follows
+    adds_bias: bool = True  # where no batch normalization follows
     initializer: nn.initializers.Initializer = nn.initializers.glorot_uniform()  # of the kernel
 
     doubles: ClassVar[bool] = False  # height and width
@@ -121,6 +124,9 @@ class Convolution(nn.Module):
         size, channels, dtype = self.config.kernel_size, x.raw.shape[-1], self.execution.dtype_of(self.config.dtype)
         shape = (size, size, *self.kernel_ends(channels))
         kernel = self.param("kernel", self.initializer, shape)
+        if self.execution.few_passes and not self.hidden and self.features < channels == shape[2]:
+            # A pixel's channels would leave most of the 128 lanes of a TPU's registers empty.
+            kernel = with_layout_constraint(kernel, Layout((0, 1, 3, 2)))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         normalized = self.hidden and self.config.normalization == "batch"
         positions = x.raw.shape[1] * x.raw.shape[2] // (1 if self.doubles else self.stride**2)
@@ -137,9 +143,10 @@ class Convolution(nn.Module):
         )
         # Batch normalization takes the bias away again, so its gradient is zero. Added and subtracted it would have a
         # gradient of rounding noise, which Adam would scale up to full steps: a random walk.
-        shared = (affine, kernel, None if normalized else bias)
+        added = self.adds_bias and not normalized
+        shared = (affine, kernel, bias if added else None)
         y, moments = apply_layer(layer, shared, x.raw, kept, block=block, moments=normalized, weights=x.weights)
-        return Features(y, weights=x.weights, bias=bias if normalized else None), moments
+        return Features(y, weights=x.weights, bias=None if added else bias), moments
 
 
 def _convolve(

@@ -166,8 +166,11 @@ class Decoder(nn.Module):
             x = Stage(config, self.execution)(y, layer_keys(keys, layer), train=train)
         channels = self.likelihood.channels(CHANNELS)
         head = UpsampledConvolution if config.head == "nearest" else TransposedConvolution
-        raw = head(channels, config, self.execution, hidden=False)(x)[0].raw
-        return self.likelihood.decode(raw.astype(jnp.float32))
+        joint = train and self.execution.few_passes and not self.likelihood.discrete
+        last, _ = head(channels, config, self.execution, hidden=False, adds_bias=not joint)(x)
+        if last.bias is not None:
+            return self.likelihood.decode_jointly(last.raw, last.bias)
+        return self.likelihood.decode(last.raw.astype(jnp.float32))
 
 
 class VAE(WholeCode, nn.Module):

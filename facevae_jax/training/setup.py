@@ -123,6 +123,7 @@ class TrainSetup(NamedTuple):
             block_bytes=BLOCK_BYTES if mesh.size == 1 else CORE_BLOCK_BYTES,
             dtype="bfloat16" if platform in ("tpu", "gpu") else "float32",
             few_launches=platform == "gpu",
+            few_passes=platform == "tpu",
         )
         model, likelihood = make_model(config, execution)
         return cls(config, model, likelihood, make_optimizer(config.train, total_steps=total_steps), mesh)

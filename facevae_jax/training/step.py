@@ -128,8 +128,7 @@ def _mean_gradients(state: TrainState, parts: Batch, *, setup: TrainSetup, packi
         gradients, loss, batch_stats = jax.tree.map(lambda total: total / count, sums)
     if packing:
         gradients, batch_stats = packing.params.pack(gradients), packing.batch_stats.pack(batch_stats)
-    gradients = all_reduce(gradients, DATA_AXIS)
-    # Here, where the gradients are cut out of what was sent, a TPU's compiler adds up their squares in passing.
+    gradients = all_reduce(gradients, DATA_AXIS, joined=platform_of(setup.mesh) != "tpu")
     return Gradients(gradients, optax.tree.norm(gradients), loss, batch_stats)
 
 
