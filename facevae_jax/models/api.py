@@ -151,7 +151,7 @@ class Execution(NamedTuple):
     block_bytes: int = BLOCK_BYTES  # worked on at a time, in the form `matmul`; 0: the whole batch
     dtype: Dtype = "float32"  # of a config's `auto`
     few_launches: bool = False  # what can be one operation is one, since each is a launch of a GPU
-    few_passes: bool = False  # arrays are read and laid out anew as seldom as can be, which takes a TPU long
+    few_passes: bool = False  # what one pass over an array can give, none of its own does: a TPU's time goes to passes
 
     def sum(self, tree: Any) -> Any:
         """The sum over the devices that have a part of the batch."""
@@ -173,8 +173,8 @@ def all_reduce(tree: Any, axis: str, *, joined: bool = True) -> Any:
     Args:
       tree: of arrays.
       axis: of the mesh.
-      joined: sent as one array, since starting an exchange costs more than its bytes. A TPU's compiler joins exchanges
-        itself, without laying out their arrays anew.
+      joined: sends them as one array, since starting an exchange costs more than its bytes. A TPU's compiler joins
+        exchanges itself, without laying out their arrays anew.
     """
     if lax.axis_size(axis) == 1:
         return tree

@@ -25,7 +25,7 @@ from facevae_jax.models.normalization import Affine, BatchNorm, GroupNorm, norma
 LEAKY_RELU_SLOPE = 0.3  # Keras' value; Flax's is 0.01
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    # A product, whose derivative is one product too. That of `nn.leaky_relu` is a sum of two.
+    # As a product, whose derivative is one more. That of `nn.leaky_relu` is a sum of two.
     "leaky_relu": lambda x: x * jnp.where(x >= 0, 1.0, LEAKY_RELU_SLOPE),
     "relu": nn.relu,
     "silu": nn.silu,
@@ -124,8 +124,9 @@ class Convolution(nn.Module):
         size, channels, dtype = self.config.kernel_size, x.raw.shape[-1], self.execution.dtype_of(self.config.dtype)
         shape = (size, size, *self.kernel_ends(channels))
         kernel = self.param("kernel", self.initializer, shape)
-        if self.execution.few_passes and not self.hidden and self.features < channels == shape[2]:
-            # A pixel's channels would leave most of the 128 lanes of a TPU's registers empty.
+        inputs_first = shape[2:] == (channels, self.features)
+        if self.execution.few_passes and not self.hidden and inputs_first and self.features < channels:
+            # With the few channels of a pixel in the 128 lanes of a TPU's registers, most of these would be empty.
             kernel = with_layout_constraint(kernel, Layout((0, 1, 3, 2)))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         normalized = self.hidden and self.config.normalization == "batch"

@@ -99,7 +99,7 @@ def _by_number(function: Callable[[Array], Array], x: Array) -> Array:
 
 
 class Logits(NamedTuple):
-    """What the sigmoid function makes pixels of, in two parts."""
+    """The logits of pixels, raw + bias, as a convolution gives them."""
 
     raw: Shaped[Array, "b h w c"]  # in the dtype of the computation
     bias: Float[Array, " c"]
@@ -110,7 +110,7 @@ class Decoded(NamedTuple):
 
     mean: Float[Array, "*b h w c"]  # in [0, 1], float32
     distribution: LogisticMixture | None = None  # None: a Gaussian around the mean
-    logits: Logits | None = None  # of the mean, for `squared_error`; None: the gradient is derived from the mean
+    logits: Logits | None = None  # of the mean, for `squared_error`; None: JAX derives the error's gradient
 
 
 class PixelTerms(NamedTuple):
@@ -126,9 +126,9 @@ def squared_error(
 ) -> Float[Array, " b"]:
     """The mean over an image's pixel values of (x - sigmoid(raw + bias))². Images have no gradient.
 
-    A TPU's registers hold 8 or 16 channels of a place, so that a pass over three takes as long as one over all of
-    them. The derived gradient takes two more, for the bias and for what the kernel's gradient reads; here the pass that
-    computes the error gives both.
+    A TPU's registers hold 8 or 16 channels of a place, so a pass over three takes as long as one over all of them. The
+    gradient that JAX derives takes a pass of its own for the bias, and computes the slopes again for each convolution.
+    Here the pass that computes the error gives both.
     """
     return _squared_error(images, raw, bias)[0]
 
