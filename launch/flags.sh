@@ -9,12 +9,12 @@
 # tests/test_launch.py, which starts the installed jaxlib with these.
 #
 # The workload: convolutions, two small dense layers each way, and data parallelism with one all-reduce per step of all
-# gradients as a single array (10 to 20 MB), which the optimizer needs at once.
+# gradients (10 to 20 MB), which the optimizer needs at once.
 #
 # Omitted, though often copied:
 #   --xla_gpu_enable_latency_hiding_scheduler, and the async collective flags of libtpu: they overlap an exchange with
 #       other work, and here there is none: the sum is the last operation before the update.
-#   --xla_gpu_all_reduce_combine_threshold_bytes: there is one gradient array, so nothing to combine.
+#   --xla_gpu_all_reduce_combine_threshold_bytes: a GPU has one gradient array, so nothing to combine.
 #   --xla_tpu_enable_data_parallel_all_reduce_opt, --xla_tpu_scoped_vmem_limit_kib: for large transformers whose
 #       gradients are exchanged during the backward pass.
 #   --xla_gpu_autotune_level: its default tunes the convolutions, which take most of a step's time.

@@ -17,12 +17,12 @@ from facevae_jax.data.dataset import open_dataset
 from facevae_jax.data.plan import BatchPlan
 from facevae_jax.metrics import scores
 from facevae_jax.models import pca, vae
-from facevae_jax.models.api import image_keys
+from facevae_jax.models.api import Execution, image_keys
 from facevae_jax.models.likelihoods import Decoded, GaussianLikelihood
 from facevae_jax.training.evaluation import Evaluator
 from facevae_jax.training.loop import train
 from facevae_jax.training.optimizer import make_optimizer
-from facevae_jax.training.setup import TrainSetup, create_state, make_mesh
+from facevae_jax.training.setup import DATA_AXIS, TrainSetup, create_state, make_mesh
 from facevae_jax.training.step import train_steps
 from tests.conftest import change
 from tests.test_extending import example
@@ -129,7 +129,8 @@ def test_a_linear_vae_reaches_the_likelihood_of_probabilistic_pca(monkeypatch):
     mesh = make_mesh(jax.local_devices()[:1])
     optimizer = make_optimizer(config.train, total_steps=8_000)
     likelihood = LinearGaussian(size)
-    setup = TrainSetup(config, linear.Linear(config.model, 2, likelihood), likelihood, optimizer, mesh)
+    model, execution = linear.Linear(config.model, 2, likelihood), Execution(axis=DATA_AXIS)
+    setup = TrainSetup(config, model, likelihood, optimizer, mesh, execution)
     state = create_state(setup)
     shaped = data.reshape(-1, *shape)
     steps = jax.jit(functools.partial(train_steps, setup=setup, capacity=500))

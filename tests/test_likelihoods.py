@@ -43,7 +43,7 @@ def test_the_error_and_its_gradient_of_logits_are_the_derived_ones(dtype):
 
     (joint, found), (expected, gradients) = (
         jax.value_and_grad(functools.partial(loss, decode=decode), (0, 1))(raw, bias)
-        for decode in (likelihood.decode_jointly, plain)
+        for decode in (likelihood.decode_with_bias, plain)
     )
     np.testing.assert_allclose(joint, expected, rtol=1e-6)
     np.testing.assert_allclose(found[1], gradients[1], rtol=1e-5, atol=1e-7)

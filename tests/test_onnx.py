@@ -35,6 +35,8 @@ def test_onnx_gives_what_the_model_gives(tiny_config, model):
     encoder, decoder = (onnxruntime.InferenceSession(files[n]) for n in (onnx_graphs.ENCODER, onnx_graphs.DECODER))
     images, latents = inputs(5, restored.config)
     posterior, decoded = expected(restored, images, latents)
+    named = getattr(MODELS[model], "activation", "") == "leaky_relu"
+    assert (b"LeakyRelu" in files[onnx_graphs.DECODER]) == named  # one operation, and not four
     for count in (1, 5):
         outputs = encoder.run(["mean", "log_variance"], {"images": images[:count]})
         for found, wanted in zip(outputs, posterior, strict=True):

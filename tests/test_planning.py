@@ -197,6 +197,22 @@ def test_dropout_is_drawn_once(topology, folder, tmp_path):
     assert drawn(compiled(topology, folder)) - drawn(without) == 5 * 21
 
 
+@pytest.mark.parametrize("topology", [V5E])
+def test_a_tpus_step_has_few_passes_over_pixels(topology, folder):
+    program = programs.parse(compiled(topology, folder))
+    # The compiler joins exchanges: of each batch-normalized layer's sums, both ways; of the gradients; of the loss.
+    assert programs.exchanges(program)["all-reduce"][0] == 2 * 5 + 2
+    # One pass writes numbers of the pixels: the error's slopes. None is for the gradient of the last layer's bias.
+    images = re.compile(r"\b(?:f32|bf16)\[16,32,32,3\]")
+    written = [each for each in program.step if each.op == "fusion" and images.search(each.shape)]
+    assert len(written) == 1
+    assert sum("f32[16,3]" in each.shape for each in written) == 1
+    # The last kernel has its inputs in the lanes: they are its last axis, and minor.
+    kernels = [shape for shape in program.shapes.values() if re.match(r"bf16\[4,4,3,8\]", shape)]
+    assert kernels
+    assert all("{3,2,1,0" in shape for shape in kernels)
+
+
 @pytest.mark.plan
 def test_adam_is_one_launch_of_a_gpu_and_products_are_of_bfloat16(folder):
     topology = "8xh100"

@@ -17,6 +17,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float, Key, Shaped, UInt32
 
 from facevae_jax.core import random
+from facevae_jax.core.settings import CHANNELS
 from facevae_jax.models.api import Execution, to_unit
 from facevae_jax.models.blocks import Moments, apply_layer, block_size, by_channel
 from facevae_jax.models.convolution import STRIDE, convolution, transposed_convolution, upsampled_convolution
@@ -24,9 +25,15 @@ from facevae_jax.models.normalization import Affine, BatchNorm, GroupNorm, norma
 
 LEAKY_RELU_SLOPE = 0.3  # Keras' value; Flax's is 0.01
 
+
+@jax.jit  # a name in programs, which exporting to ONNX knows
+def leaky_relu(x: jax.Array, negative_slope: float) -> jax.Array:
+    """As a product, whose derivative is one more. That of `nn.leaky_relu` is a sum of two."""
+    return x * jnp.where(x >= 0, 1.0, negative_slope)
+
+
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    # As a product, whose derivative is one more. That of `nn.leaky_relu` is a sum of two.
-    "leaky_relu": lambda x: x * jnp.where(x >= 0, 1.0, LEAKY_RELU_SLOPE),
+    "leaky_relu": functools.partial(leaky_relu, negative_slope=LEAKY_RELU_SLOPE),
     "relu": nn.relu,
     "silu": nn.silu,
     "gelu": nn.gelu,  # by tanh
@@ -66,7 +73,7 @@ class Features(NamedTuple):
     raw: Shaped[Array, "b h w c"]
     pending: Pending | None = None
     weights: Float[Array, " b"] | None = None  # of the images in the batch's moments; None: all weigh 1
-    bias: Float[Array, " c"] | None = None  # not added: batch normalization would take it away, or the reader adds it
+    bias: Float[Array, " c"] | None = None  # not added yet; batch normalization would only take it away again
 
     def value(self, config: LayerConfig) -> Shaped[Array, "b h w c"]:
         """The array with all done."""
@@ -103,7 +110,7 @@ class Convolution(nn.Module):
     config: LayerConfig
     execution: Execution
     hidden: bool = True  # a `Stage` follows
-    adds_bias: bool = True  # where no batch normalization follows
+    adds_bias: bool = True  # False, where it is not `hidden`: the reader adds it
     initializer: nn.initializers.Initializer = nn.initializers.glorot_uniform()  # of the kernel
 
     doubles: ClassVar[bool] = False  # height and width
@@ -124,10 +131,9 @@ class Convolution(nn.Module):
         size, channels, dtype = self.config.kernel_size, x.raw.shape[-1], self.execution.dtype_of(self.config.dtype)
         shape = (size, size, *self.kernel_ends(channels))
         kernel = self.param("kernel", self.initializer, shape)
-        inputs_first = shape[2:] == (channels, self.features)
-        if self.execution.few_passes and not self.hidden and inputs_first and self.features < channels:
-            # With the few channels of a pixel in the 128 lanes of a TPU's registers, most of these would be empty.
-            kernel = with_layout_constraint(kernel, Layout((0, 1, 3, 2)))
+        if self.execution.few_passes and shape[2:] == (channels, CHANNELS):
+            # The outputs are the colors of pixels. In the 128 lanes of a TPU's registers they would leave most empty.
+            kernel = with_layout_constraint(kernel.astype(dtype), Layout((0, 1, 3, 2)))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         normalized = self.hidden and self.config.normalization == "batch"
         positions = x.raw.shape[1] * x.raw.shape[2] // (1 if self.doubles else self.stride**2)
@@ -144,7 +150,7 @@ class Convolution(nn.Module):
         )
         # Batch normalization takes the bias away again, so its gradient is zero. Added and subtracted it would have a
         # gradient of rounding noise, which Adam would scale up to full steps: a random walk.
-        added = self.adds_bias and not normalized
+        added = (self.hidden or self.adds_bias) and not normalized
         shared = (affine, kernel, bias if added else None)
         y, moments = apply_layer(layer, shared, x.raw, kept, block=block, moments=normalized, weights=x.weights)
         return Features(y, weights=x.weights, bias=None if added else bias), moments

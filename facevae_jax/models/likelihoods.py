@@ -110,7 +110,7 @@ class Decoded(NamedTuple):
 
     mean: Float[Array, "*b h w c"]  # in [0, 1], float32
     distribution: LogisticMixture | None = None  # None: a Gaussian around the mean
-    logits: Logits | None = None  # of the mean, for `squared_error`; None: JAX derives the error's gradient
+    logits: Logits | None = None  # of the mean, where the error is to be computed by `squared_error`
 
 
 class PixelTerms(NamedTuple):
@@ -126,9 +126,9 @@ def squared_error(
 ) -> Float[Array, " b"]:
     """The mean over an image's pixel values of (x - sigmoid(raw + bias))². Images have no gradient.
 
-    A TPU's registers hold 8 or 16 channels of a place, so a pass over three takes as long as one over all of them. The
-    gradient that JAX derives takes a pass of its own for the bias, and computes the slopes again for each convolution.
-    Here the pass that computes the error gives both.
+    A TPU's registers hold 8 or 16 channels of a place of 128 images, so a pass over three channels takes as long as one
+    over 8. The gradient that JAX derives takes a pass of its own for the bias, and computes the slopes again for each
+    convolution. Here the pass that computes the error gives both.
     """
     return _squared_error(images, raw, bias)[0]
 
@@ -187,8 +187,13 @@ class GaussianLikelihood:
         """What the decoder's last layer says of the pixels."""
         return Decoded(jax.nn.sigmoid(raw))
 
-    def decode_jointly(self, raw: Shaped[Array, "b h w c"], bias: Float[Array, " c"]) -> Decoded:
-        """`decode` of raw + bias, for `terms` whose gradient is computed as in `squared_error`."""
+    @property
+    def means_are_sigmoids(self) -> bool:
+        """Whether `decode_with_bias` can be used: `decode` is that of this class."""
+        return type(self).decode is GaussianLikelihood.decode
+
+    def decode_with_bias(self, raw: Shaped[Array, "b h w c"], bias: Float[Array, " c"]) -> Decoded:
+        """`decode` of raw + bias, with what `terms` needs to compute the error by `squared_error`."""
         return self.decode(raw.astype(jnp.float32) + by_channel(bias, raw))._replace(logits=Logits(raw, bias))
 
     def initial_params(self) -> dict[str, Array]:

@@ -166,10 +166,10 @@ class Decoder(nn.Module):
             x = Stage(config, self.execution)(y, layer_keys(keys, layer), train=train)
         channels = self.likelihood.channels(CHANNELS)
         head = UpsampledConvolution if config.head == "nearest" else TransposedConvolution
-        joint = train and self.execution.few_passes and not self.likelihood.discrete
-        last, _ = head(channels, config, self.execution, hidden=False, adds_bias=not joint)(x)
+        later = train and self.execution.few_passes and self.likelihood.means_are_sigmoids
+        last, _ = head(channels, config, self.execution, hidden=False, adds_bias=not later)(x)
         if last.bias is not None:
-            return self.likelihood.decode_jointly(last.raw, last.bias)
+            return self.likelihood.decode_with_bias(last.raw, last.bias)
         return self.likelihood.decode(last.raw.astype(jnp.float32))
 
 

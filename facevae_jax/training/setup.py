@@ -112,6 +112,7 @@ class TrainSetup(NamedTuple):
     likelihood: GaussianLikelihood
     optimizer: optax.GradientTransformation
     mesh: Mesh | AbstractMesh  # abstract where only shapes are asked for
+    execution: Execution  # the model's
 
     @classmethod
     def of(cls, config: RunConfig, mesh: Mesh | AbstractMesh, *, total_steps: int = 1) -> "TrainSetup":
@@ -126,7 +127,8 @@ class TrainSetup(NamedTuple):
             few_passes=platform == "tpu",
         )
         model, likelihood = make_model(config, execution)
-        return cls(config, model, likelihood, make_optimizer(config.train, total_steps=total_steps), mesh)
+        optimizer = make_optimizer(config.train, total_steps=total_steps)
+        return cls(config, model, likelihood, optimizer, mesh, execution)
 
 
 def make_model(config: RunConfig, execution: Execution | None = None) -> tuple[Model, GaussianLikelihood]:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 from facevae_jax.data.batches import Batch, Chunk, batch_reader, dequantize, random_flip, row_keys
 from facevae_jax.data.feed import FeedSpec
 from facevae_jax.data.plan import PADDING
-from facevae_jax.models.api import all_reduce, all_reduce_for_loss, to_unit
+from facevae_jax.models.api import all_reduce_for_loss, to_unit
 from facevae_jax.objective import Loss, image_terms, kl_weight, loss_of
 from facevae_jax.training.packing import Joined, Packing
 from facevae_jax.training.setup import (
@@ -22,7 +22,6 @@ from facevae_jax.training.setup import (
     TrainSetup,
     TrainState,
     on_each_device,
-    platform_of,
     replicated,
 )
 
@@ -128,7 +127,7 @@ def _mean_gradients(state: TrainState, parts: Batch, *, setup: TrainSetup, packi
         gradients, loss, batch_stats = jax.tree.map(lambda total: total / count, sums)
     if packing:
         gradients, batch_stats = packing.params.pack(gradients), packing.batch_stats.pack(batch_stats)
-    gradients = all_reduce(gradients, DATA_AXIS, joined=platform_of(setup.mesh) != "tpu")
+    gradients = setup.execution.sum(gradients)
     return Gradients(gradients, optax.tree.norm(gradients), loss, batch_stats)
 
 
@@ -183,7 +182,7 @@ def train_steps(
     """
     read = batch_reader(chunk, mesh=setup.mesh)
     # A TPU lays a vector out anew for each product, and a CPU has no launches.
-    packing = Packing.of(state) if platform_of(setup.mesh) == "gpu" else None
+    packing = Packing.of(state) if setup.execution.few_launches else None
 
     def one(state: TrainState, index: Array | int) -> tuple[TrainState, Metrics]:
         return train_step(state, read(index), setup=setup, packing=packing)
