@@ -27,7 +27,7 @@ LEAKY_RELU_SLOPE = 0.3  # Keras' value; Flax's is 0.01
 
 
 @jax.jit  # a name in programs, which exporting to ONNX knows
-def leaky_relu(x: jax.Array, negative_slope: float) -> jax.Array:
+def leaky_relu(x: jax.Array, negative_slope: jax.Array | float) -> jax.Array:
     """As a product, whose derivative is one more. That of `nn.leaky_relu` is a sum of two."""
     return x * jnp.where(x >= 0, 1.0, negative_slope)
 
