@@ -39,7 +39,7 @@ def test_cores_are_devices_that_divide_the_batch():
     assert devices(840, JAX_NUM_CPU_DEVICES="5") == 5
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_a_signal_while_a_command_imports_ends_it_without_a_word_of_python(tmp_path, number):
     """Whether Python, JAX or the command itself is being imported."""
     words = [sys.executable, "-m", "facevae_jax.generate", "sample", f"--workdir={tmp_path / 'none'}"]
