@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from configs import ffhq128
 from facevae_jax.config import RunConfig
 from facevae_jax.core.errors import UserError
 from facevae_jax.data.batches import batch_reader
@@ -21,7 +22,7 @@ from facevae_jax.planning.plans import Plan, _flops, advice, plan
 from facevae_jax.planning.topologies import GIB, TPUS, Topology, topology_of
 from facevae_jax.training.feeds import feed_spec
 from facevae_jax.training.setup import TrainSetup, abstract_state, make_mesh
-from tests.conftest import assert_one_line_error, run_module
+from tests.conftest import assert_one_line_error, change, run_module
 
 HEAD = 4  # side of the largest kernel, that of a head that doubles by nearest neighbors before a convolution of 3
 PROGRAM = """
@@ -200,15 +201,23 @@ def test_dropout_is_drawn_once(topology, folder, tmp_path):
 @pytest.mark.parametrize("topology", [V5E])
 def test_a_tpus_step_has_few_passes_over_pixels(topology, folder):
     program = programs.parse(compiled(topology, folder))
-    # The compiler joins exchanges: of each batch-normalized layer's sums, both ways; of the gradients; of the loss.
-    assert programs.exchanges(program)["all-reduce"][0] == 2 * 5 + 2
+    # The compiler joins exchanges: of a normalized layer's sums, both ways; of the gradients; perhaps of the loss.
+    assert programs.exchanges(program)["all-reduce"][0] <= 2 * 5 + 2
     # One pass writes numbers of the pixels: the error's slopes. None is for the gradient of the last layer's bias.
     images = re.compile(r"\b(?:f32|bf16)\[16,32,32,3\]")
     written = [each for each in program.step if each.op == "fusion" and images.search(each.shape)]
     assert len(written) == 1
     assert sum("f32[16,3]" in each.shape for each in written) == 1
-    # The last kernel has its inputs in the lanes: they are its last axis, and minor.
-    kernels = [shape for shape in program.shapes.values() if re.match(r"bf16\[4,4,3,8\]", shape)]
+
+
+@pytest.mark.parametrize("topology", [V5E])
+def test_ffhq128_fills_the_lanes_of_four_chips(topology, tmp_path):
+    """By itself the compiler puts the three outputs of the last kernel into 128 lanes, in no smaller program known."""
+    config = change(RunConfig.from_config_dict(ffhq128.get_config()), train={"batch_size": 512})
+    found = plan(config, topology_of(topology), images=60_000, dump=tmp_path)
+    assert found.images_per_second / found.devices > 60_000
+    shapes = programs.parse((tmp_path / f"{topology}.txt").read_text()).shapes.values()
+    kernels = [shape for shape in shapes if shape.startswith("bf16[4,4,3,32]")]
     assert kernels
     assert all("{3,2,1,0" in shape for shape in kernels)
 
