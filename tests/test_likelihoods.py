@@ -13,7 +13,9 @@ import scipy.stats
 import facevae_jax
 from facevae_jax.exporting import publishing
 from facevae_jax.metrics import scores
-from facevae_jax.models.likelihoods import GaussianLikelihood, LogisticLikelihood, LogisticMixture
+from facevae_jax.models import vae
+from facevae_jax.models.api import Execution
+from facevae_jax.models.likelihoods import Decoded, GaussianLikelihood, LogisticLikelihood, LogisticMixture
 from facevae_jax.training.loop import train
 from facevae_jax.training.telemetry import read_metrics
 from tests.conftest import change
@@ -26,6 +28,22 @@ def probability_of(value, mean, scale, bits):
     low = -np.inf if value == 0 else (value - 0.5 * step) / 255
     high = np.inf if value == 256 - step else (value + 0.5 * step) / 255
     return logistic.cdf(high) - logistic.cdf(low)
+
+
+def test_a_likelihood_with_a_decode_of_its_own_takes_no_bias():
+    class Clipped(GaussianLikelihood):
+        def decode(self, raw):
+            return Decoded(jnp.clip(raw, 0.0, 1.0))
+
+    config = vae.Config(latent_dim=3, filters=(4, 8))
+    images, code = jnp.full((2, 16, 16, 3), 0.3), jnp.ones((2, 3))
+    losses = []
+    for few_passes in (False, True):
+        decoder = vae.Decoder(config, 16, Clipped(16 * 16 * 3), Execution(few_passes=few_passes))
+        variables = decoder.init(jax.random.key(0), code, None, train=False)
+        decoded, _ = decoder.apply(variables, code, None, train=True, mutable=["batch_stats"])
+        losses.append(decoder.likelihood.terms(images, decoded).squared_error)
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -266,7 +266,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "ge": _same("GreaterOrEqual"),
     "gt": _same("Greater"),
     "integer_pow": lambda graph, equation, x: graph.add("Pow", x, np.array(equation.params["y"], np.float32)),
-    "leaky_relu": lambda graph, equation, x, slope: graph.add("LeakyRelu", x, alpha=float(slope)),  # of jax.nn
+    "leaky_relu": lambda graph, equation, x, slope: graph.add("LeakyRelu", x, alpha=float(slope)),  # of models.layers
     "log": _same("Log"),
     "logistic": _same("Sigmoid"),
     "max": _same("Max"),

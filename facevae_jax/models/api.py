@@ -151,7 +151,7 @@ class Execution(NamedTuple):
     block_bytes: int = BLOCK_BYTES  # worked on at a time, in the form `matmul`; 0: the whole batch
     dtype: Dtype = "float32"  # of a config's `auto`
     few_launches: bool = False  # what can be one operation is one, since each is a launch of a GPU
-    few_passes: bool = False  # arrays are read, and laid out anew, as few times as can be: most of a TPU's time
+    few_passes: bool = False  # arrays are seldom read or laid out anew, which takes most of a TPU's time
 
     def sum(self, tree: Any) -> Any:
         """The sum over the devices that have a part of the batch."""
