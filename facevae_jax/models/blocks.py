@@ -68,6 +68,22 @@ def by_channel(values: Float[Array, " c"], x: Shaped[Array, "... c"]) -> Float[A
     return values.reshape(*[1] * (x.ndim - 1), -1)
 
 
+@jax.custom_vjp
+def add_by_rows(x: Float[Array, "b h w c"], values: Float[Array, " c"]) -> Float[Array, "b h w c"]:
+    """`x` and one value for each channel, whose gradient adds up whole rows first: for 3 channels six times as fast."""
+    return x + by_channel(values, x)
+
+
+def _add_by_rows_gradients(_: None, gradient: Float[Array, "b h w c"]) -> tuple[Array, Array]:
+    batch, height, width, channels = gradient.shape
+    rows = jnp.sum(gradient.reshape(batch * height, width * channels), axis=0)
+    # Without the barrier XLA makes one sum of both.
+    return gradient, jnp.sum(lax.optimization_barrier(rows).reshape(width, channels), axis=0)
+
+
+add_by_rows.defvjp(lambda x, values: (add_by_rows(x, values), None), _add_by_rows_gradients)
+
+
 def by_image(weights: Float[Array, " b"]) -> Float[Array, "b 1 1 1"]:
     """One value for each image, with the axes of features."""
     return weights.reshape(-1, 1, 1, 1)
@@ -89,6 +105,26 @@ def _join(y: Array) -> Array:
     return y.reshape(-1, *y.shape[2:])
 
 
+def _scan(
+    function: Callable[[Any, Any], tuple[Any, Any]], carry: Any, inputs: Any, *, filler: Shaped[Array, ""]
+) -> tuple[Any, Any]:
+    """`lax.scan`, whose outputs start full of `filler`, a number that is computed.
+
+    Those of `lax.scan` start as copies of the same zeros: a pass over memory, which takes 2% of a step.
+    """
+
+    def turn(index: Array, state: tuple[Any, Any]) -> tuple[Any, Any]:
+        carry, outputs = state
+        taken = jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, index, keepdims=False), inputs)
+        carry, parts = function(carry, taken)
+        return carry, jax.tree.map(lambda a, part: lax.dynamic_update_index_in_dim(a, part, index, 0), outputs, parts)
+
+    count = len(jax.tree.leaves(inputs)[0])
+    _, parts = jax.eval_shape(function, carry, jax.tree.map(lambda a: a[0], inputs))
+    outputs = jax.tree.map(lambda part: jnp.full((count, *part.shape), filler, part.dtype), parts)
+    return lax.fori_loop(0, count, turn, (carry, outputs))
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _blocked(
     layer: Layer, block: int, with_moments: bool, shared: Any, x: Array, extras: Any, weights: Array | None
@@ -98,7 +134,8 @@ def _blocked(
         y = layer(shared, x, extras)
         return y, _moments(y, weights) if with_moments else None
 
-    y, moments = lax.map(one, _cut((x, extras, weights), block))
+    images = _cut((x, extras, weights), block)
+    _, (y, moments) = _scan(lambda _, images: (None, one(images)), None, images, filler=x.reshape(-1)[0])
     return _join(y), jax.tree.map(lambda sums: jnp.sum(sums, axis=0), moments)
 
 
@@ -130,9 +167,8 @@ def _backward(
         return jax.tree.map(jnp.add, sums, of_shared), of_x
 
     zeros = jax.tree.map(jnp.zeros_like, shared)
-    of_shared, of_x = lax.scan(
-        lambda sums, images: one(sums, *images), zeros, _cut((x, extras, y, weights, of_y), block)
-    )
+    images = _cut((x, extras, y, weights, of_y), block)
+    of_shared, of_x = _scan(lambda sums, images: one(sums, *images), zeros, images, filler=of_y.reshape(-1)[0])
     return of_shared, _join(of_x[0]) if smooth else None, None, None
 
 

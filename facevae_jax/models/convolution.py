@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 Form = Literal["plain", "matmul"]
 STRIDE = 2
+_TERMS = 4  # sums in a matrix product have a multiple of so many: 27 take half as long again as 28
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
@@ -99,7 +100,7 @@ _plain_transposed.defvjp(lambda x, kernel: (_plain_transposed(x, kernel), (x, ke
 
 @jax.custom_vjp
 def _strided(x: Float[Array, "b h w c"], kernel: Float[Array, "k k c f"]) -> Float[Array, "b h2 w2 f"]:
-    return _patches(x, kernel.shape[0]) @ _matrix(kernel)
+    return _patches(x, kernel.shape[0], terms=_TERMS) @ _matrix(kernel, terms=_TERMS)
 
 
 @jax.custom_vjp
@@ -115,8 +116,9 @@ def _strided_gradients(residuals: tuple[Array, Array], gradient: Array) -> tuple
 
 def _transposed_gradients(residuals: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     x, kernel = residuals
-    patches = _patches(gradient, kernel.shape[0])  # serve both gradients
-    return patches @ _matrix(kernel), _kernel_gradient(patches, x).reshape(kernel.shape)
+    patches = _patches(gradient, kernel.shape[0], terms=_TERMS)  # serve both gradients
+    of_kernel = _kernel_gradient(patches, x)[: kernel[..., 0].size]
+    return patches @ _matrix(kernel, terms=_TERMS), of_kernel.reshape(kernel.shape)
 
 
 @jax.custom_vjp
@@ -137,8 +139,9 @@ _same.defvjp(lambda x, kernel: (_same(x, kernel), (x, kernel)), _same_gradients)
 _transposed.defvjp(lambda x, kernel: (_transposed(x, kernel), (x, kernel)), _transposed_gradients)
 
 
-def _matrix(kernel: Float[Array, "k k c f"]) -> Float[Array, "k*k*c f"]:
-    return kernel.reshape(-1, kernel.shape[-1])
+def _matrix(kernel: Float[Array, "k k c f"], *, terms: int = 1) -> Float[Array, "p f"]:
+    matrix = kernel.reshape(-1, kernel.shape[-1])
+    return jnp.pad(matrix, ((0, -len(matrix) % terms), (0, 0)))
 
 
 def _kernel_gradient(patches: Float[Array, "b h w p"], y: Float[Array, "b h w f"]) -> Float[Array, "p f"]:
@@ -152,8 +155,13 @@ def _kernel_gradient(patches: Float[Array, "b h w p"], y: Float[Array, "b h w f"
     return lax.optimization_barrier(lax.dot_general(y, patches, (((0,), (0,)), ((), ())))).T
 
 
-def _patches(x: Float[Array, "b h w c"], size: int, stride: int = STRIDE) -> Float[Array, "b h2 w2 p"]:
-    """What each output of a convolution sees: rows, then columns, then channels, as in the kernel."""
+def _patches(
+    x: Float[Array, "b h w c"], size: int, *, stride: int = STRIDE, terms: int = 1
+) -> Float[Array, "b h2 w2 p"]:
+    """What each output of a convolution sees: rows, then columns, then channels, as in the kernel.
+
+    Zeros follow up to a multiple of `terms` numbers.
+    """
     _, height, width, _ = x.shape
     before = (size - stride) // 2  # of SAME's padding; one more row may come after
     pad = (before, size - stride - before)
@@ -163,6 +171,7 @@ def _patches(x: Float[Array, "b h w c"], size: int, stride: int = STRIDE) -> Flo
         for row in range(size)
         for column in range(size)
     ]
+    taps[-1] = jnp.pad(taps[-1], ((0, 0), (0, 0), (0, 0), (0, -len(taps) * x.shape[-1] % terms)))
     return jnp.concatenate(taps, axis=-1)
 
 
@@ -170,15 +179,15 @@ def _overlap_add(patches: Float[Array, "b h w p"], size: int) -> Float[Array, "b
     """The transpose of `_patches`: adds up what each input of a strided convolution gave to.
 
     Tap t of position i belongs to row 2 i + t - before = 2 (i + shift) + parity, and so for columns: each of the four
-    (row, column) parities is a sum of shifted taps, and depth-to-space interleaves them.
+    (row, column) parities is a sum of shifted taps. They are written in turn: XLA would compute a concatenation of them
+    number by number where it is read.
     """
     batch, height, width, _ = patches.shape
     patches = patches.reshape(batch, height, width, size, size, -1)
     before = (size - STRIDE) // 2
     taps = [divmod(tap - before, STRIDE) for tap in range(size)]  # (shift, parity)
-    parities = []
+    pixels = jnp.zeros((batch, height, STRIDE, width, STRIDE, patches.shape[-1]), patches.dtype)
     for row_parity in range(STRIDE):
-        row: list[Array] = []
         for column_parity in range(STRIDE):
             terms = [
                 _shift(patches[:, :, :, i, j], rows, columns)
@@ -186,9 +195,8 @@ def _overlap_add(patches: Float[Array, "b h w p"], size: int) -> Float[Array, "b
                 for j, (columns, parity_j) in enumerate(taps)
                 if (parity_i, parity_j) == (row_parity, column_parity)
             ]
-            row.append(sum(terms[1:], terms[0]))
-        parities.append(jnp.stack(row, axis=3))
-    pixels = jnp.stack(parities, axis=2)  # b h 2 w 2 f
+            parity = sum(terms[1:], terms[0])[:, :, None, :, None]
+            pixels = lax.dynamic_update_slice(pixels, parity, (0, 0, row_parity, 0, column_parity, 0))
     return pixels.reshape(batch, STRIDE * height, STRIDE * width, -1)
 
 

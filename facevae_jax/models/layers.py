@@ -19,8 +19,14 @@ from jaxtyping import Array, Float, Key, Shaped, UInt32
 from facevae_jax.core import random
 from facevae_jax.core.settings import CHANNELS
 from facevae_jax.models.api import Execution, to_unit
-from facevae_jax.models.blocks import Moments, apply_layer, block_size, by_channel
-from facevae_jax.models.convolution import STRIDE, convolution, transposed_convolution, upsampled_convolution
+from facevae_jax.models.blocks import Moments, add_by_rows, apply_layer, block_size, by_channel
+from facevae_jax.models.convolution import (
+    STRIDE,
+    Form,
+    convolution,
+    transposed_convolution,
+    upsampled_convolution,
+)
 from facevae_jax.models.normalization import Affine, BatchNorm, GroupNorm, normalize_groups
 
 LEAKY_RELU_SLOPE = 0.3  # Keras' value; Flax's is 0.01
@@ -144,7 +150,8 @@ class Convolution(nn.Module):
         affine, kept = x.pending or (None, None)
         layer = functools.partial(
             _convolve,
-            convolve=functools.partial(self.function, form=self.execution.form),
+            function=self.function,
+            form=self.execution.form,
             config=self.config if x.pending else None,
             dtype=dtype,
         )
@@ -161,15 +168,19 @@ def _convolve(
     x: Array,
     kept: Array | None,
     *,
-    convolve: Callable[..., Any],
+    function: Callable[..., Any],
+    form: Form,
     config: LayerConfig | None,
     dtype: jnp.dtype,
 ) -> Array:
     affine, kernel, bias = shared
     if config is not None:
         x = Pending(affine, kept).apply(x, config)
-    y = convolve(to_unit(x).astype(dtype), kernel.astype(dtype))
-    return y if bias is None else y + by_channel(bias.astype(dtype), y)
+    y = function(to_unit(x).astype(dtype), kernel.astype(dtype), form=form)
+    if bias is None:
+        return y
+    bias = bias.astype(dtype)
+    return add_by_rows(y, bias) if form == "matmul" else y + by_channel(bias, y)
 
 
 class StridedConvolution(Convolution):
