@@ -158,3 +158,15 @@ def test_the_documented_figures_are_those_that_were_measured():
         held = [(row["monotonic"], row["change"] >= 0.7, row["largest_other"] < 0.2) for row in rows]
         counts = " | ".join(str(count) for count in (*map(sum, zip(*held, strict=True)), sum(map(all, held))))
         assert f"| `{method}` | {counts} |" in document
+
+
+def test_the_arithmetic_of_a_step_is_that_of_its_products():
+    filters, side, batch, latent = (64, 128), 64, 2, 16
+    model = vae.Config(latent_dim=latent, filters=filters, head="transposed")
+    train = TrainConfig(batch_size=batch, convolution="matmul")
+    config = dataclasses.replace(TINY.config, data=DataConfig(resolution=side), model=model, train=train)
+    first, second = 9 * 3 * filters[0] * (side // 2) ** 2, 9 * filters[0] * filters[1] * (side // 4) ** 2
+    codes = filters[1] * (side // 4) ** 2 * latent
+    # Forward, and two gradients each; images have none. Twice, for multiplications and additions.
+    expected = 2 * batch * (3 * (2 * first + 2 * second + 3 * codes) - first)
+    assert expected < training.arithmetic(config) < 1.1 * expected

@@ -2,22 +2,25 @@
 
 import contextlib
 import dataclasses
+import functools
 import io
 import time
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
 
 from benchmarks.suites.timing import Case
 from facevae_jax.config import RunConfig
 from facevae_jax.core.settings import CHANNELS
+from facevae_jax.data.batches import Batch
 from facevae_jax.data.dataset import open_dataset
 from facevae_jax.data.feed import FeedSpec, ResidentFeed
 from facevae_jax.data.plan import BatchPlan
 from facevae_jax.training.setup import TrainSetup, abstract_state, create_state, make_mesh
-from facevae_jax.training.step import compile_train_steps
+from facevae_jax.training.step import compile_train_steps, train_step
 
 
 def on_drawn_faces(config: RunConfig, *, data_dir: str, train: int, validation: int, **settings: Any) -> RunConfig:
@@ -33,6 +36,17 @@ def on_drawn_faces(config: RunConfig, *, data_dir: str, train: int, validation: 
 def random_pixels(images: int, resolution: int) -> UInt8[np.ndarray, "n r r 3"]:
     """Uniformly random pixels: the speed does not depend on them."""
     return np.random.default_rng(0).integers(0, 256, (images, resolution, resolution, CHANNELS), np.uint8)
+
+
+def arithmetic(config: RunConfig) -> float:
+    """Floating-point operations of one step, as XLA counts those of its own convolutions, without padding."""
+    plain = dataclasses.replace(config, train=dataclasses.replace(config.train, convolution="plain"))
+    setup = TrainSetup.of(plain, make_mesh(jax.devices()[:1]))
+    rows = jax.ShapeDtypeStruct((config.train.batch_size,), jnp.int32)
+    size = config.data.resolution
+    batch = Batch(jax.ShapeDtypeStruct((*rows.shape, size, size, CHANNELS), jnp.uint8), rows)
+    step = jax.jit(functools.partial(train_step, setup=setup))
+    return float(step.lower(abstract_state(setup), batch).cost_analysis()["flops"])
 
 
 class FixedBatch:
