@@ -41,8 +41,7 @@ def main(arguments: list[str]) -> None:
         config = RunConfig.from_config_dict(values.config)
     except (OSError, TypeError, ValueError) as error:
         raise UserError(command_line.one_line(error)) from error
-    if "peers" not in names:
-        startup.use_cores(config.train.batch_size)  # as main does
+    startup.use_cores(config.train.batch_size // config.train.accumulation)  # as main does
     options = Options(config=config, **{name: getattr(values, name) for name in ("rounds", "seconds", "images")})
     path = expand_home(values.json, name="--json") if values.json else None
     if path is not None:

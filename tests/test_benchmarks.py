@@ -170,3 +170,5 @@ def test_the_arithmetic_of_a_step_is_that_of_its_products():
     # Forward, and two gradients each; images have none. Twice, for multiplications and additions.
     expected = 2 * batch * (3 * (2 * first + 2 * second + 3 * codes) - first)
     assert expected < training.arithmetic(config) < 1.1 * expected
+    parts = dataclasses.replace(config, train=dataclasses.replace(train, accumulation=2))
+    assert training.arithmetic(parts) == training.arithmetic(config)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from facevae_jax.config import DataConfig, ObjectiveConfig, RunConfig
 from facevae_jax.models import autoencoder, blocks, hierarchical, vae
 from facevae_jax.models.api import Execution, image_keys, to_unit
-from facevae_jax.models.blocks import add_by_rows, apply_layer, block_size
+from facevae_jax.models.blocks import add_by_channel, apply_layer, block_size
 from facevae_jax.objective import image_terms
 from facevae_jax.training.setup import make_model
 
@@ -59,17 +59,16 @@ def test_no_layer_copies_zeros_for_its_outputs():
 
     x, weights = jnp.ones((16, 32, 32, 8)), [jnp.ones((8, 8))] * 3
     program = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(weights, x).compile().as_text()
-    broadcasts = re.findall(r"%(\S*broadcast\S*) = f32\[8,2,32,32,8\]", program)
-    assert broadcasts
-    assert not [name for name in broadcasts if f"copy(%{name})" in program]
+    assert "f32[8,2,32,32,8]" in program
+    assert not re.findall(r"= f32\[8,2,32,32,8\]\S* copy\(", program)
 
 
-@pytest.mark.parametrize("channels", [1, 3, 8])
-def test_a_bias_added_by_rows_has_the_same_gradients(channels):
+@pytest.mark.parametrize("channels", [1, 3, 16])
+def test_a_bias_has_the_same_gradients(channels):
     keys = jax.random.split(jax.random.key(0), 3)
     x, slope = jax.random.normal(keys[0], (2, 2, 6, 10, channels))
     bias = jax.random.normal(keys[1], (channels,))
-    value, pull_back = jax.vjp(add_by_rows, x, bias)
+    value, pull_back = jax.vjp(add_by_channel, x, bias)
     expected, expected_pull_back = jax.vjp(lambda x, bias: x + bias[None, None, None], x, bias)
     np.testing.assert_array_equal(value, expected)
     for actual, same in zip(pull_back(slope), expected_pull_back(slope), strict=True):

@@ -143,7 +143,7 @@ def test_forms_agree_in_value_and_gradients(stride, size, batch, height, width, 
 
 
 @pytest.mark.parametrize("name", ["strided", "transposed"])
-def test_sums_in_products_have_multiples_of_4_terms(name):
+def test_products_sum_multiples_of_4_numbers_of_a_patch(name):
     """Kernels of 3 x 3 x 3 give 27, which take half as long again as 28."""
     function = transposed_convolution if name == "transposed" else functools.partial(convolution, stride=2)
     x, kernel = jnp.ones((1, 8, 8, 8 if name == "transposed" else 3)), jnp.ones((3, 3, 3, 8))

@@ -11,7 +11,7 @@ from facevae_jax.core import startup
 
 def make_case(config: RunConfig, variant: str) -> Case:
     """The network of `config` as the training loop runs it; there are no variants."""
-    startup.use_cores(config.train.batch_size)  # as main does
+    startup.use_cores(config.train.batch_size // config.train.accumulation)  # as main does
     program = FixedBatch(config)
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     versions = {"jax": jax.__version__, "flax": flax_version}

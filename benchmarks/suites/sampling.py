@@ -14,7 +14,7 @@ BATCH_SIZES = (1, 64, 512)
 
 def run(options: Options) -> dict[str, Any]:
     """Times decoding for each number of codes."""
-    setup = TrainSetup.of(options.config, make_mesh())
+    setup = TrainSetup.of(options.config, make_mesh(jax.devices()[:1]))  # as commands do that sample
     inference = Inference(setup.model, jax.block_until_ready(create_state(setup).evaluation_variables))
     codes = np.random.default_rng(0).standard_normal((max(BATCH_SIZES), inference.code_size), np.float32)
     cases = {str(size): repeated(lambda size=size: inference.decode(codes[:size]), size) for size in BATCH_SIZES}

@@ -39,8 +39,12 @@ def random_pixels(images: int, resolution: int) -> UInt8[np.ndarray, "n r r 3"]:
 
 
 def arithmetic(config: RunConfig) -> float:
-    """Floating-point operations of one step, as XLA counts those of its own convolutions, without padding."""
-    plain = dataclasses.replace(config, train=dataclasses.replace(config.train, convolution="plain"))
+    """Floating-point operations of one step, as XLA counts them for plain convolutions: products with padding are none.
+
+    XLA counts a loop's body once, so it is wrong for networks with loops, such as hierarchies.
+    """
+    train = dataclasses.replace(config.train, convolution="plain", accumulation=1)
+    plain = dataclasses.replace(config, train=train)
     setup = TrainSetup.of(plain, make_mesh(jax.devices()[:1]))
     rows = jax.ShapeDtypeStruct((config.train.batch_size,), jnp.int32)
     size = config.data.resolution

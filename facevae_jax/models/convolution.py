@@ -7,6 +7,7 @@ to a slow generic path: it leaves these to matrix products, of patches that `blo
 """
 
 import functools
+import math
 from typing import Literal
 
 import jax
@@ -16,7 +17,7 @@ from jaxtyping import Array, Float
 
 Form = Literal["plain", "matmul"]
 STRIDE = 2
-_TERMS = 4  # sums in a matrix product have a multiple of so many: 27 take half as long again as 28
+_TERMS = 4  # products sum a multiple of so many numbers of a patch: 27 take half as long again as 28
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
@@ -117,7 +118,7 @@ def _strided_gradients(residuals: tuple[Array, Array], gradient: Array) -> tuple
 def _transposed_gradients(residuals: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     x, kernel = residuals
     patches = _patches(gradient, kernel.shape[0], terms=_TERMS)  # serve both gradients
-    of_kernel = _kernel_gradient(patches, x)[: kernel[..., 0].size]
+    of_kernel = _kernel_gradient(patches, x)[: math.prod(kernel.shape[:-1])]
     return patches @ _matrix(kernel, terms=_TERMS), of_kernel.reshape(kernel.shape)
 
 

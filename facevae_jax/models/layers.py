@@ -19,14 +19,8 @@ from jaxtyping import Array, Float, Key, Shaped, UInt32
 from facevae_jax.core import random
 from facevae_jax.core.settings import CHANNELS
 from facevae_jax.models.api import Execution, to_unit
-from facevae_jax.models.blocks import Moments, add_by_rows, apply_layer, block_size, by_channel
-from facevae_jax.models.convolution import (
-    STRIDE,
-    Form,
-    convolution,
-    transposed_convolution,
-    upsampled_convolution,
-)
+from facevae_jax.models.blocks import Moments, add_by_channel, apply_layer, block_size, by_channel
+from facevae_jax.models.convolution import STRIDE, Form, convolution, transposed_convolution, upsampled_convolution
 from facevae_jax.models.normalization import Affine, BatchNorm, GroupNorm, normalize_groups
 
 LEAKY_RELU_SLOPE = 0.3  # Keras' value; Flax's is 0.01
@@ -180,7 +174,7 @@ def _convolve(
     if bias is None:
         return y
     bias = bias.astype(dtype)
-    return add_by_rows(y, bias) if form == "matmul" else y + by_channel(bias, y)
+    return add_by_channel(y, bias) if form == "matmul" else y + by_channel(bias, y)
 
 
 class StridedConvolution(Convolution):
