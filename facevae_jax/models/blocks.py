@@ -92,58 +92,69 @@ def by_image(weights: Float[Array, " b"]) -> Float[Array, "b 1 1 1"]:
     return weights.reshape(-1, 1, 1, 1)
 
 
-def _moments(y: Float[Array, "b h w f"], weights: Float[Array, " b"] | None) -> Moments:
+def _moments(
+    y: Float[Array, "b h w f"], weights: Float[Array, " b"] | None, *, axis: tuple[int, ...] = (0, 1, 2)
+) -> Moments:
     y = y.astype(jnp.float32)
     weighted = y if weights is None else y * by_image(weights)
-    return Moments(jnp.sum(weighted, axis=(0, 1, 2)), jnp.sum(weighted * y, axis=(0, 1, 2)))
+    return Moments(jnp.sum(weighted, axis=axis), jnp.sum(weighted * y, axis=axis))
 
 
-def _cut(tree: Any, block: int) -> Any:
-    """[b, ...] -> [blocks, images of a block, ...]."""
-    return jax.tree.map(lambda a: a.reshape(-1, block, *a.shape[1:]), tree)
+def _scan(
+    function: Callable[[Any], tuple[Any, Any]], inputs: Any, block: int, sums: Any, outputs: Any
+) -> tuple[Any, Any]:
+    """Calls `function` with `block` images of `inputs` at a time.
 
+    Args:
+      function: of some images; returns terms of the sums and these images' part of the outputs.
+      inputs: a tree of arrays [b, ...].
+      block: a divisor of b.
+      sums: where the sums start.
+      outputs: a tree of arrays [1, b, ...] to write into, such as `_zeros`. Their contents do not matter. Those of
+        `lax.scan` would start as copies of one array of zeros. Without the first axis XLA computes the last write of a
+        transposed convolution twice, from copies.
 
-def _join(y: Array) -> Array:
-    """The inverse of `_cut`."""
-    return y.reshape(-1, *y.shape[2:])
-
-
-def _scan(function: Callable[[Any, Any], tuple[Any, Any]], carry: Any, inputs: Any, outputs: Any) -> tuple[Any, Any]:
-    """`lax.scan` into the arrays `outputs`, whose contents do not matter.
-
-    The outputs of `lax.scan` start as copies of one array of zeros, which XLA reads and writes for each loop: 2% of a
-    step. Arrays full of a number that is computed, such as `_full` makes, are not copied.
+    Returns:
+      The sums, and the outputs [b, ...].
     """
 
-    def turn(state: tuple[Any, Any], given: tuple[Array, Any]) -> tuple[tuple[Any, Any], None]:
-        (carry, outputs), (index, images) = state, given
-        carry, parts = function(carry, images)
-        update = functools.partial(lax.dynamic_update_index_in_dim, index=index, axis=0)
-        return (carry, jax.tree.map(update, outputs, parts)), None
+    def turn(state: tuple[Any, Any], first: Array) -> tuple[tuple[Any, Any], None]:
+        sums, outputs = state
+        images = jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, first, block), inputs)
+        terms, parts = function(images)
+        sums = jax.tree.map(jnp.add, sums, terms)
+        update = functools.partial(lax.dynamic_update_slice_in_dim, start_index=first, axis=1)
+        return (sums, jax.tree.map(lambda a, part: update(a, part[None]), outputs, parts)), None
 
-    count = len(jax.tree.leaves(inputs)[0])
-    return lax.scan(turn, (carry, outputs), (jnp.arange(count), inputs))[0]
+    batch = len(jax.tree.leaves(inputs)[0])
+    sums, outputs = lax.scan(turn, (sums, outputs), jnp.arange(0, batch, block))[0]
+    return sums, jax.tree.map(lambda a: a[0], outputs)
 
 
-def _full(blocks: int, parts: Any, number_of: Array) -> Any:
-    """Arrays for the outputs `parts` of so many blocks, full of the first number of an array."""
-    number = number_of.reshape(-1)[0]
-    return jax.tree.map(lambda part: jnp.full((blocks, *part.shape), number, part.dtype), parts)
+def _zeros(shape: tuple[int, ...], dtype: Any, number_of: Array) -> Array:
+    """Zeros [1, *shape], computed from the first number of an array.
+
+    LLVM sees that the number is zero and calls memset, which takes a third of the time of a loop. XLA does not see it,
+    or it would copy one array of zeros for each use.
+    """
+    zero = (number_of.reshape(-1)[0] > 0).astype(jnp.uint32) >> 1
+    return jnp.full((1, *shape), zero, dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _blocked(
     layer: Layer, block: int, with_moments: bool, shared: Any, x: Array, extras: Any, weights: Array | None
 ) -> tuple[Array, Moments | None]:
-    def one(images: tuple[Array, Any, Array | None]) -> tuple[Array, Moments | None]:
+    def one(images: tuple[Array, Any, Array | None]) -> tuple[None, tuple[Array, Moments | None]]:
         x, extras, weights = images
         y = layer(shared, x, extras)
-        return y, _moments(y, weights) if with_moments else None
+        return None, (y, _moments(y, weights, axis=(1, 2)) if with_moments else None)
 
-    images = _cut((x, extras, weights), block)
-    outputs = _full(len(x) // block, jax.eval_shape(one, jax.tree.map(lambda a: a[0], images)), x)
-    _, (y, moments) = _scan(lambda _, images: (None, one(images)), None, images, outputs)
-    return _join(y), jax.tree.map(lambda sums: jnp.sum(sums, axis=0), moments)
+    images = (x, extras, weights)
+    _, parts = jax.eval_shape(one, jax.tree.map(lambda a: a[:block], images))
+    outputs = jax.tree.map(lambda part: _zeros((len(x), *part.shape[1:]), part.dtype, x), parts)
+    _, (y, moments) = _scan(one, images, block, None, outputs)
+    return y, jax.tree.map(lambda sums: jnp.sum(sums, axis=0), moments)
 
 
 def _forward(
@@ -160,24 +171,22 @@ def _backward(
     of_y, of_moments = gradients
     smooth = jnp.issubdtype(x.dtype, jnp.inexact)
 
-    def one(
-        sums: Any, x: Array, extras: Any, y: Array | None, weights: Array | None, of_y: Array
-    ) -> tuple[Any, list[Array]]:
+    def one(images: Any) -> tuple[Any, Array | None]:
+        x, extras, y, weights, of_y = images
         if of_moments is not None and y is not None:  # what y gave to the moments
             total, square = (by_channel(gradient, y) for gradient in of_moments)
             of_moments_y = total + 2.0 * square * y
             if weights is not None:
                 of_moments_y *= by_image(weights)
             of_y = (of_y + of_moments_y).astype(of_y.dtype)
-        primals = (shared, x) if smooth else (shared,)
-        of_shared, *of_x = jax.vjp(lambda shared, x=x: layer(shared, x, extras), *primals)[1](of_y)
-        return jax.tree.map(jnp.add, sums, of_shared), of_x
+        if not smooth:
+            return jax.vjp(lambda shared: layer(shared, x, extras), shared)[1](of_y)[0], None
+        return jax.vjp(lambda shared, x: layer(shared, x, extras), shared, x)[1](of_y)
 
     zeros = jax.tree.map(jnp.zeros_like, shared)
-    images = _cut((x, extras, y, weights, of_y), block)
-    outputs = _full(len(x) // block, [x[:block]] if smooth else [], of_y)
-    of_shared, of_x = _scan(lambda sums, images: one(sums, *images), zeros, images, outputs)
-    return of_shared, _join(of_x[0]) if smooth else None, None, None
+    of_x = _zeros(x.shape, x.dtype, of_y) if smooth else None
+    of_shared, of_x = _scan(one, (x, extras, y, weights, of_y), block, zeros, of_x)
+    return of_shared, of_x, None, None
 
 
 _blocked.defvjp(_forward, _backward)

@@ -163,17 +163,24 @@ def _patches(
 
     Zeros follow up to a multiple of `terms` numbers.
     """
-    _, height, width, _ = x.shape
+    batch, height, width, channels = x.shape
+    height, width = height // stride, width // stride
     before = (size - stride) // 2  # of SAME's padding; one more row may come after
-    pad = (before, size - stride - before)
-    padded = jnp.pad(x, ((0, 0), pad, pad, (0, 0)))
-    taps = [
-        padded[:, row : row + height - stride + 1 : stride, column : column + width - stride + 1 : stride, :]
-        for row in range(size)
-        for column in range(size)
-    ]
-    taps[-1] = jnp.pad(taps[-1], ((0, 0), (0, 0), (0, 0), (0, -len(taps) * x.shape[-1] % terms)))
-    return jnp.concatenate(taps, axis=-1)
+    after = size - stride - before
+    padded = jnp.pad(x, ((0, 0), (before, after), (before, after + -(size - stride) % stride), (0, 0)))
+    # As many columns as one stride lie next to each other in the kernel, too.
+    padded = padded.reshape(*padded.shape[:2], -1, stride * channels)
+    numbers = size**2 * channels
+    # Written in place. A concatenation would first write every tap to an array of its own, and so would the last
+    # write if another shape were made of its result.
+    patches = jnp.zeros((batch * height * width, numbers + -numbers % terms), x.dtype)
+    for row in range(size):
+        for column in range(0, size, stride):
+            first, together = column // stride, min(stride, size - column) * channels
+            seen = padded[:, row : row + stride * height - stride + 1 : stride, first : first + width, :together]
+            place = (row * size + column) * channels
+            patches = lax.dynamic_update_slice(patches, seen.reshape(len(patches), together), (0, place))
+    return patches.reshape(batch, height, width, -1)
 
 
 def _overlap_add(patches: Float[Array, "b h w p"], size: int) -> Float[Array, "b 2*h 2*w f"]:
