@@ -48,13 +48,18 @@ def apply_layer(
       shared: arrays that all images share, such as the kernel.
       x: the input of each image; integers, such as pixels, have no gradient.
       extras: a tree of arrays [b, ...] without gradients, such as keys.
-      block: images at a time; 0 is the whole batch at once, left to XLA.
+      block: images at a time, a divisor of b; 0 is the whole batch at once, left to XLA.
       moments: whether they are needed.
       weights: of the images in the moments; None: all weigh 1.
+
+    Raises:
+      ValueError: if `block` does not divide b.
     """
     if not block:
         y = layer(shared, x, extras)
         return y, _moments(y, weights) if moments else None
+    if len(x) % block:
+        raise ValueError(f"Blocks of {block} images do not divide a batch of {len(x)}: give a divisor, or 0.")
     return _blocked(layer, block, moments, shared, x, extras, weights)
 
 
@@ -110,9 +115,7 @@ def _scan(
       inputs: a tree of arrays [b, ...].
       block: a divisor of b.
       sums: where the sums start.
-      outputs: a tree of arrays [1, b, ...] to write into, such as `_zeros`. Their contents do not matter. Those of
-        `lax.scan` would start as copies of one array of zeros. Without the first axis XLA computes the last write of a
-        transposed convolution twice, from copies.
+      outputs: a tree of arrays [1, b, ...] to overwrite, such as `_zeros`.
 
     Returns:
       The sums, and the outputs [b, ...].
@@ -123,20 +126,24 @@ def _scan(
         images = jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, first, block), inputs)
         terms, parts = function(images)
         sums = jax.tree.map(jnp.add, sums, terms)
-        update = functools.partial(lax.dynamic_update_slice_in_dim, start_index=first, axis=1)
-        return (sums, jax.tree.map(lambda a, part: update(a, part[None]), outputs, parts)), None
+        # Without a first axis of 1 XLA copies the block of a transposed convolution and computes its last part twice.
+        outputs = jax.tree.map(
+            lambda a, part: lax.dynamic_update_slice_in_dim(a, part[None], first, axis=1), outputs, parts
+        )
+        return (sums, outputs), None
 
     batch = len(jax.tree.leaves(inputs)[0])
+    # Not scan's own outputs, which XLA would start as copies of one array of zeros.
     sums, outputs = lax.scan(turn, (sums, outputs), jnp.arange(0, batch, block))[0]
     return sums, jax.tree.map(lambda a: a[0], outputs)
 
 
 def _zeros(shape: tuple[int, ...], dtype: Any, number_of: Array) -> Array:
-    """Zeros [1, *shape], computed from the first number of an array.
+    """Zeros [1, *shape] that XLA does not recognize as a constant: it would copy one array of zeros for each use.
 
-    LLVM sees that the number is zero and calls memset, which takes a third of the time of a loop. XLA does not see it,
-    or it would copy one array of zeros for each use.
+    LLVM recognizes them and calls memset, three times as fast as a loop. They come from the first number of an array.
     """
+    # A truth value has one bit.
     zero = (number_of.reshape(-1)[0] > 0).astype(jnp.uint32) >> 1
     return jnp.full((1, *shape), zero, dtype)
 
@@ -148,6 +155,7 @@ def _blocked(
     def one(images: tuple[Array, Any, Array | None]) -> tuple[None, tuple[Array, Moments | None]]:
         x, extras, weights = images
         y = layer(shared, x, extras)
+        # Of each image, as sums of sums are more exact than one long sum.
         return None, (y, _moments(y, weights, axis=(1, 2)) if with_moments else None)
 
     images = (x, extras, weights)

@@ -167,12 +167,12 @@ def _patches(
     height, width = height // stride, width // stride
     before = (size - stride) // 2  # of SAME's padding; one more row may come after
     after = size - stride - before
-    padded = jnp.pad(x, ((0, 0), (before, after), (before, after + -(size - stride) % stride), (0, 0)))
-    # As many columns as one stride lie next to each other in the kernel, too.
+    padded = jnp.pad(x, ((0, 0), (before, after), (before, after + -size % stride), (0, 0)))
+    # Neighboring columns are neighbors in the kernel as well, so the columns of one stride are written as one part.
     padded = padded.reshape(*padded.shape[:2], -1, stride * channels)
     numbers = size**2 * channels
-    # Written in place. A concatenation would first write every tap to an array of its own, and so would the last
-    # write if another shape were made of its result.
+    # XLA writes each part in place. Parts of a concatenation would first be arrays of their own, and patches of another
+    # shape than the product reads would be copied.
     patches = jnp.zeros((batch * height * width, numbers + -numbers % terms), x.dtype)
     for row in range(size):
         for column in range(0, size, stride):
