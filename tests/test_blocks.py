@@ -81,7 +81,7 @@ def test_no_layer_copies_its_outputs(kind):
     x, weights = jnp.ones((16, 32, 32, 8)), [jnp.ones((8, 8) if kind == "dense" else (3, 3, 8, 8))] * 3
     program = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(weights, x).compile().as_text()
     copied, block_of_output = arrays(program, "copy"), 4 * x[:2].size
-    assert copied
+    assert copied  # small ones: the pattern matches this compiler's text
     assert copied[0] < (x.size if kind == "dense" else block_of_output)
 
 
@@ -91,16 +91,17 @@ def test_patches_are_written_once(kind):
     strided = kind == "strided"
     function = functools.partial(convolution, stride=2) if strided else transposed_convolution
     x, kernel = jnp.ones((4, *((32, 32) if strided else (16, 16)), 8)), jnp.ones((3, 3, 8, 8))
-    patches = 4 * 16 * 16 * kernel[..., 0].size
+    patches = 2 * 16 * 16 * kernel[..., 0].size  # of a block
+
+    def layer(kernel, x, _):
+        return function(jnp.tanh(x), kernel, form="matmul")
 
     def loss(kernel, x):
-        y, _ = apply_layer(lambda k, x, _: function(jnp.tanh(x), k, form="matmul"), kernel, x, None, **settings)
-        return (y**2).sum()
+        return (apply_layer(layer, kernel, x, None, block=2, moments=False)[0] ** 2).sum()
 
-    settings = {"block": 2, "moments": False}
     program = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(kernel, x).compile().as_text()
-    assert arrays(program, "fusion").count(patches // 2)
-    assert not {patches // 2} & {*arrays(program, "copy"), *arrays(program, "concatenate")}
+    assert patches in arrays(program, "fusion")
+    assert patches not in arrays(program, "copy") + arrays(program, "concatenate")
 
 
 @pytest.mark.parametrize("channels", [1, 3, 16])

@@ -143,7 +143,7 @@ def _zeros(shape: tuple[int, ...], dtype: Any, number_of: Array) -> Array:
 
     LLVM recognizes them and calls memset, three times as fast as a loop. They come from the first number of an array.
     """
-    # A truth value has one bit.
+    # 0 or 1, shifted right by one bit: 0.
     zero = (number_of.reshape(-1)[0] > 0).astype(jnp.uint32) >> 1
     return jnp.full((1, *shape), zero, dtype)
 
