@@ -15,9 +15,12 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from facevae_jax.models.blocks import FEW_CHANNELS
+
 Form = Literal["plain", "matmul"]
 STRIDE = 2
 _TERMS = 4  # products sum a multiple of so many numbers of a patch: 27 take half as long again as 28
+_WIDTH = 16  # products give rows of a multiple of so many numbers: 27 take half as long again as 32
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
@@ -106,7 +109,8 @@ def _strided(x: Float[Array, "b h w c"], kernel: Float[Array, "k k c f"]) -> Flo
 
 @jax.custom_vjp
 def _transposed(x: Float[Array, "b h w c"], kernel: Float[Array, "k k f c"]) -> Float[Array, "b 2*h 2*w f"]:
-    return _overlap_add(x @ _matrix(kernel).T, kernel.shape[0])
+    patches = x @ _matrix(kernel, terms=_WIDTH).T
+    return _overlap_add(patches[..., : math.prod(kernel.shape[:-1])], kernel.shape[0])
 
 
 def _strided_gradients(residuals: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
@@ -146,14 +150,24 @@ def _matrix(kernel: Float[Array, "k k c f"], *, terms: int = 1) -> Float[Array, 
 
 
 def _kernel_gradient(patches: Float[Array, "b h w p"], y: Float[Array, "b h w f"]) -> Float[Array, "p f"]:
-    """Sum over b, h and w of the outer products; the narrow operand is the one that XLA has to transpose.
+    """Sum over b, h and w of the outer products.
 
-    Without the barrier XLA turns the product around again, which takes up to 2.4 times as long.
+    XLA has a faster product for operands that are not transposed, so the narrower one is transposed before. Without the
+    barriers XLA would turn the product around again, which takes up to 2.4 times as long.
     """
     y, patches = (a.reshape(-1, a.shape[-1]) for a in (y, patches))
     if y.shape[1] > patches.shape[1]:
-        return lax.dot_general(patches, y, (((0,), (0,)), ((), ())))
-    return lax.optimization_barrier(lax.dot_general(y, patches, (((0,), (0,)), ((), ())))).T
+        return lax.optimization_barrier(_transpose(patches) @ y)
+    return lax.optimization_barrier(_transpose(y) @ patches).T
+
+
+def _transpose(matrix: Float[Array, "n m"]) -> Float[Array, "m n"]:
+    """The transpose, computed from the matrix in memory.
+
+    XLA would else compute the numbers of the matrix again, in the order of the transpose, which takes four times as
+    long. It does not look into the branches of a condition, which here are the same.
+    """
+    return lax.cond(matrix[0, 0] >= 0, jnp.transpose, jnp.transpose, matrix)
 
 
 def _patches(
@@ -167,8 +181,11 @@ def _patches(
     height, width = height // stride, width // stride
     before = (size - stride) // 2  # of SAME's padding; one more row may come after
     after = size - stride - before
-    padded = jnp.pad(x, ((0, 0), (before, after), (before, after + -size % stride), (0, 0)))
+    columns = (before, after + -size % stride)
     # Neighboring columns are neighbors in the kernel as well, so the columns of one stride are written as one part.
+    if channels <= FEW_CHANNELS and before % stride == 0:  # padding in loops over so few takes three times as long
+        x, columns = x.reshape(batch, x.shape[1], -1, stride * channels), (before // stride, columns[1] // stride)
+    padded = jnp.pad(x, ((0, 0), (before, after), columns, (0, 0)))
     padded = padded.reshape(*padded.shape[:2], -1, stride * channels)
     numbers = size**2 * channels
     # XLA writes each part in place. Parts of a concatenation would first be arrays of their own, and patches of another
