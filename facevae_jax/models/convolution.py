@@ -20,7 +20,7 @@ from facevae_jax.models.blocks import FEW_CHANNELS
 Form = Literal["plain", "matmul"]
 STRIDE = 2
 _TERMS = 4  # products sum a multiple of so many numbers of a patch: 27 take half as long again as 28
-_WIDTH = 16  # products give rows of a multiple of so many numbers: 27 take half as long again as 32
+_WIDTH = 16  # a transposed convolution's product gives rows of a multiple of so many: 27 take half as long again as 32
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
@@ -152,20 +152,20 @@ def _matrix(kernel: Float[Array, "k k c f"], *, terms: int = 1) -> Float[Array, 
 def _kernel_gradient(patches: Float[Array, "b h w p"], y: Float[Array, "b h w f"]) -> Float[Array, "p f"]:
     """Sum over b, h and w of the outer products.
 
-    XLA has a faster product for operands that are not transposed, so the narrower one is transposed before. Without the
-    barriers XLA would turn the product around again, which takes up to 2.4 times as long.
+    XLA's fast product takes no left operand that is transposed, so the narrower operand is transposed first. Without
+    the barrier XLA would turn the product around again.
     """
     y, patches = (a.reshape(-1, a.shape[-1]) for a in (y, patches))
     if y.shape[1] > patches.shape[1]:
-        return lax.optimization_barrier(_transpose(patches) @ y)
+        return _transpose(patches) @ y
     return lax.optimization_barrier(_transpose(y) @ patches).T
 
 
 def _transpose(matrix: Float[Array, "n m"]) -> Float[Array, "m n"]:
-    """The transpose, computed from the matrix in memory.
+    """The transpose, read from the matrix in memory.
 
-    XLA would else compute the numbers of the matrix again, in the order of the transpose, which takes four times as
-    long. It does not look into the branches of a condition, which here are the same.
+    XLA would otherwise compute the matrix again, number by number in the order of the transpose, which takes up to four
+    times as long. It does not move what a conditional reads into its branches, which here are the same.
     """
     return lax.cond(matrix[0, 0] >= 0, jnp.transpose, jnp.transpose, matrix)
 
@@ -183,7 +183,7 @@ def _patches(
     after = size - stride - before
     columns = (before, after + -size % stride)
     # Neighboring columns are neighbors in the kernel as well, so the columns of one stride are written as one part.
-    if channels <= FEW_CHANNELS and before % stride == 0:  # padding in loops over so few takes three times as long
+    if channels <= FEW_CHANNELS and before % stride == 0:  # padding in loops over 3 takes three times as long
         x, columns = x.reshape(batch, x.shape[1], -1, stride * channels), (before // stride, columns[1] // stride)
     padded = jnp.pad(x, ((0, 0), (before, after), columns, (0, 0)))
     padded = padded.reshape(*padded.shape[:2], -1, stride * channels)
